@@ -1,0 +1,118 @@
+"""Dataset distillation with exact, memory-flat meta-gradients.
+
+`import distilkit as dk` gives every public name as `dk.NAME`. A name is imported when it is first asked for (PEP 562), so
+that the import itself, and `distilkit --help`, need neither torch nor a second of time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Where each public name lives. The imports under TYPE_CHECKING say the same to editors and mypy; a test holds them equal.
+_MODULES: dict[str, tuple[str, ...]] = {
+    "distilkit.data.augmentation": ("DSA", "FlipRotate"),
+    "distilkit.data.distilled": ("DistilledSet",),
+    "distilkit.data.preprocessing": ("Identity", "KorniaZCA", "Standardize", "Whiten"),
+    "distilkit.data.sources": (
+        "MNIST",
+        "SVHN",
+        "Arrays",
+        "CIFAR10",
+        "CIFAR100",
+        "CUB200",
+        "Digits",
+        "FashionMNIST",
+        "HuggingFace",
+        "ImageFolder",
+        "TinyImageNet",
+    ),
+    "distilkit.distiller": ("Distiller",),
+    "distilkit.evaluation": ("Evaluation", "evaluate"),
+    "distilkit.functional.adjoints": ("AutogradAdjoint", "ReplayAdjoint"),
+    "distilkit.functional.clipping": ("EMAClip",),
+    "distilkit.functional.losses": ("MSE", "CrossEntropy"),
+    "distilkit.functional.optimizers": ("SGD", "Adam", "AdamW", "RMSProp", "TorchOpt"),
+    "distilkit.functional.schedules": ("Constant", "Cosine"),
+    "distilkit.functional.streams": ("Stream",),
+    "distilkit.learner": ("Learner",),
+    "distilkit.networks": ("MLP", "VGG", "AlexNet", "ConvNet", "Functional", "ResNet"),
+    "distilkit.parts": ("Images", "Labels", "Outer"),
+    "distilkit.storage": ("load", "open"),
+    "distilkit.truncation": ("FixedStart", "FullUnroll", "RandomHorizon", "RandomTruncation", "TailTruncation", "Window"),
+    "distilkit.unroller": ("Unroller",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+if TYPE_CHECKING:
+    from distilkit.data.augmentation import DSA as DSA, FlipRotate as FlipRotate
+    from distilkit.data.distilled import DistilledSet as DistilledSet
+    from distilkit.data.preprocessing import Identity as Identity, KorniaZCA as KorniaZCA, Standardize as Standardize, Whiten as Whiten
+    from distilkit.data.sources import (
+        CIFAR10 as CIFAR10,
+        CIFAR100 as CIFAR100,
+        CUB200 as CUB200,
+        MNIST as MNIST,
+        SVHN as SVHN,
+        Arrays as Arrays,
+        Digits as Digits,
+        FashionMNIST as FashionMNIST,
+        HuggingFace as HuggingFace,
+        ImageFolder as ImageFolder,
+        TinyImageNet as TinyImageNet,
+    )
+    from distilkit.distiller import Distiller as Distiller
+    from distilkit.evaluation import Evaluation as Evaluation, evaluate as evaluate
+    from distilkit.functional.adjoints import AutogradAdjoint as AutogradAdjoint, ReplayAdjoint as ReplayAdjoint
+    from distilkit.functional.clipping import EMAClip as EMAClip
+    from distilkit.functional.losses import MSE as MSE, CrossEntropy as CrossEntropy
+    from distilkit.functional.optimizers import (
+        SGD as SGD,
+        Adam as Adam,
+        AdamW as AdamW,
+        RMSProp as RMSProp,
+        TorchOpt as TorchOpt,
+    )
+    from distilkit.functional.schedules import Constant as Constant, Cosine as Cosine
+    from distilkit.functional.streams import Stream as Stream
+    from distilkit.learner import Learner as Learner
+    from distilkit.networks import (
+        MLP as MLP,
+        VGG as VGG,
+        AlexNet as AlexNet,
+        ConvNet as ConvNet,
+        Functional as Functional,
+        ResNet as ResNet,
+    )
+    from distilkit.parts import Images as Images, Labels as Labels, Outer as Outer
+    from distilkit.storage import load as load, open as open
+    from distilkit.truncation import (
+        FixedStart as FixedStart,
+        FullUnroll as FullUnroll,
+        RandomHorizon as RandomHorizon,
+        RandomTruncation as RandomTruncation,
+        TailTruncation as TailTruncation,
+        Window as Window,
+    )
+    from distilkit.unroller import Unroller as Unroller
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its room on first use and keep it."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    from distilkit.errors import nearest
+
+    close = nearest(name, _HOME)
+    raise AttributeError(f"distilkit has no {name!r}" + (f"; did you mean dk.{close}?" if close else "."))
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not, beside what is there already."""
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,45 @@
+"""Data: sources, preprocessing with an inverse, augmentation with a sample/apply split, and the distilled set itself."""
+
+from distilkit.data.augmentation import DSA, FlipRotate
+from distilkit.data.distilled import DistilledSet
+from distilkit.data.preprocessing import Fitted, Identity, KorniaZCA, Standardize, Whiten, from_arrays, require_same
+from distilkit.data.sources import (
+    CIFAR10,
+    CIFAR100,
+    CUB200,
+    MNIST,
+    SVHN,
+    Arrays,
+    Digits,
+    FashionMNIST,
+    HuggingFace,
+    ImageFolder,
+    TinyImageNet,
+)
+from distilkit.data.splits import DataBundle, Split
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "CUB200",
+    "DSA",
+    "MNIST",
+    "SVHN",
+    "Arrays",
+    "DataBundle",
+    "Digits",
+    "DistilledSet",
+    "FashionMNIST",
+    "Fitted",
+    "FlipRotate",
+    "HuggingFace",
+    "Identity",
+    "ImageFolder",
+    "KorniaZCA",
+    "Split",
+    "Standardize",
+    "TinyImageNet",
+    "Whiten",
+    "from_arrays",
+    "require_same",
+]

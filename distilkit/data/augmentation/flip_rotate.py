@@ -1,0 +1,63 @@
+"""The augmentation of the RaT-BPTT paper."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from distilkit import fields
+from distilkit.data.augmentation.geometry import affine, rotations, stretches
+from distilkit.errors import CombinationError
+from distilkit.functional.streams import Stream
+
+
+@attrs.frozen
+class FlipRotate:
+    """Either flip or rotate: one of the two for the whole batch, at even odds.
+
+    Flipping mirrors each image left to right with probability one half; rotating turns each image by its own uniform angle,
+    bilinearly, with zeros outside. The paper's code calls this `flip_rotate`.
+
+    Args:
+        degrees: the largest angle, either way.
+
+    References:
+        Feng, Vedantam, Kempe, "Embarrassingly Simple Dataset Distillation", ICLR 2024, arXiv 2311.07025, and its code.
+
+    >>> x = torch.rand(3, 1, 8, 8)
+    >>> augment = FlipRotate()
+    >>> augment.apply(x, augment.sample(Stream(0).fold("augment"), x.shape)).shape
+    torch.Size([3, 1, 8, 8])
+    """
+
+    degrees: float = fields.number(15.0, least=0, most=180)
+
+    def sample(self, stream: Stream, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """Draw for one batch.
+
+        Args:
+            stream: the source of the draw.
+            shape: (N, C, H, W) of the batch.
+
+        Returns:
+            `matrix`, float32 (N, 2, 3) on the CPU, in pixels: see `geometry.affine`.
+        """
+        n, height, width = batch_shape(shape)
+        mirrored = stream.fold("flip").uniform(n) < 0.5
+        flips = stretches(1.0 - 2.0 * mirrored.float(), torch.ones(n))
+        turns = rotations((2 * stream.fold("rotate").uniform(n) - 1) * self.degrees, height, width)
+        flip = stream.fold("branch").integers(2, 1) == 0
+        return {"matrix": torch.where(flip, flips, turns)}
+
+    def apply(self, images: torch.Tensor, draw: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Augment a batch (N, C, H, W); linear in the images."""
+        return affine(images, draw["matrix"])
+
+
+def batch_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Number, height and width of a batch of images; refuses feature vectors."""
+    if len(shape) != 4:
+        raise CombinationError(
+            f"Augmentation moves pixels, so it needs images (N, C, H, W), but the batch has shape {tuple(shape)}.", fix="augment=None"
+        )
+    return shape[0], shape[2], shape[3]

@@ -1,0 +1,113 @@
+"""The result of a distillation: a small set of images with soft labels that trains as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import attrs
+import numpy as np
+import torch
+from torch.utils.data import TensorDataset
+
+from distilkit.data.preprocessing import Fitted, Identity
+from distilkit.errors import CombinationError, FieldError, listing
+
+LABEL_SPACES = ("one-hot", "probability", "logit", "centred")
+LabelSpace = Literal["one-hot", "probability", "logit", "centred"]
+
+
+def _names(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(names)
+
+
+@attrs.frozen(eq=False)
+class DistilledSet:
+    """Synthetic images and labels, with all that is needed to train on them and to look at them.
+
+    Args:
+        images: float (N, C, H, W) in preprocessed space, or (N, D).
+        labels: float (N, K), the targets; K is the number of classes.
+        classes: int64 (N,), the class that each row stands for.
+        class_names: K names.
+        label_space: what the numbers in `labels` are: "one-hot", "probability", "logit" or "centred" (one-hot less 1/K).
+        block: int64 (N,), the boost block of each row; zeros when left out.
+        inner_lr: the learned inner learning rate, when there is one.
+        preprocessing: fitted; its inverse makes the images visible.
+        provenance: where the set came from; a JSON-able dict.
+
+    >>> names = ("cat", "dog")
+    >>> made = DistilledSet(torch.zeros(2, 1, 4, 4), torch.eye(2), torch.arange(2), names)
+    >>> len(made), made.per_class, made.pixels().dtype
+    (2, 1, torch.uint8)
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: torch.Tensor
+    class_names: tuple[str, ...] = attrs.field(converter=_names)
+    label_space: LabelSpace = "one-hot"
+    block: torch.Tensor = attrs.field(
+        default=attrs.Factory(lambda self: torch.zeros_like(self.classes), takes_self=True),
+    )
+    inner_lr: float | None = None
+    preprocessing: Fitted = attrs.Factory(Identity)
+    provenance: dict[str, Any] = attrs.Factory(dict)
+
+    def __attrs_post_init__(self) -> None:
+        if self.label_space not in LABEL_SPACES:
+            raise FieldError("label_space", self.label_space, listing([f'"{s}"' for s in LABEL_SPACES]))
+        n, k = len(self.images), len(self.class_names)
+        if tuple(self.labels.shape) != (n, k) or not self.labels.is_floating_point():
+            raise CombinationError(
+                f"{n} images of {k} classes need float labels of shape ({n}, {k}), but labels are {_words(self.labels)}.",
+                fix="labels=torch.nn.functional.one_hot(classes, len(class_names)).float()",
+            )
+        for name, value in (("classes", self.classes), ("block", self.block)):
+            if tuple(value.shape) != (n,) or value.dtype != torch.int64:
+                raise CombinationError(f"{n} images need {name} of shape ({n},) and dtype int64, but {name} is {_words(value)}.")
+        if n and not 0 <= int(self.classes.min()) <= int(self.classes.max()) < k:
+            low, high = int(self.classes.min()), int(self.classes.max())
+            raise CombinationError(f"classes run from {low} to {high}, but there are {k} class names, so they must be 0 to {k - 1}.")
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image: (C, H, W), or (D,) for feature vectors."""
+        return tuple(self.images.shape[1:])
+
+    @property
+    def per_class(self) -> int | None:
+        """Images per class, or None when the classes differ in it."""
+        counts = torch.bincount(self.classes, minlength=len(self.class_names))
+        return int(counts[0]) if len(counts) and bool((counts == counts[0]).all()) else None
+
+    def pixels(self) -> torch.Tensor:
+        """The images for people: uint8 (N, C, H, W) on the device of the images, by the inverse of the preprocessing."""
+        seen = self.preprocessing.inverse(self.images.detach().to(torch.float32))
+        return (seen.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def dataset(self) -> TensorDataset:
+        """A torch Dataset of (image, target) pairs, in preprocessed space, that trains as it stands."""
+        return TensorDataset(self.images, self.labels)
+
+    def subset(self, index: torch.Tensor | Sequence[int] | slice) -> DistilledSet:
+        """Return the rows at `index` (int64 or bool tensor, list or slice), in that order."""
+        rows = torch.arange(len(self), device=self.classes.device)[cast(Any, index)]
+        return attrs.evolve(self, images=self.images[rows], labels=self.labels[rows], classes=self.classes[rows], block=self.block[rows])
+
+    def to(self, device: torch.device | str) -> DistilledSet:
+        """Return the set on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "classes", "block")}
+        return attrs.evolve(self, **moved)
+
+    def class_counts(self) -> np.ndarray[Any, Any]:
+        """How many rows stand for each class: int64 (K,)."""
+        counts: np.ndarray[Any, Any] = torch.bincount(self.classes, minlength=len(self.class_names)).cpu().numpy()
+        return counts
+
+
+def _words(value: torch.Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

@@ -1,0 +1,62 @@
+"""What every fitted preprocessing offers, and how its content is named by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class Fitted(Protocol):
+    """A preprocessing that has seen its training images.
+
+    It is also a declaration whose `fit` gives itself back, so that real data can be loaded in the space of an existing
+    distilled set: `CIFAR10(preprocessing=distilled.preprocessing)`.
+    """
+
+    def fit(self, images: torch.Tensor) -> Fitted:
+        """Return self: what is fitted stays as it is."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """From images in [0, 1], (N, C, H, W), to the space in which networks see them, float32."""
+
+    def inverse(self, x: torch.Tensor) -> torch.Tensor:
+        """Back to images on the scale [0, 1], as near as it can be; not clipped."""
+
+    def to_arrays(self) -> tuple[dict[str, Any], Arrays]:
+        """A JSON-able dict with "kind", and arrays by name: all that `from_arrays` needs."""
+
+    def fingerprint(self) -> str:
+        """A hash that is the same for the same preprocessing, on every machine."""
+
+
+def hash_tensor(images: torch.Tensor) -> str:
+    """Name the content of a tensor: 32 hexadecimal digits from its bytes, dtype and shape.
+
+    >>> hash_tensor(torch.zeros(2)) == hash_tensor(torch.zeros(2)), hash_tensor(torch.zeros(2)) == hash_tensor(torch.zeros(1, 2))
+    (True, False)
+    """
+    array = images.detach().cpu().contiguous().numpy()
+    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def hash_words(words: Mapping[str, Any]) -> str:
+    """Name a JSON-able dict by 32 hexadecimal digits.
+
+    >>> hash_words({"a": 1, "b": 2}) == hash_words({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.blake2b(json.dumps(words, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def hash_arrays(arrays: Arrays) -> str:
+    """Name arrays by 32 hexadecimal digits; for fitted values that come from elsewhere, without their training images."""
+    return hash_words({name: hash_tensor(torch.from_numpy(np.ascontiguousarray(array))) for name, array in arrays.items()})

@@ -1,0 +1,151 @@
+"""The one path from raw arrays to a `DataBundle`, which every source takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+
+from distilkit.data.preprocessing import Fitted
+from distilkit.data.splits import DataBundle, Split
+from distilkit.errors import CombinationError, FieldError
+from distilkit.functional.streams import Stream
+
+TEST_STREAM = Stream(20231123).fold("test split")  # fixed: the test images must never depend on the seed of a run
+
+
+@attrs.frozen(eq=False)
+class Raw:
+    """A dataset as it was read.
+
+    Args:
+        images: training images, (N, C, H, W) or (N, D); uint8, uint16 or float.
+        labels: their class numbers, (N,).
+        class_names: one name a class.
+        test_images: test images, or None when the dataset comes without a test split.
+        test_labels: their class numbers.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    class_names: tuple[str, ...]
+    test_images: torch.Tensor | None = None
+    test_labels: torch.Tensor | None = None
+
+
+def assemble(name: str, raw: Raw, *, preprocessing: Any, validation: float, stream: Stream, test: float | None = None) -> DataBundle:
+    """Split, scale to [0, 1], fit the preprocessing on what is left for training, and apply it to all three splits.
+
+    Args:
+        name: name of the dataset.
+        raw: the arrays as read.
+        preprocessing: a declaration or a fitted value.
+        validation: what to hold out of training: a fraction below 1, or a count.
+        stream: seeds the validation split only.
+        test: what to hold out for the test by a fixed seed when `raw` has no test images.
+
+    Returns:
+        The bundle, float32 on the CPU.
+
+    Raises:
+        CombinationError: for arrays that do not fit together, or splits that leave nothing.
+    """
+    images, labels = raw.images, raw.labels.long()
+    _check(name, images, labels, raw.class_names)
+    if raw.test_images is not None and raw.test_labels is not None:
+        test_images, test_labels = raw.test_images, raw.test_labels.long()
+        _check(f"{name} (test)", test_images, test_labels, raw.class_names)
+        if test_images.shape[1:] != images.shape[1:]:
+            raise CombinationError(
+                f"{name}: training images are {tuple(images.shape[1:])}, but test images {tuple(test_images.shape[1:])}."
+            )
+    else:
+        rest, held = stratified(labels, 0.2 if test is None else test, TEST_STREAM)
+        test_images, test_labels = images[held], labels[held]
+        images, labels = images[rest], labels[rest]
+    rest, held = stratified(labels, validation, stream.fold("validation split"))
+    train_images = unit_scale(images[rest])
+    fitted: Fitted = preprocessing.fit(train_images)
+    return DataBundle(
+        name=name,
+        train=Split(fitted.forward(train_images), labels[rest]),
+        validation=Split(fitted.forward(unit_scale(images[held])), labels[held]),
+        test=Split(fitted.forward(unit_scale(test_images)), test_labels),
+        class_names=raw.class_names,
+        preprocessing=fitted,
+    )
+
+
+def stratified(labels: torch.Tensor, held: float, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split indices so that both parts have the classes in the same proportion, as near as whole numbers allow.
+
+    Args:
+        labels: int64 (N,).
+        held: a fraction below 1, or a count; every class keeps at least one sample in the first part.
+        stream: the source of the draw.
+
+    Returns:
+        Two sorted int64 index tensors: the rest, and what is held out.
+
+    >>> rest, held = stratified(torch.tensor([0] * 8 + [1] * 4), 0.25, Stream(0))
+    >>> len(rest), len(held), int((held < 8).sum())
+    (9, 3, 2)
+    """
+    total = round(held * len(labels)) if held < 1 else int(held)
+    counts = torch.bincount(labels)
+    room = (counts - 1).clamp(min=0)
+    if total > int(room.sum()):
+        raise CombinationError(
+            f"{total} of {len(labels)} samples cannot be held out: every class must keep one, which leaves {int(room.sum())}.",
+            fix="validation=0.1",
+        )
+    quota = counts.double() * total / max(len(labels), 1)
+    take = torch.minimum(quota.floor().long(), room)
+    while (missing := total - int(take.sum())) > 0:  # largest remainder first; full classes step back
+        order = torch.where(take < room, quota - take, -torch.inf).sort(descending=True, stable=True).indices
+        chosen = order[: min(missing, int((take < room).sum()))]
+        take[chosen] += 1
+    picked = [torch.nonzero(labels == c).flatten()[stream.fold(c).permutation(int(counts[c]))[: int(take[c])]] for c in range(len(counts))]
+    out = torch.cat(picked).sort().values if picked else torch.empty(0, dtype=torch.int64)
+    keep = torch.ones(len(labels), dtype=torch.bool)
+    keep[out] = False
+    return torch.nonzero(keep).flatten(), out
+
+
+def unit_scale(images: torch.Tensor) -> torch.Tensor:
+    """Scale whole numbers by their type's largest value (255 for uint8); floats are kept. Gives float32.
+
+    >>> unit_scale(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist()
+    [0.0, 0.20000000298023224, 1.0]
+    """
+    images = images.to(torch.float32) / _SCALES[images.dtype] if images.dtype in _SCALES else images.to(torch.float32)
+    if not bool(torch.isfinite(images).all()):
+        raise CombinationError("The images hold NaN or infinite values, which no network can train on.")
+    return images
+
+
+def split_size(field: str, value: float) -> None:
+    """Check a field such as `validation`: a fraction below 1 or a whole count."""
+    if value >= 1 and value != int(value):
+        raise FieldError(field, value, "a fraction below 1, or a whole number of samples")
+
+
+_SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}
+
+
+def _check(name: str, images: torch.Tensor, labels: torch.Tensor, class_names: tuple[str, ...]) -> None:
+    if images.ndim not in (2, 4):
+        raise CombinationError(f"{name}: images have shape {tuple(images.shape)}; taken are (N, C, H, W) and feature vectors (N, D).")
+    if not images.is_floating_point() and images.dtype not in _SCALES:
+        raise CombinationError(
+            f"{name}: images are {images.dtype}; taken are uint8 and uint16, which are scaled to [0, 1], and floats, which are kept.",
+            fix="images = images.astype('float32')",
+        )
+    if tuple(labels.shape) != (len(images),):
+        raise CombinationError(f"{name}: {len(images)} images came with labels of shape {tuple(labels.shape)}; one number each is needed.")
+    if len(labels) == 0:
+        raise CombinationError(f"{name}: there are no images.")
+    low, high, last = int(labels.min()), int(labels.max()), len(class_names) - 1
+    if low < 0 or high > last:
+        raise CombinationError(f"{name}: labels run from {low} to {high}, but {last + 1} class names allow 0 to {last}.")

@@ -1,0 +1,88 @@
+"""What a data source hands over: three splits that are already preprocessed, each one tensor."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from distilkit.data.preprocessing import Fitted
+from distilkit.errors import CombinationError
+
+
+@attrs.frozen(eq=False)
+class Split:
+    """One part of a dataset, whole and in memory; there is no loader.
+
+    Args:
+        images: float32 (N, C, H, W), or (N, D) for plain feature vectors, preprocessed.
+        labels: int64 (N,), the class of each image.
+
+    >>> split = Split(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
+    >>> len(split), split.image_shape
+    (4, (1, 8, 8))
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __attrs_post_init__(self) -> None:
+        if self.labels.shape != self.images.shape[:1]:
+            raise CombinationError(
+                f"images of shape {tuple(self.images.shape)} and labels of shape {tuple(self.labels.shape)} do not go together: "
+                "there must be one label an image."
+            )
+        if self.labels.dtype != torch.int64:
+            raise CombinationError(f"labels have dtype {self.labels.dtype}, but a split holds class numbers as int64.", fix="labels.long()")
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image: (C, H, W), or (D,) for feature vectors."""
+        return tuple(self.images.shape[1:])
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the split on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@attrs.frozen(eq=False)
+class DataBundle:
+    """A dataset that is ready for work: its three splits, its class names and the preprocessing that they went through.
+
+    Args:
+        name: name of the dataset, for titles and provenance.
+        train: what a set is distilled from.
+        validation: held out of the training images; choices are made on it. It may be empty.
+        test: touched once, at the end.
+        class_names: one name a class.
+        preprocessing: fitted on `train` only.
+
+    >>> from distilkit.data.preprocessing import Identity
+    >>> part = Split(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))
+    >>> bundle = DataBundle("tiny", part, part, part, ("cat", "dog"), Identity())
+    >>> bundle.classes, bundle.image_shape
+    (2, (1, 8, 8))
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    preprocessing: Fitted
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image: (C, H, W), or (D,) for feature vectors."""
+        return self.train.image_shape
+
+    def to(self, device: torch.device | str) -> DataBundle:
+        """Return the bundle with all three splits on another device."""
+        return attrs.evolve(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))

@@ -1,0 +1,84 @@
+"""Real images to compare with: random ones, those next to k-means centres, and all of them."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+from torch.nn import functional as F
+
+from distilkit.data import DataBundle
+from distilkit.errors import CombinationError
+from distilkit.functional.streams import Stream
+
+
+@attrs.frozen(eq=False)
+class TrainingSet:
+    """Something that networks are trained on.
+
+    Args:
+        images: (N, ...), shared by all networks, or (networks, N, ...).
+        labels: (N, K) or (networks, N, K).
+        classes: int64 (N,).
+        batch_size: rows of a training step, drawn from all; None leaves it to the learner.
+        log_lr: logarithm of the learned learning rate, if there is one.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: Tensor
+    batch_size: int | None = None
+    log_lr: Tensor | None = None
+
+
+def full_data(data: DataBundle, batch_size: int) -> TrainingSet:
+    """All training images, in minibatches."""
+    labels = F.one_hot(data.train.labels, data.classes).float()
+    return TrainingSet(data.train.images, labels, data.train.labels, batch_size=min(batch_size, len(data.train)))
+
+
+def chosen_images(name: str, data: DataBundle, per_class: int, networks: int, stream: Stream) -> TrainingSet:
+    """Real training images, `per_class` of each class; another draw for every network.
+
+    Args:
+        name: "random real", or "k-means real": the image next to each centre of k-means over the class.
+        data: the real data.
+        per_class: images of each class.
+        networks: how many draws.
+        stream: network i draws from `stream.fold(i)`.
+
+    Raises:
+        CombinationError: a class has too few training images.
+    """
+    choose = {"random real": _random_rows, "k-means real": _kmeans_rows}[name]
+    labels = data.train.labels.cpu()
+    members = [(labels == c).nonzero()[:, 0] for c in range(data.classes)]
+    for c, own in enumerate(members):
+        if len(own) < per_class:
+            raise CombinationError(
+                f"per_class = {per_class}, but class {data.class_names[c]!r} has {len(own)} training images.", fix=f"per_class = {len(own)}"
+            )
+    rows = torch.stack(
+        [
+            torch.cat([choose(data.train.images, own, per_class, stream.fold(i).fold(c)) for c, own in enumerate(members)])
+            for i in range(networks)
+        ]
+    ).to(data.train.labels.device)
+    targets = F.one_hot(data.train.labels[rows], data.classes).float()
+    return TrainingSet(data.train.images[rows], targets, torch.arange(data.classes).repeat_interleave(per_class))
+
+
+def _random_rows(images: Tensor, members: Tensor, count: int, stream: Stream) -> Tensor:
+    return members[stream.permutation(len(members))[:count]]
+
+
+def _kmeans_rows(images: Tensor, members: Tensor, count: int, stream: Stream) -> Tensor:
+    points = images[members.to(images.device)].flatten(1).cpu().double().numpy()
+    centres = KMeans(count, n_init=1, random_state=stream.integer_seed() % 2**32).fit(points).cluster_centers_
+    distances = torch.cdist(torch.from_numpy(centres), torch.from_numpy(points))
+    chosen: list[int] = []
+    for row in distances:  # one image is not taken twice
+        row[chosen] = torch.inf
+        chosen.append(int(row.argmin()))
+    return members[chosen]

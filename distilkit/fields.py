@@ -1,0 +1,187 @@
+"""Fields of components: strict validators that say what is allowed, the same from Python and from TOML.
+
+Every public component is an `attrs.frozen` class whose fields are made here. attrs itself would take 3.7 or "3" for an
+`int`; these do not. A validator raises `FieldError`, which carries the field's name, what was given and what is allowed,
+so that the spec loader can report all of them at once under their paths. Checks that involve two fields belong in
+`__attrs_post_init__` and raise `CombinationError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import attrs
+
+from distilkit.errors import FieldError, listing
+
+Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _field(default: Any, check: Check, metadata: dict[str, Any]) -> Any:
+    # Components are immutable, so one default value can serve every instance.
+    return attrs.field(default=default, validator=check, metadata=metadata)
+
+
+def integer(default: Any = attrs.NOTHING, *, least: int | None = None, most: int | None = None, optional: bool = False) -> Any:
+    """A whole number; `True`, 3.0 and "3" are refused."""
+    allowed = "a whole number" + _bounds(least, most) + (" (or left out)" if optional else "")
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or not _within(value, least, most):
+            raise FieldError(attribute.name, value, allowed)
+
+    return _field(default, check, {"allowed": allowed})
+
+
+def number(
+    default: Any = attrs.NOTHING,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+    why: str = "",
+) -> Any:
+    """A finite real number; whole numbers are taken and kept as floats' equals, `True` and "0.1" are refused."""
+    words = _bounds(least, most, above, below)
+    allowed = "a number" + words + (" (or left out)" if optional else "") + (f" ({why})" if why else "")
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if optional and value is None:
+            return
+        real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not real or not _within(value, least, most, above, below):
+            raise FieldError(attribute.name, value, allowed)
+
+    return _field(default, check, {"allowed": allowed})
+
+
+def flag(default: bool) -> Any:
+    """`True` or `False`; 0 and "yes" are refused."""
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, bool):
+            raise FieldError(attribute.name, value, "true or false")
+
+    return _field(default, check, {"allowed": "true or false"})
+
+
+def text(default: Any = attrs.NOTHING, *, optional: bool = False) -> Any:
+    """A string."""
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not (isinstance(value, str) or (optional and value is None)):
+            raise FieldError(attribute.name, value, "a text in quotes")
+
+    return _field(default, check, {"allowed": "a text in quotes"})
+
+
+def choice(default: Any, options: Sequence[str]) -> Any:
+    """One of a few words."""
+    allowed = listing([f'"{o}"' for o in options])
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, str) or value not in options:
+            raise FieldError(attribute.name, value, allowed)
+
+    return _field(default, check, {"allowed": allowed, "options": tuple(options)})
+
+
+def integers(default: Any = attrs.NOTHING, *, least: int = 1, empty: bool = False, optional: bool = False) -> Any:
+    """A sequence of whole numbers, kept as a tuple; TOML arrays arrive as lists."""
+    allowed = f"whole numbers in a list, each{_bounds(least, None)}"
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if optional and value is None:
+            return
+        good = isinstance(value, tuple) and (empty or len(value) > 0)
+        if not good or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in value):
+            raise FieldError(attribute.name, list(value) if isinstance(value, tuple) else value, allowed)
+
+    return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})
+
+
+def choices(default: Any, options: Sequence[str]) -> Any:
+    """Several of a few words, kept as a tuple; may be empty."""
+    allowed = "a list of " + listing([f'"{o}"' for o in options])
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        good = isinstance(value, tuple) and all(isinstance(v, str) and v in options for v in value) and len(set(value)) == len(value)
+        if not good:
+            raise FieldError(attribute.name, list(value) if isinstance(value, tuple) else value, allowed)
+
+    return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})
+
+
+def numbers(
+    default: Any = attrs.NOTHING, *, length: int, least: float | None = None, most: float | None = None, below: float | None = None
+) -> Any:
+    """A fixed count of real numbers, kept as a tuple; TOML arrays arrive as lists."""
+    allowed = f"{length} numbers in a list, each{_bounds(least, most, None, below)}"
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        good = isinstance(value, tuple) and len(value) == length
+        if not good or not all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and _within(v, least, most, None, below)
+            for v in value
+        ):
+            raise FieldError(attribute.name, list(value) if isinstance(value, tuple) else value, allowed)
+
+    return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})
+
+
+Slot = Literal["data", "preprocessing", "augmentation", "network", "optimizer", "loss", "adjoint", "truncation", "schedule"]
+
+
+def component(slot: str, default: Any = attrs.NOTHING, *, methods: Sequence[str] = (), optional: bool = False) -> Any:
+    """A component of the kind `slot`: in TOML a table whose `kind` is looked up in `distilkit.spec.kinds`.
+
+    In Python any object with the named methods will do, so that a user's own component needs no base class.
+    """
+    allowed = f"a component for the slot {slot!r}" + (f" (an object with {listing(methods)})" if methods else "")
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if optional and value is None:
+            return
+        if isinstance(value, type) or value is None or not all(callable(getattr(value, m, None)) for m in methods):
+            hint = f"{value.__name__}()" if isinstance(value, type) else None
+            raise FieldError(attribute.name, value, allowed, fix=f"{attribute.name}={hint}" if hint else None)
+
+    return _field(default, check, {"allowed": allowed, "slot": slot, "optional": optional})
+
+
+def part(cls: type, default: Any = attrs.NOTHING, *, optional: bool = False) -> Any:
+    """A component of exactly one class, such as `outer`: in TOML a table without a `kind`."""
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not (isinstance(value, cls) or (optional and value is None)):
+            raise FieldError(attribute.name, value, f"a {cls.__name__}")
+
+    return _field(default, check, {"allowed": f"a table of {cls.__name__}", "part": cls, "optional": optional})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _within(value: float, least: float | None, most: float | None, above: float | None = None, below: float | None = None) -> bool:
+    return (
+        (least is None or value >= least)
+        and (most is None or value <= most)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+
+
+def _bounds(least: float | None, most: float | None, above: float | None = None, below: float | None = None) -> str:
+    words = [
+        f"{word} {bound:g}"
+        for word, bound in (("at least", least), ("above", above), ("at most", most), ("below", below))
+        if bound is not None
+    ]
+    return ", " + " and ".join(words) if words else ""

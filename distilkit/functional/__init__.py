@@ -1,0 +1,1 @@
+"""Building blocks: random streams, flat parameters, optimisers, losses, the two adjoints."""

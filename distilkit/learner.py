@@ -1,0 +1,184 @@
+"""The learner: how a network is trained on a distilled set, one inner step at a time.
+
+`grad` and `update` are separate and pure, so that an adjoint can take each apart. All that is random in a step, the rows of
+its minibatch and the augmentation, is a `Draw`, made before the step and replayed in the backward sweep.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import attrs
+import torch
+from torch import Tensor
+
+from distilkit import fields
+from distilkit.errors import CombinationError
+from distilkit.functional import optimizers
+from distilkit.functional.losses import CrossEntropy
+from distilkit.functional.pytrees import Layout, tensor_map
+from distilkit.functional.streams import Stream
+
+
+class LearnerState(NamedTuple):
+    """params: all parameters in one vector (P,). optimizer: the TorchOpt state, a tree of tensors."""
+
+    params: Tensor
+    optimizer: Any
+
+
+class Draw(NamedTuple):
+    """What is random in one inner step.
+
+    rows: int64 (B,), the rows of the distilled set, or None for all of them. augment: the augmentation's draw, or None.
+    """
+
+    rows: Tensor | None = None
+    augment: dict[str, Tensor] | None = None
+
+    def to(self, device: torch.device | str) -> Draw:
+        """The same draw on a device."""
+        moved: Draw = tensor_map(lambda x: x.to(device), self)
+        return moved
+
+
+class TrainingData(Protocol):
+    """What a learner learns from: `Leaves`, or a `DistilledSet`."""
+
+    @property
+    def images(self) -> Tensor:
+        """(N, ...)."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """(N, K)."""
+        ...
+
+
+@attrs.frozen
+class Learner:
+    """Network, optimiser, loss and augmentation of the inner problem.
+
+    Args:
+        network: such as `ConvNet()`; its image shape and class count are filled in from the data by `bind`.
+        optimizer: such as `Adam(lr=1e-3)`.
+        loss: of (logits, soft targets).
+        augment: augmentation of the distilled images in every inner step, or None.
+        batch_per_class: distilled images of each class in an inner step, drawn without replacement; None takes all.
+        classes_per_step: classes in an inner step, drawn without replacement; None takes all.
+        learn_lr: learn the inner learning rate too; it starts at `optimizer.lr`.
+
+    >>> from distilkit.networks import MLP
+    >>> learner = Learner(MLP(hidden=(8,)), optimizers.SGD(lr=0.1)).bind((1, 4, 4), 3)
+    >>> learner.init(Stream(0)).params.shape  # 16*8 + 8 + 8*3 + 3
+    torch.Size([163])
+    """
+
+    network: Any = fields.component("network", methods=("init", "apply"))
+    optimizer: Any = fields.component("optimizer", optimizers.Adam(), methods=("transformation",))
+    loss: Any = fields.component("loss", CrossEntropy(), methods=("__call__",))
+    augment: Any = fields.component("augmentation", None, methods=("sample", "apply"), optional=True)
+    batch_per_class: int | None = fields.integer(None, least=1, optional=True)
+    classes_per_step: int | None = fields.integer(None, least=1, optional=True)
+    learn_lr: bool = fields.flag(False)
+
+    def bind(self, image_shape: tuple[int, ...], classes: int) -> Learner:
+        """This learner with its network made for images of this shape and this many classes."""
+        if self.classes_per_step is not None and self.classes_per_step > classes:
+            raise CombinationError(
+                f"classes_per_step = {self.classes_per_step}, and the data has {classes} classes.", fix=f"classes_per_step = {classes}"
+            )
+        bind = getattr(self.network, "bind", None)
+        return attrs.evolve(self, network=bind(image_shape, classes)) if bind else self
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where each parameter lies in the vector."""
+        return Layout.of(self.network.init(Stream(0, ("layout",))))
+
+    def init(self, stream: Stream, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LearnerState:
+        """A fresh network and optimiser state, drawn from `stream`."""
+        params = self.layout.ravel(self.network.init(stream)).to(device=device, dtype=dtype)
+        return LearnerState(params, optimizers.init(self.optimizer, params))
+
+    def draw(self, stream: Stream, classes: Tensor, image_shape: tuple[int, ...]) -> Draw:
+        """Draw what is random in one inner step.
+
+        Args:
+            stream: of this step.
+            classes: int64 (N,), the class of each distilled image.
+            image_shape: (C, H, W) of one image.
+
+        Returns:
+            the draw, on the CPU.
+
+        Raises:
+            CombinationError: a class has fewer images than `batch_per_class`.
+        """
+        rows = None
+        if self.batch_per_class is not None or self.classes_per_step is not None:
+            rows = draw_rows(stream.fold("rows"), classes, self.batch_per_class, self.classes_per_step)
+        count = len(classes) if rows is None else len(rows)
+        augment = None if self.augment is None else self.augment.sample(stream.fold("augment"), (count, *image_shape))
+        return Draw(rows, augment)
+
+    def logits(self, params: Tensor, images: Tensor) -> Tensor:
+        """Network output: params (P,), images (N, ...) -> (N, K)."""
+        logits: Tensor = self.network.apply(self.layout.unravel(params), images)
+        return logits
+
+    def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
+        """The inner loss at params: a number."""
+        if draw.rows is not None:
+            images, labels = images[draw.rows], labels[draw.rows]
+        if draw.augment is not None:
+            images = self.augment.apply(images, draw.augment)
+        value: Tensor = self.loss(self.logits(params, images), labels)
+        return value
+
+    def grad(self, params: Tensor, distilled: TrainingData, draw: Draw) -> Tensor:
+        """Gradient of the inner loss: (P,)."""
+        gradient: Tensor = torch.func.grad(self.objective)(params, distilled.images, distilled.labels, draw)
+        return gradient
+
+    def update(self, state: LearnerState, grads: Tensor, log_lr: Tensor | None = None) -> LearnerState:
+        """One optimiser step, out of place; `log_lr` () is the logarithm of the learning rate where that is learned."""
+        lr = log_lr.exp() if self.learn_lr and log_lr is not None else None
+        return LearnerState(*optimizers.update(self.optimizer, grads, state.optimizer, state.params, lr))
+
+    def step(self, state: LearnerState, distilled: TrainingData, draw: Draw) -> LearnerState:
+        """Gradient and update: one inner step."""
+        return self.update(state, self.grad(state.params, distilled, draw), getattr(distilled, "log_lr", None))
+
+
+def draw_rows(stream: Stream, classes: Tensor, batch_per_class: int | None, classes_per_step: int | None) -> Tensor:
+    """Rows of a minibatch: `batch_per_class` of each class without replacement, from `classes_per_step` random classes.
+
+    Args:
+        stream: of this step.
+        classes: int64 (N,), the class of each row.
+        batch_per_class: rows of each class, or None for all.
+        classes_per_step: classes, or None for all.
+
+    Returns:
+        int64 (B,), grouped by class.
+
+    >>> draw_rows(Stream(0), torch.tensor([0, 1, 0, 1]), 1, None).shape
+    torch.Size([2])
+    """
+    present, counts = classes.cpu().unique(return_counts=True)
+    if batch_per_class is not None and int(counts.min()) < batch_per_class:
+        worst = int(present[counts.argmin()])
+        raise CombinationError(
+            f"batch_per_class = {batch_per_class}, and class {worst} has {int(counts.min())} distilled images.",
+            fix=f"batch_per_class = {int(counts.min())}",
+        )
+    shuffled = stream.fold("order").permutation(len(classes))
+    grouped = shuffled[classes.cpu()[shuffled].argsort(stable=True)]
+    groups = grouped.split(counts.tolist())
+    picked = range(len(present))
+    if classes_per_step is not None:
+        picked = sorted(stream.fold("classes").permutation(len(present))[:classes_per_step].tolist())  # type: ignore[assignment]
+    return torch.cat([groups[i][:batch_per_class] for i in picked])

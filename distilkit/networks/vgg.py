@@ -1,0 +1,86 @@
+"""VGG in its small-image form: 3x3 convolutions in five stages, each ended by 2x2 pooling, and one linear layer as the head."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from distilkit.errors import FieldError
+from distilkit.fields import choice, integer, integers
+from distilkit.functional.streams import Stream
+from distilkit.networks import network
+from distilkit.networks.layers import ACTIVATIONS, NORMS, POOLINGS, Layout, draw
+from distilkit.networks.stack import Block, Stack
+
+# Convolutions in each of the five stages.
+STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+
+
+@attrs.frozen
+class VGG:
+    """VGG for 32x32 images (Simonyan and Zisserman 2015; the small-image form of DC, MTT and kuangliu's CIFAR models).
+
+    Five poolings need images of at least 32x32. Larger images leave more than one pixel, which the head then takes all.
+    The code of DC and MTT gives the first convolution of gray images a padding of 3, so that 28x28 counts as 32x32: that is
+    `first_padding=3` here. Parameters are named as in that code.
+
+    Args:
+        depth: 11, 13, 16 or 19 layers with weights, as the paper counts them (its two hidden linear layers are not here).
+        width: channels of the first stage; the others have 2, 4, 8 and 8 times as many.
+        norm: "instance", "group" (4 groups), "batch", "layer" or "none". "batch" uses the statistics of the batch it is given,
+            at evaluation too, and keeps no running averages.
+        activation: a name in `distilkit.networks.layers.ACTIVATIONS`.
+        pooling: "max", as in the paper, "avg" or "none".
+        first_padding: zeros added on each side by the first convolution, pixels.
+        image_shape: (C, H, W); left out, it is filled in from the data.
+        classes: number of classes; left out, it is filled in from the data.
+
+    Raises:
+        FieldError: a depth that is not in the family.
+        CombinationError: pooling would leave nothing of the image.
+
+    >>> VGG(width=4).bind((3, 32, 32), 10).layout()["classifier.weight"].shape
+    (10, 32)
+    """
+
+    depth: int = integer(11)
+    width: int = integer(64, least=1)
+    norm: str = choice("instance", tuple(NORMS))
+    activation: str = choice("relu", tuple(ACTIVATIONS))
+    pooling: str = choice("max", tuple(POOLINGS))
+    first_padding: int = integer(1, least=0)
+    image_shape: tuple[int, ...] | None = integers(None, optional=True)
+    classes: int | None = integer(None, least=1, optional=True)
+
+    def __attrs_post_init__(self) -> None:
+        """Check the depth, and that the image is large enough."""
+        if self.depth not in STAGES:
+            raise FieldError("depth", self.depth, "11, 13, 16 or 19", fix="VGG(depth=11)")
+        if self.image_shape is not None and self.classes is not None:
+            self._stack().check(f"VGG-{self.depth}", *network.channels_height_width(self)[1:])
+            self.layout()
+
+    def bind(self, image_shape: tuple[int, ...], classes: int) -> VGG:
+        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `network.bind`."""
+        return network.bind(self, image_shape, classes)
+
+    def layout(self) -> Layout:
+        """Names, shapes and initial distributions of the parameters; draws nothing."""
+        return self._stack().layout(network.channels_height_width(self), network.bound(self)[1])
+
+    def init(self, stream: Stream) -> network.Params:
+        """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
+        return draw(self.layout(), stream)
+
+    def apply(self, params: network.Params, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, C, H, W) to logits (N, classes)."""
+        network.check_input(self, x)
+        return self._stack().apply(params, x)
+
+    def _stack(self) -> Stack:
+        first, *rest = (
+            Block(self.width * scale, 3, 1, last)
+            for scale, convs in zip((1, 2, 4, 8, 8), STAGES[self.depth], strict=True)
+            for last in (*(False,) * (convs - 1), True)
+        )
+        return Stack((first._replace(padding=self.first_padding), *rest), self.norm, self.activation, self.pooling)

@@ -1,0 +1,14 @@
+"""What a run leaves on disk: results as a Zarr store that xarray opens, and checkpoints to resume from.
+
+`open` gives all that a run measured and made as an xarray tree, without loading torch; `load` gives its distilled set, bit for
+bit; `write` puts a tree on disk whole or not at all. `layout` builds the tree from plain arrays, and the public format is written
+down there. `distilled_group`, `to_arrays` and `from_group` turn a distilled set into a group of it and back. `checkpoint` saves and
+finds the state to resume from.
+"""
+
+from distilkit.storage import checkpoint, layout
+from distilkit.storage.layout import FORMAT_VERSION
+from distilkit.storage.sets import SetArrays, distilled_group, from_group, to_arrays
+from distilkit.storage.store import load, open, write
+
+__all__ = ["FORMAT_VERSION", "SetArrays", "checkpoint", "distilled_group", "from_group", "layout", "load", "open", "to_arrays", "write"]

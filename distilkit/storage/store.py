@@ -1,0 +1,175 @@
+"""Results on disk: written whole or not at all, opened with xarray.
+
+A store is a folder, and no file system replaces a full folder in one step everywhere. So `write` makes the new store whole at
+`results.zarr.new`, then
+
+    1. results.zarr      -> results.zarr.old
+    2. results.zarr.new  -> results.zarr
+    3. delete results.zarr.old
+
+A kill between 1 and 2 leaves no `results.zarr`, but two whole stores beside it. Reading then takes the new one, and the next write
+finishes the move. `results.zarr.old` may be half deleted only while `results.zarr` is there, so it is read only when that is not.
+This holds for a killed process; against a power cut it is as good as the file system.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import xarray as xr
+
+from distilkit.errors import RunError, nearest
+from distilkit.storage.layout import FORMAT_VERSION
+from distilkit.storage.sets import from_group
+
+if TYPE_CHECKING:
+    from distilkit.data.distilled import DistilledSet
+
+NAME = "results.zarr"
+LARGEST_CHUNK = 64 * 2**20  # bytes; codecs refuse 2 GiB, and smaller chunks load in parallel
+
+
+def write(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
+    """Write a run's tree; the store that was there stays until the new one is whole.
+
+    Args:
+        tree: made by `layout.build`.
+        path: a folder of a run, or a path that ends in `.zarr`. One process may write to it at a time.
+
+    Returns:
+        The path of the store.
+
+    Raises:
+        RunError: something that is not a Zarr store is in the way.
+    """
+    store = _store(path)
+    old, new = _beside(store)
+    if store.exists() and not (store / "zarr.json").is_file():
+        raise RunError(f"{store} is there and is not a Zarr store, so it is not overwritten.", fix=f"mv {store} {store}.mine")
+    store.parent.mkdir(parents=True, exist_ok=True)
+    _finish_move(store)
+    for left in (old, new):
+        _remove(left)
+    _write_whole(tree, new)
+    if store.exists():
+        os.rename(store, old)
+    os.rename(new, store)
+    _remove(old)
+    return store
+
+
+def open(run: str | os.PathLike[str]) -> xr.DataTree:
+    """Open the results of a run, without loading torch.
+
+    Args:
+        run: the folder of a run, or its `results.zarr`.
+
+    Returns:
+        The tree, loaded into memory, so that a run that goes on writing does not change it. For more than memory holds, use
+        `xarray.open_datatree(path)` on the store itself.
+
+    Raises:
+        RunError: there is no store there, it is not one of ours, or a newer distilkit wrote it.
+    """
+    for _ in range(10):  # a run that writes at this very moment moves the store away under our hands: look again
+        store = _find(run)
+        before = store.stat().st_ino
+        try:
+            with xr.open_datatree(store, engine="zarr") as lazy:
+                tree = lazy.load()
+        except (OSError, KeyError, ValueError) as error:
+            if not store.exists() or store.stat().st_ino != before:
+                continue
+            raise RunError(f"{store} cannot be read as a Zarr store: {error}") from error
+        if store.exists() and store.stat().st_ino == before:
+            break
+    else:
+        raise RunError(f"{_store(run)} was being replaced each time it was looked at.")
+    version = tree.attrs.get("format_version")
+    if not isinstance(version, int):
+        raise RunError(f"{store} is a Zarr store, but not one of distilkit: it has no attribute format_version.")
+    if version > FORMAT_VERSION:
+        raise RunError(
+            f"{store} has format version {version}, written by distilkit {tree.attrs.get('distilkit_version')}; "
+            f"this distilkit knows versions up to {FORMAT_VERSION}.",
+            fix="pip install --upgrade distilkit",
+        )
+    return tree
+
+
+def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "auto") -> DistilledSet:
+    """Load the distilled set of a run: the very tensors that were stored, and their preprocessing.
+
+    Args:
+        run: the folder of a run, or its `results.zarr`.
+        which: "best", the one selected on validation; "last", the one after the last outer step; "auto", the best if there
+            is one, else the last.
+
+    Raises:
+        RunError: there is no such set in the run.
+    """
+    if which not in ("auto", "best", "last"):
+        near = nearest(str(which), ("auto", "best", "last")) or "auto"
+        raise RunError(f"which = {which!r} cannot be: it takes 'auto', 'best' or 'last'.", fix=f'which="{near}"')
+    tree = open(run)
+    group = "best" if which == "best" or (which == "auto" and "best" in tree.children) else "distilled"
+    if group not in tree.children:
+        raise RunError(
+            f"The run {os.fspath(run)!r} has no group /{group}; it has {sorted(tree.children)}.",
+            fix='which="last"' if group == "best" else None,
+        )
+    return from_group(tree, group)
+
+
+def _store(run: str | os.PathLike[str]) -> Path:
+    """The path that the store has or would have."""
+    path = Path(run)
+    return path if path.suffix == ".zarr" else path / NAME
+
+
+def _beside(store: Path) -> tuple[Path, Path]:
+    return store.with_name(store.name + ".old"), store.with_name(store.name + ".new")
+
+
+def _find(run: str | os.PathLike[str]) -> Path:
+    store = _store(run)
+    old, new = _beside(store)
+    for _ in range(2):  # twice: between the looks at two names a writer may move one to the other
+        if store.is_dir():
+            return store
+        if old.is_dir():  # a kill between the two renames: `new` is whole, unless a person took it away
+            return new if new.is_dir() else old
+    if not Path(run).exists():
+        raise RunError(f"There is no run at {os.fspath(run)!r}: the path does not exist (looked for {store}).")
+    raise RunError(f"There are no results at {os.fspath(run)!r}: looked for {store} and {old.name}, which an interrupted write leaves.")
+
+
+def _finish_move(store: Path) -> None:
+    """Do what a killed write had left to do."""
+    old, new = _beside(store)
+    if not store.exists() and old.exists():
+        os.rename(new if new.exists() else old, store)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+def _write_whole(tree: xr.DataTree, path: Path) -> None:
+    encoding: dict[str, dict[str, dict[str, object]]] = {}
+    for node in tree.subtree:
+        for name, array in node.to_dataset(inherit=False).variables.items():
+            settings: dict[str, object] = {"_FillValue": None} if array.dtype.kind in "fiu" else {}
+            if array.nbytes > LARGEST_CHUNK and array.dtype.kind in "fiub":
+                rows = max(1, array.shape[0] * LARGEST_CHUNK // array.nbytes)
+                settings["chunks"] = (rows, *array.shape[1:])
+            encoding.setdefault(node.path, {})[str(name)] = settings
+    with warnings.catch_warnings():
+        # Without consolidated metadata xarray warns whenever anybody opens the store; with it zarr warns once, here.
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        tree.to_zarr(path, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_inherited_coords=True)

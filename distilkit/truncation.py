@@ -1,0 +1,185 @@
+"""Truncation policies: through which inner steps the meta-gradient flows.
+
+A policy is a frozen value. `init` gives its state, `plan` picks the window of an outer step, `observe` may learn from the
+step's info. To write your own, give a class these three methods; nothing else has to change.
+
+The inner run goes from step 0 to `stop`; the meta-gradient flows through steps start, ..., stop - 1 only, and the outer loss
+is taken at `stop`. The steps before `start` run without gradient, and their optimiser state enters as a constant.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import attrs
+
+from distilkit import fields
+from distilkit.errors import CombinationError
+from distilkit.functional.streams import Stream
+
+
+class Window(NamedTuple):
+    """Inner steps start, ..., stop - 1.
+
+    >>> Window(20, 40).length
+    20
+    """
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Number of steps that the meta-gradient flows through."""
+        return self.stop - self.start
+
+
+class TruncationPolicy(Protocol):
+    """What a truncation policy offers."""
+
+    def init(self) -> Any:
+        """State before the first outer step, a tree of tensors and numbers."""
+        ...
+
+    def plan(self, state: Any, outer_step: int, stream: Stream) -> tuple[Window, Any]:
+        """Pick the window of an outer step; all randomness comes from `stream`."""
+        ...
+
+    def observe(self, state: Any, info: Any) -> Any:
+        """Take notice of what the outer step gave, and return the new state."""
+        ...
+
+
+class _Stateless:
+    """A policy that keeps no state."""
+
+    __slots__ = ()
+
+    def init(self) -> tuple[()]:
+        """Nothing to keep."""
+        return ()
+
+    def observe(self, state: tuple[()], info: Any) -> tuple[()]:
+        """Nothing to learn."""
+        return state
+
+
+def _window_fits(policy: Any) -> None:
+    if policy.window > policy.horizon:
+        raise CombinationError(
+            f"window = {policy.window} is longer than horizon = {policy.horizon}: the window is a part of the inner run.",
+            fix=f"window = {policy.horizon}",
+        )
+
+
+@attrs.frozen
+class FullUnroll(_Stateless):
+    """Plain backpropagation through time (BPTT): through the whole inner run.
+
+    Args:
+        horizon: inner steps T.
+
+    >>> FullUnroll(40).plan((), 0, Stream(0))[0]
+    Window(start=0, stop=40)
+    """
+
+    horizon: int = fields.integer(least=1)
+
+    def plan(self, state: tuple[()], outer_step: int, stream: Stream) -> tuple[Window, tuple[()]]:
+        """[0, T)."""
+        return Window(0, self.horizon), state
+
+
+@attrs.frozen
+class TailTruncation(_Stateless):
+    """Truncated BPTT (T-BPTT): through the last `window` steps of the inner run.
+
+    Args:
+        horizon: inner steps T.
+        window: steps M that the gradient flows through.
+
+    >>> TailTruncation(40, 10).plan((), 0, Stream(0))[0]
+    Window(start=30, stop=40)
+    """
+
+    horizon: int = fields.integer(least=1)
+    window: int = fields.integer(least=1)
+
+    def __attrs_post_init__(self) -> None:
+        _window_fits(self)
+
+    def plan(self, state: tuple[()], outer_step: int, stream: Stream) -> tuple[Window, tuple[()]]:
+        """[T - M, T)."""
+        return Window(self.horizon - self.window, self.horizon), state
+
+
+@attrs.frozen
+class RandomHorizon(_Stateless):
+    """R-BPTT: the inner run ends at random, and the gradient flows through all of it.
+
+    Args:
+        horizon: the longest inner run T.
+        shortest: the shortest one.
+
+    >>> RandomHorizon(40, 40).plan((), 0, Stream(0))[0]
+    Window(start=0, stop=40)
+    """
+
+    horizon: int = fields.integer(least=1)
+    shortest: int = fields.integer(1, least=1)
+
+    def __attrs_post_init__(self) -> None:
+        if self.shortest > self.horizon:
+            raise CombinationError(f"shortest = {self.shortest} is longer than horizon = {self.horizon}.", fix=f"shortest = {self.horizon}")
+
+    def plan(self, state: tuple[()], outer_step: int, stream: Stream) -> tuple[Window, tuple[()]]:
+        """[0, N) with N uniform on shortest..T."""
+        extra = stream.fold(outer_step).integers(self.horizon - self.shortest + 1).item()
+        return Window(0, self.shortest + int(extra)), state
+
+
+@attrs.frozen
+class RandomTruncation(_Stateless):
+    """RaT-BPTT, the paper's method (Feng, Vedantam and Kempe, 2024, section 3): a window at a random place.
+
+    Args:
+        horizon: inner steps T at most.
+        window: steps M that the gradient flows through.
+        redraw_every: outer steps that share one window. The paper's code keeps it for an epoch of real data (10 outer steps
+            on CIFAR-10 at a batch of 5,000); 1 draws it afresh each time.
+
+    >>> RandomTruncation(40, 40).plan((), 0, Stream(0))[0]
+    Window(start=0, stop=40)
+    """
+
+    horizon: int = fields.integer(least=1)
+    window: int = fields.integer(least=1)
+    redraw_every: int = fields.integer(1, least=1)
+
+    def __attrs_post_init__(self) -> None:
+        _window_fits(self)
+
+    def plan(self, state: tuple[()], outer_step: int, stream: Stream) -> tuple[Window, tuple[()]]:
+        """[s, s + M) with s uniform on 0..T - M."""
+        start = int(stream.fold(outer_step // self.redraw_every).integers(self.horizon - self.window + 1).item())
+        return Window(start, start + self.window), state
+
+
+@attrs.frozen
+class FixedStart(_Stateless):
+    """The authors' "stabilised" recipe: a window at a fixed place.
+
+    Args:
+        start: first step of the window.
+        window: steps that the gradient flows through.
+
+    >>> FixedStart(40, 90).plan((), 0, Stream(0))[0]
+    Window(start=40, stop=130)
+    """
+
+    start: int = fields.integer(least=0)
+    window: int = fields.integer(least=1)
+
+    def plan(self, state: tuple[()], outer_step: int, stream: Stream) -> tuple[Window, tuple[()]]:
+        """[start, start + M)."""
+        return Window(self.start, self.start + self.window), state

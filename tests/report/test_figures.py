@@ -1,0 +1,170 @@
+"""Figures: as many panels as there is to show, the very pixels of the set in them, readable at any size, torch never loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+from distilkit import report
+from distilkit.errors import RunError
+from distilkit.report.drawing import save
+from distilkit.report.sheet import MOST_CLASSES, montage
+from distilkit.storage import SetArrays, distilled_group, layout
+
+
+def arrays(classes: int, ipc: int, channels: int = 3, side: int = 8, *, names: Any = None, blocks: int = 1) -> SetArrays:
+    rng = np.random.default_rng(0)
+    n = classes * ipc
+    ramp = np.linspace(0, 120, side)[None, None, :, None] + np.linspace(0, 120, side)
+    pixel = (ramp + rng.integers(0, 15, (n, channels, side, side))).astype(np.uint8)
+    owner = np.repeat(np.arange(classes), ipc)
+    return SetArrays(
+        image=pixel.astype(np.float32),
+        label=np.eye(classes, dtype=np.float32)[owner],
+        label_class=owner,
+        class_names=tuple(names or [f"class {i}" for i in range(classes)]),
+        label_space="one-hot",
+        pixel=pixel,
+        block=np.tile(np.arange(ipc) * blocks // max(ipc, 1), classes),
+    )
+
+
+def tree(
+    *, steps: int = 40, seeds: int = 3, best: SetArrays | None = None, history: dict[str, Any] | None = None, **kwargs: Any
+) -> xr.DataTree:
+    rng = np.random.default_rng(1)
+    groups = {"distilled": distilled_group(arrays(**({"classes": 3, "ipc": 2} | kwargs)), steps)}
+    if best is not None:
+        groups["best"] = distilled_group(best, 5)
+    columns = {"outer_step": np.arange(steps), "outer_loss": 2 + rng.random(steps), "meta_gradient_norm": rng.lognormal(-2, 1, steps)}
+    groups["history"] = layout.history_group(columns | (history or {}))
+    if seeds:
+        validation = {s: {k: 0.3 + s / steps / 3 + 0.02 * k for k in range(seeds)} for s in range(0, steps, 10)}
+        groups["evaluation"] = layout.evaluation_group(
+            protocol={"steps": 300}, which="best", accuracy={k: 0.6 + 0.01 * k for k in range(seeds)}, validation=validation
+        )
+        groups["baselines"] = layout.baselines_group({"random $real": {0: 0.3, 1: 0.34}, "full data": {0: 0.9}})
+    return layout.build(groups, title="distilled $digits", spec={}, seed=0, torch_version="0")
+
+
+def panels(figure: Figure) -> int:
+    return len(figure.axes)
+
+
+SLOW = {"fifty a class", "two hundred classes"}
+LARGE = pytest.mark.slow
+SHEETS: dict[str, tuple[dict[str, Any], int]] = {
+    "digits": ({"classes": 10, "ipc": 1, "channels": 1}, 1),
+    "two channels": ({"classes": 2, "ipc": 2, "channels": 2}, 1),
+    "five channels": ({"classes": 2, "ipc": 2, "channels": 5}, 1),
+    "one of one": ({"classes": 1, "ipc": 1}, 1),
+    "fifty a class": ({"classes": 10, "ipc": 50}, 1),
+    "hundred classes": ({"classes": 100, "ipc": 1}, 5),
+    "two hundred classes": ({"classes": 200, "ipc": 10, "side": 4}, 5),
+    "no font has these": ({"classes": 3, "ipc": 1, "names": ["鳥\n鳥", "$\\frac{", "\x00😀" * 30]}, 1),
+    "blocks": ({"classes": 4, "ipc": 6, "blocks": 3}, 1),
+}
+
+
+@pytest.mark.parametrize(("made", "count"), [pytest.param(*v, marks=LARGE if k in SLOW else (), id=k) for k, v in SHEETS.items()])
+def test_a_sheet_of_any_size_is_drawn(tmp_path: Path, made: dict[str, Any], count: int) -> None:
+    run = tree(steps=2, seeds=0, **made)
+    figure = report.sheet_figure(run)
+    assert panels(figure) == count
+    picture = matplotlib.image.imread(save(figure, tmp_path / "a" / "sheet.png"))
+    height, width = picture.shape[:2]
+    assert 200 < width < 3600
+    assert 150 < height < 3600
+    assert len(np.unique((picture * 255).astype(np.uint8).reshape(-1, picture.shape[2]), axis=0)) > 20
+    said = figure.get_suptitle()
+    assert ("of 200 classes" in said) == (made["classes"] > MOST_CLASSES)
+    assert ("images a class" in said) == (made["ipc"] > 10 or made["classes"] > 100)
+    assert ("channels" in said) == (made.get("channels", 3) not in (1, 3))
+
+
+def test_each_cell_shows_the_pixels_of_its_sample() -> None:
+    made = arrays(classes=3, ipc=2, side=8)
+    order = np.random.default_rng(0).permutation(6)  # rows of a set need not lie by class
+    pixel, owner = made.pixel[order], made.label_class[order]
+    picture = montage(pixel, owner, [2, 0], depth=2, across=3)
+    for column, c in enumerate([2, 0]):
+        for row, image in enumerate(pixel[owner == c]):
+            top, left = row * 9, column * 9
+            np.testing.assert_array_equal(picture[top : top + 8, left : left + 8], image.transpose(1, 2, 0))
+    assert (picture[:, 18:] == 255).all()
+
+
+def test_the_file_holds_the_colours_of_the_set(tmp_path: Path) -> None:
+    made = arrays(classes=2, ipc=1)
+    made.pixel[0, :], made.pixel[1, :] = np.array([250, 10, 20])[:, None, None], np.array([5, 240, 30])[:, None, None]
+    run = layout.build({"distilled": distilled_group(made, 1)}, title="", spec={}, seed=0, torch_version="0")
+    picture = (matplotlib.image.imread(report.sheet(run, tmp_path / "s.png"))[:, :, :3] * 255).round().astype(int)
+    for colour in ([250, 10, 20], [5, 240, 30]):
+        assert (picture == colour).all(axis=2).sum() > 50 * 50
+
+
+def test_real_images_stand_beside_and_best_is_preferred() -> None:
+    real = np.full((4, 3, 8, 8), 77, np.uint8), np.array([0, 1, 2, 2])
+    run = tree(seeds=0, best=arrays(classes=3, ipc=1))
+    assert "3 distilled images after 5" in report.sheet_figure(run).get_suptitle()
+    figure = report.sheet_figure(run, which="last", real=real)
+    assert panels(figure) == 2
+    assert "6 distilled images" in figure.get_suptitle()
+    assert (figure.axes[1].images[0].get_array()[:8, :8] == 77).all()
+    with pytest.raises(RunError, match="do not go with"):
+        report.sheet_figure(run, real=(np.zeros((1, 1, 8, 8), np.uint8), np.array([0])))
+
+
+CURVES: dict[str, tuple[dict[str, Any], int]] = {
+    "all": ({}, 3),
+    "one seed": ({"seeds": 1}, 3),
+    "no evaluation": ({"seeds": 0}, 2),
+    "long": ({"steps": 500}, 3),
+    "one step": ({"steps": 1}, 3),
+    "no step": ({"steps": 0, "seeds": 0}, 2),
+    "zeros and NaN": ({"history": {"meta_gradient_norm": np.zeros(40), "outer_loss": np.full(40, np.nan)}}, 3),
+}
+
+
+@pytest.mark.parametrize(("made", "count"), CURVES.values(), ids=CURVES)
+def test_curves_of_any_run_are_drawn(tmp_path: Path, made: dict[str, Any], count: int) -> None:
+    figure = report.curves_figure(tree(**made))
+    assert panels(figure) == count
+    picture = matplotlib.image.imread(save(figure, tmp_path / "curves.png"))
+    assert (picture[:, :, :3].min(axis=2) < 0.9).sum() > 1000
+
+
+def test_curves_show_the_numbers_of_the_run() -> None:
+    run = tree()
+    figure = report.curves_figure(run)
+    loss, norm, accuracy = figure.axes
+    np.testing.assert_array_equal(loss.lines[0].get_ydata(), run["history/outer_loss"])
+    assert norm.get_yscale() == "log"
+    np.testing.assert_allclose(accuracy.lines[0].get_ydata(), run["evaluation/validation_accuracy"].values.mean(axis=1))
+    band = accuracy.collections[0].get_paths()[0].vertices[:, 1]
+    assert np.ptp(band) > np.ptp(run["evaluation/validation_accuracy"].values.mean(axis=1))
+    words = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert [w for w in words if "random $real" in w and "32.0 ± 2.8%" in w]
+    assert [w for w in words if "full data" in w and "90.0%" in w]
+
+
+def test_no_history_and_no_set_are_told_in_words() -> None:
+    empty = layout.build({}, title="", spec={}, seed=0, torch_version="0")
+    with pytest.raises(RunError, match="no group /history"):
+        report.curves_figure(empty)
+    with pytest.raises(RunError, match="no group /distilled"):
+        report.sheet_figure(empty)
+
+
+def test_torch_and_pyplot_are_not_loaded() -> None:
+    code = "import sys, distilkit.report; assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr

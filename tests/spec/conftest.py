@@ -1,0 +1,22 @@
+"""The tests' own components stand in the table of kinds, so that these tests need no torch and no other room."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from distilkit.spec import kinds
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def sample_kinds():
+    with pytest.MonkeyPatch.context() as patch:
+        for slot in kinds.KINDS:
+            patch.setitem(kinds.KINDS, slot, {})
+        patch.setitem(kinds.KINDS, "data", {"Digits": "spec_samples:Digits"})
+        patch.setitem(kinds.KINDS, "network", {name: f"spec_samples:{name}" for name in ("ConvNet", "MLP")})
+        patch.setitem(kinds.KINDS, "optimizer", {name: f"spec_samples:{name}" for name in ("SGD", "Adam")})
+        patch.setitem(kinds.KINDS, "schedule", {"Constant": "spec_samples:Constant"})
+        yield

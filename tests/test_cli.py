@@ -1,0 +1,172 @@
+"""The command line as a person meets it: a subprocess, its exit code and its words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+GOOD = """
+title = "tiny"
+[data]
+kind = "Digits"
+[learner.network]
+kind = "MLP"
+hidden = [12]
+[learner.optimizer]
+kind = "Adam"
+lr = 0.01
+[truncation]
+kind = "RandomTruncation"
+horizon = 6
+window = 3
+[outer]
+steps = 4
+[evaluation]
+seeds = 2
+steps = [5]
+every = 2
+"""
+
+
+def distilkit(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "distilkit", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "good.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_run_makes_what_it_says(spec, tmp_path):
+    done = distilkit("run", spec, "--set", "outer.steps=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "tiny"
+    tree = xr.open_datatree(folder / "results.zarr")
+    assert tree["history"].sizes["outer_step"] == 3
+    for word in ("validation accuracy", "distilled", "random real", "full data", "xarray.open_datatree"):
+        assert word in done.stdout
+    assert (folder / "distilled.png").exists()
+    again = distilkit("run", spec, "--set", "outer.steps=1", cwd=tmp_path)
+    assert again.returncode == 0
+    assert (tmp_path / "runs" / "tiny-2" / "results.zarr").exists()
+
+
+def test_run_refuses_a_folder_that_is_taken(spec, tmp_path):
+    (tmp_path / "taken" / "results.zarr").mkdir(parents=True)
+    done = distilkit("run", spec, "--out", tmp_path / "taken")
+    assert done.returncode == 2
+    assert "another run" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_validate_prints_the_whole_spec(spec, tmp_path):
+    done = distilkit("validate", spec)
+    assert done.returncode == 0, done.stderr
+    assert "eps_root" in done.stdout
+    resolved = tmp_path / "resolved.toml"
+    resolved.write_text(done.stdout)
+    assert distilkit("validate", resolved).stdout.split("# ")[0] == done.stdout.split("# ")[0]
+
+
+# name: (what is replaced in the good spec, by what, what the message must hold)
+WRONG = {
+    "text for a number": ("lr = 0.01", 'lr = "0.01"', ["learner.optimizer.lr", '"0.01"', "Try: lr = 0.01"]),
+    "fraction for a whole number": ("steps = 4", "steps = 3.7", ["outer.steps", "3.7", "whole number"]),
+    "true for a number": ("seeds = 2", "seeds = true", ["evaluation.seeds", "whole number"]),
+    "unknown kind": ('kind = "MLP"', 'kind = "MLPP"', ["learner.network.kind", "MLPP", "MLP"]),
+    "kind in lower case": ('kind = "Adam"', 'kind = "adam"', ["learner.optimizer.kind", "Adam"]),
+    "unknown key": ("hidden = [12]", "hiden = [12]", ["learner.network.hiden", "hidden"]),
+    "unknown table": ("[evaluation]", "[evalution]", ["evalution", "evaluation"]),
+    "negative size": ("steps = 4", "steps = -4", ["outer.steps", "-4", "at least 1"]),
+    "negative learning rate": ("lr = 0.01", "lr = -0.01", ["learner.optimizer.lr", "above 0"]),
+    "zero eps_root": ("lr = 0.01", "eps_root = 0", ["learner.optimizer.eps_root", "above 0", "derivative"]),
+    "window above horizon": ("window = 3", "window = 60", ["truncation", "60", "horizon = 6"]),
+    "horizon left out": ("horizon = 6\n", "", ["truncation.horizon"]),
+    "kind left out": ('kind = "RandomTruncation"\n', "", ["truncation", "kind", "RandomTruncation"]),
+    "table left out": ('[data]\nkind = "Digits"\n', "", ["data", "Digits"]),
+    "value for a table": ('[data]\nkind = "Digits"', 'data = "Digits"', ["data", "table"]),
+    "number for a list": ("hidden = [12]", "hidden = 12", ["learner.network.hidden", "list"]),
+    "word in a list": ("hidden = [12]", 'hidden = [12, "a"]', ["learner.network.hidden"]),
+    "steps that fall": ("steps = [5]", "steps = [9, 5]", ["evaluation", "rise"]),
+    "unknown choice": ('title = "tiny"', 'title = "tiny"\n[images]\nstart = "reel"', ["images.start", "real"]),
+    "toml that is none": ("steps = 4", "steps = = 4", ["line 16", "steps = = 4"]),
+    "text without quotes": ('title = "tiny"', "title = tiny", ["line 2", "title = tiny"]),
+    "python without trust": ('kind = "Digits"', 'kind = "python"\ntarget = "a:b"', ["data", "--trust"]),
+    "more than the images": (
+        "[learner.network]",
+        "[learner]\nbatch_per_class = 3\n[learner.network]",
+        ["batch_per_class = 3", "per_class = 1"],
+    ),
+    "device that is none": ('title = "tiny"', 'title = "tiny"\ndevice = "cudda"', ["cudda", "auto"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_specs_are_explained(name, tmp_path):
+    before, after, words = WRONG[name]
+    assert before in GOOD
+    path = tmp_path / "wrong.toml"
+    path.write_text(GOOD.replace(before, after, 1))
+    from distilkit import spec
+    from distilkit.errors import DistilkitError
+
+    def check():
+        distiller = spec.load(path)
+        distiller.torch_device  # noqa: B018  (a device is known to be none only when it is asked for)
+
+    with pytest.raises(DistilkitError) as caught:
+        check()
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_specs_leave_with_2_and_no_traceback(name, tmp_path):
+    before, after, words = WRONG[name]
+    path = tmp_path / "wrong.toml"
+    path.write_text(GOOD.replace(before, after, 1))
+    done = distilkit("run", path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_errors_come_at_once(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text(GOOD.replace("lr = 0.01", "lr = -1").replace("steps = 4", "steps = 0").replace("hidden", "hiden"))
+    done = distilkit("validate", path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for place in ("learner.optimizer.lr", "outer.steps", "learner.network.hiden"):
+        assert place in done.stderr
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path, spec):
+    done = distilkit("run", tmp_path / "god.toml")
+    assert done.returncode == 2
+    assert "good.toml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_set_goes_through_the_same_checks(spec):
+    done = distilkit("validate", spec, "--set", "outer.stepz=3", "--set", "truncation.window=7")
+    assert done.returncode == 2
+    assert "outer.steps" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_readme_example_is_a_valid_spec():
+    examples = Path(__file__).parents[1] / "examples"
+    assert sorted(examples.glob("*.toml"))
+    for path in examples.glob("*.toml"):
+        done = distilkit("validate", path)
+        assert done.returncode == 0, done.stderr

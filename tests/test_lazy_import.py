@@ -1,0 +1,71 @@
+"""`import distilkit` and `distilkit --help` are quick and leave torch alone; every public name is there when asked for."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import distilkit
+
+# torch and the libraries that are heavy for the same reason; none is needed to say what the commands are.
+HEAVY = ("torch", "torchvision", "torchopt", "sklearn", "matplotlib", "xarray", "zarr")
+CODE = {
+    "import distilkit": "import distilkit",
+    "python -m distilkit --help": "import runpy; sys.argv = ['distilkit', '--help']; runpy.run_module('distilkit', run_name='__main__')",
+}
+# Rooms that must be readable without torch (design section 5); they may load the other libraries.
+TORCHLESS = ("distilkit.errors", "distilkit.fields", "distilkit.spec", "distilkit.storage", "distilkit.report", "distilkit.cli")
+SECONDS = 1.0
+
+
+def run(code: str) -> tuple[set[str], float]:
+    """Run code in a fresh interpreter; return the top-level modules loaded at exit and the seconds it all took."""
+    report = "import atexit, sys; atexit.register(lambda: sys.stderr.write('\\nLOADED ' + ' '.join(sys.modules)))"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", f"{report}\n{code}"], capture_output=True, text=True, check=False, timeout=60)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    return {name.partition(".")[0] for name in done.stderr.rpartition("LOADED ")[2].split()}, seconds
+
+
+@pytest.mark.parametrize("code", CODE.values(), ids=CODE)
+def test_nothing_heavy_is_loaded_and_it_is_quick(code: str) -> None:
+    # The best of three: a busy machine can slow one run down, but none can speed one up.
+    runs = [run(code) for _ in range(3)]
+    assert "distilkit" in runs[0][0]
+    assert not runs[0][0] & set(HEAVY)
+    assert min(seconds for _, seconds in runs) < SECONDS
+
+
+@pytest.mark.parametrize("module", TORCHLESS)
+def test_room_does_without_torch(module: str) -> None:
+    assert "torch" not in run(f"import {module}")[0]
+
+
+def test_the_check_sees_a_heavy_import() -> None:
+    assert "matplotlib" in run("import matplotlib")[0]
+
+
+@pytest.mark.parametrize("name", distilkit.__all__)
+def test_public_name_resolves(name: str) -> None:
+    value = getattr(distilkit, name)
+    assert getattr(value, "__name__", name) == name
+    assert name in dir(distilkit)
+
+
+def test_editors_see_the_same_names() -> None:
+    tree = ast.parse(Path(distilkit.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == distilkit._HOME
+
+
+def test_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(AttributeError, match=r"did you mean dk\.ConvNet"):
+        distilkit.Convnet  # noqa: B018
+    assert not hasattr(distilkit, "xyzzy")

@@ -1,0 +1,69 @@
+"""Small inner problems for the truth tests, and an adjoint-free reference: autograd over the whole inner run."""
+
+import torch
+from torch.nn import functional as F
+
+import distilkit as dk
+from distilkit.functional.adjoints import Leaves
+from distilkit.unroller import RealBatch
+
+CLASSES, PER_CLASS, SHAPE = 3, 3, (1, 8, 8)
+
+
+def learner(optimizer, *, activation="gelu", batch_per_class=None, classes_per_step=None, learn_lr=False, augment=None):
+    network = dk.ConvNet(width=4, depth=2, activation=activation).bind(SHAPE, CLASSES)
+    return dk.Learner(
+        network, optimizer, batch_per_class=batch_per_class, classes_per_step=classes_per_step, learn_lr=learn_lr, augment=augment
+    )
+
+
+def problem(dtype=torch.float64, lr=0.05):
+    """A distilled set of three images of each of three classes, and a real batch."""
+    stream = dk.Stream(7)
+    classes = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+    labels = F.one_hot(classes, CLASSES).double() * 0.9 + 0.05 * stream.fold("labels").uniform(len(classes), CLASSES, dtype=torch.float64)
+    images = stream.fold("images").normal(len(classes), *SHAPE, dtype=torch.float64)
+    real = stream.fold("real").normal(24, *SHAPE, dtype=torch.float64)
+    targets = F.one_hot(torch.arange(24) % CLASSES, CLASSES).double()
+    leaves = Leaves(images.to(dtype), labels.to(dtype), torch.tensor(lr, dtype=torch.float64).log().to(dtype))
+    return leaves, RealBatch(real.to(dtype), targets.to(dtype)), classes
+
+
+def outer_loss(inner, leaves, window, batch, stream, classes, *, wrong_draw=None):
+    """The outer loss as a function of the leaves, written with torch.autograd alone: no adjoint and no functorch.
+
+    The steps before the window run on detached leaves, and what they leave is detached. `wrong_draw` replaces the draw of one
+    step by another step's, for the negative control.
+    """
+    frozen = Leaves(*(x.detach() for x in leaves))
+    state = inner.init(stream.fold("network"), dtype=leaves.images.dtype)
+    params = state.params.detach().requires_grad_()
+    optimizer = state.optimizer
+    for t in range(window.stop):
+        use = leaves if t >= window.start else frozen
+        key = t if wrong_draw != t else t + 1000
+        draw = inner.draw(stream.fold("draw").fold(key), classes, SHAPE)
+        (gradient,) = torch.autograd.grad(inner.objective(params, use.images, use.labels, draw), params, create_graph=True)
+        params, optimizer = inner.update(type(state)(params, optimizer), gradient, use.log_lr)
+        if t < window.start:
+            params, optimizer = params.detach().requires_grad_(), _detached(optimizer)
+    return inner.loss(inner.logits(params, batch.images), batch.labels)
+
+
+def reference(inner, leaves, window, batch, stream, classes, **control):
+    """Whole-window autograd: (loss, gradient with respect to each leaf)."""
+    leaves = Leaves(*(x.clone().requires_grad_() for x in leaves))
+    loss = outer_loss(inner, leaves, window, batch, stream, classes, **control)
+    gradients = torch.autograd.grad(loss, list(leaves), allow_unused=True)
+    return loss.detach(), Leaves(*(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=False)))
+
+
+def relative(a, b):
+    """|a - b| / |b|, or |a| where b is zero."""
+    return ((a - b).norm() / b.norm()).item() if b.norm() > 0 else a.norm().item()
+
+
+def _detached(tree):
+    from distilkit.functional.pytrees import tensor_map
+
+    return tensor_map(torch.Tensor.detach, tree)

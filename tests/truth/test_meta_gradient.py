@@ -1,0 +1,177 @@
+"""The meta-gradient is exact: against whole-window autograd, against finite differences, and in float32 against float64."""
+
+import pytest
+import torch
+
+import distilkit as dk
+from distilkit.functional.adjoints import Leaves
+from tests.truth.problems import learner, outer_loss, problem, reference, relative
+
+# One line here gives a new component every test below.
+ADJOINTS = {
+    "autograd": dk.AutogradAdjoint(),
+    "replay, forward over reverse": dk.ReplayAdjoint(),
+    "replay, reverse over reverse": dk.ReplayAdjoint(product="reverse-over-reverse"),
+}
+POLICIES = {
+    "full": dk.FullUnroll(horizon=7),
+    "tail": dk.TailTruncation(horizon=7, window=4),
+    "random horizon": dk.RandomHorizon(horizon=8, shortest=3),
+    "random truncation": dk.RandomTruncation(horizon=9, window=4),
+    "fixed start": dk.FixedStart(start=3, window=4),
+}
+OPTIMIZERS = {
+    "SGD": dk.SGD(lr=0.05),
+    "momentum": dk.SGD(lr=0.05, momentum=0.9),
+    "Nesterov": dk.SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "Adam": dk.Adam(lr=0.01),
+    "AdamW": dk.AdamW(lr=0.01),
+    "RMSProp": dk.RMSProp(lr=0.01),
+}
+DRAWS = {"full batch": {}, "minibatch": {"batch_per_class": 2}, "classes": {"batch_per_class": 2, "classes_per_step": 2}}
+
+
+def window_of(policy, seed=3):
+    return policy.plan(policy.init(), 0, dk.Stream(seed))[0]
+
+
+@pytest.mark.parametrize("draws", DRAWS)
+@pytest.mark.parametrize("learn_lr", [False, True], ids=["lr fixed", "lr learned"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_equals_whole_window_autograd(policy, optimizer, learn_lr, draws):
+    """Images, labels and lr, every adjoint, to 1e-10 relative in float64 (rounding of a sum of a few hundred terms is 1e-14)."""
+    inner = learner(OPTIMIZERS[optimizer], learn_lr=learn_lr, **DRAWS[draws])
+    leaves, batch, classes = problem(lr=inner.optimizer.lr)
+    window, stream = window_of(POLICIES[policy]), dk.Stream(5)
+    loss, truth = reference(inner, leaves, window, batch, stream, classes)
+    for name, adjoint in ADJOINTS.items():
+        meta = dk.Unroller(adjoint).meta_gradient(inner, leaves, window, batch, stream, classes)
+        assert relative(meta.loss, loss) < 1e-12, name
+        assert relative(meta.images, truth.images) < 1e-10, name
+        assert relative(meta.labels, truth.labels) < 1e-10, name
+        assert relative(meta.log_lr, truth.log_lr) < 1e-10, name
+    assert (truth.log_lr != 0) == learn_lr
+    assert truth.images.norm() > 1e-8  # a zero gradient would agree with anything
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_augmentation_is_replayed(adjoint):
+    inner = learner(dk.Adam(lr=0.01), augment=dk.FlipRotate(), batch_per_class=2)
+    leaves, batch, classes = problem()
+    window, stream = dk.Window(2, 6), dk.Stream(5)
+    _, truth = reference(inner, leaves, window, batch, stream, classes)
+    meta = dk.Unroller(ADJOINTS[adjoint]).meta_gradient(inner, leaves, window, batch, stream, classes)
+    assert relative(meta.images, truth.images) < 1e-10
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "momentum", "Adam"])
+def test_negative_control_one_wrong_draw(optimizer):
+    """A single step whose minibatch is not the one of the forward pass must show: more than 1e-2."""
+    inner = learner(OPTIMIZERS[optimizer], batch_per_class=1)
+    leaves, batch, classes = problem()
+    window, stream = dk.Window(2, 7), dk.Stream(5)
+    _, wrong = reference(inner, leaves, window, batch, stream, classes, wrong_draw=4)
+    meta = dk.Unroller().meta_gradient(inner, leaves, window, batch, stream, classes)
+    assert relative(wrong.images, meta.images) > 1e-2
+
+
+@pytest.mark.parametrize("leaf", ["images", "labels", "log_lr"])
+@pytest.mark.parametrize("optimizer", ["SGD", "momentum", "Adam"])
+def test_finite_differences(optimizer, leaf):
+    """Central differences of the reference loss along a random direction, the best of a sweep over the step, to 1e-6.
+
+    GELU, and an eps_root of 1e-6 for Adam: a difference across a kink, or near the root's pole, is not a derivative.
+    """
+    chosen = dk.Adam(lr=0.01, eps_root=1e-6) if optimizer == "Adam" else OPTIMIZERS[optimizer]
+    inner = learner(chosen, learn_lr=True, batch_per_class=2)
+    leaves, batch, classes = problem(lr=chosen.lr)
+    # The whole run is the window: a finite difference also moves the steps before a window, which truncation leaves out.
+    window, stream = dk.Window(0, 6), dk.Stream(5)
+    meta = dk.Unroller().meta_gradient(inner, leaves, window, batch, stream, classes)
+    x, gradient = getattr(leaves, leaf), getattr(meta, leaf)
+    direction = dk.Stream(11).fold(leaf).normal(*x.shape, dtype=torch.float64)
+    claimed = (gradient * direction).sum()
+
+    def at(step):
+        moved = leaves._replace(**{leaf: x + step * direction})
+        return outer_loss(inner, moved, window, batch, stream, classes).detach()
+
+    errors = [abs(((at(h) - at(-h)) / (2 * h) - claimed) / claimed).item() for h in (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)]
+    assert min(errors) < 1e-6, errors
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_float32_is_close_to_float64(optimizer, adjoint):
+    """1e-4 for a window that does not hold step 0: there Adam divides by |g| + eps and float32 cannot follow."""
+    inner = learner(OPTIMIZERS[optimizer], batch_per_class=2)
+    window, stream = dk.Window(3, 8), dk.Stream(5)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaves, batch, classes = problem(dtype)
+        # Both start from the same trajectory: float32 parameters are exact in float64.
+        results.append(dk.Unroller(ADJOINTS[adjoint]).meta_gradient(inner, leaves, window, batch, stream, classes))
+    double, single = results
+    assert single.images.dtype == torch.float32
+    assert relative(single.images.double(), double.images) < 1e-4
+    assert relative(single.labels.double(), double.labels) < 1e-4
+
+
+def test_same_gradient_when_the_window_is_the_horizon():
+    """RandomTruncation, TailTruncation and FullUnroll are one thing when nothing is truncated: to the bit."""
+    inner = learner(dk.Adam(lr=0.01), batch_per_class=2)
+    leaves, batch, classes = problem()
+    policies = (dk.FullUnroll(6), dk.TailTruncation(6, 6), dk.RandomTruncation(6, 6), dk.RandomHorizon(6, 6), dk.FixedStart(0, 6))
+    gradients = [dk.Unroller().meta_gradient(inner, leaves, window_of(p), batch, dk.Stream(5), classes).images for p in policies]
+    assert all(torch.equal(g, gradients[0]) for g in gradients)
+
+
+def test_prefix_gets_no_gradient():
+    """An image that only the prefix sees has a gradient of exactly zero."""
+    inner = learner(dk.SGD(lr=0.05), batch_per_class=1)
+    leaves, batch, classes = problem()
+    window, stream = dk.Window(4, 6), dk.Stream(5)
+    rows = [set(inner.draw(stream.fold("draw").fold(t), classes, (1, 8, 8)).rows.tolist()) for t in range(6)]
+    before, within = set().union(*rows[:4]), set().union(*rows[4:])
+    only_before = sorted(before - within)
+    assert only_before, "the seed must leave an image that only the prefix sees"
+    meta = dk.Unroller().meta_gradient(inner, leaves, window, batch, stream, classes)
+    assert (meta.images[only_before] == 0).all()
+    assert (meta.images[sorted(within)].flatten(1).norm(dim=1) > 0).all()
+    # The prefix matters all the same: it makes the parameters that the window starts from.
+    moved = leaves._replace(images=leaves.images.index_add(0, torch.tensor(only_before), torch.ones_like(leaves.images[only_before])))
+    other = dk.Unroller().meta_gradient(inner, moved, window, batch, stream, classes)
+    assert relative(other.images, meta.images) > 1e-3
+
+
+def test_a_graph_of_the_caller_does_not_leak_in():
+    inner = learner(dk.SGD(lr=0.05))
+    leaves, batch, classes = problem()
+    tracked = Leaves(*(x.clone().requires_grad_() for x in leaves))
+    plain = dk.Unroller().meta_gradient(inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes)
+    other = dk.Unroller().meta_gradient(inner, tracked, dk.Window(1, 4), batch, dk.Stream(5), classes)
+    assert torch.equal(plain.images, other.images)
+    assert not other.images.requires_grad
+
+
+def test_zero_gradients_give_no_nan():
+    """A pixel that is black in every image leaves weights without gradient; Adam's root must stand that."""
+    inner = learner(dk.Adam(lr=0.01), activation="relu")
+    leaves, batch, classes = problem()
+    dark = leaves._replace(images=torch.zeros_like(leaves.images))
+    for adjoint in ADJOINTS.values():
+        meta = dk.Unroller(adjoint).meta_gradient(inner, dark, dk.Window(0, 4), batch, dk.Stream(5), classes)
+        assert meta.images.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_gpu_agrees_with_cpu(adjoint):
+    inner = learner(dk.Adam(lr=0.01), batch_per_class=2)
+    leaves, batch, classes = problem()
+    window, stream = dk.Window(2, 6), dk.Stream(5)
+    there = Leaves(*(x.cuda() for x in leaves))
+    cpu = dk.Unroller(ADJOINTS[adjoint]).meta_gradient(inner, leaves, window, batch, stream, classes)
+    gpu = dk.Unroller(ADJOINTS[adjoint]).meta_gradient(inner, there, window, type(batch)(*(x.cuda() for x in batch)), stream, classes)
+    assert relative(gpu.images.cpu(), cpu.images) < 1e-9
