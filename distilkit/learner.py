@@ -124,18 +124,23 @@ class Learner:
         augment = None if self.augment is None else self.augment.sample(stream.fold("augment"), (count, *image_shape))
         return Draw(rows, augment)
 
-    def logits(self, params: Tensor, images: Tensor) -> Tensor:
-        """Network output: params (P,), images (N, ...) -> (N, K)."""
+    def logits(self, params: Tensor, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Network output: params (P,), images (N, ...) -> (N, K).
+
+        `dtype` is that of the arithmetic inside of the network; parameters and logits keep their own. None is theirs.
+        """
+        if dtype is not None:
+            return self.logits(params.to(dtype), images.to(dtype)).to(params.dtype)
         logits: Tensor = self.network.apply(self.layout.unravel(params), images)
         return logits
 
-    def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        """The inner loss at params: a number."""
+    def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw, dtype: torch.dtype | None = None) -> Tensor:
+        """The inner loss at params: a number. `dtype` as in `logits`; the loss itself is taken in that of the parameters."""
         if draw.rows is not None:
             images, labels = images[draw.rows], labels[draw.rows]
         if draw.augment is not None:
             images = self.augment.apply(images, draw.augment)
-        value: Tensor = self.loss(self.logits(params, images), labels)
+        value: Tensor = self.loss(self.logits(params, images, dtype), labels)
         return value
 
     def grad(self, params: Tensor, distilled: TrainingData, draw: Draw) -> Tensor:

@@ -12,7 +12,9 @@ ADJOINTS = {
     "autograd": dk.AutogradAdjoint(),
     "replay, forward over reverse": dk.ReplayAdjoint(),
     "replay, reverse over reverse": dk.ReplayAdjoint(product="reverse-over-reverse"),
+    "replay, every third state": dk.ReplayAdjoint(every=3),
 }
+EXECUTIONS = ["off", pytest.param("trace", marks=pytest.mark.slow)]
 POLICIES = {
     "full": dk.FullUnroll(horizon=7),
     "tail": dk.TailTruncation(horizon=7, window=4),
@@ -35,18 +37,19 @@ def window_of(policy, seed=3):
     return policy.plan(policy.init(), 0, dk.Stream(seed))[0]
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("draws", DRAWS)
 @pytest.mark.parametrize("learn_lr", [False, True], ids=["lr fixed", "lr learned"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_equals_whole_window_autograd(policy, optimizer, learn_lr, draws):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_equals_whole_window_autograd(execution, policy, optimizer, learn_lr, draws):
     """Images, labels and lr, every adjoint, to 1e-10 relative in float64 (rounding of a sum of a few hundred terms is 1e-14)."""
     inner = learner(OPTIMIZERS[optimizer], learn_lr=learn_lr, **DRAWS[draws])
     leaves, batch, classes = problem(lr=inner.optimizer.lr)
     window, stream = window_of(POLICIES[policy]), dk.Stream(5)
     loss, truth = reference(inner, leaves, window, batch, stream, classes)
     for name, adjoint in ADJOINTS.items():
-        meta = dk.Unroller(adjoint).meta_gradient(inner, leaves, window, batch, stream, classes)
+        meta = dk.Unroller(adjoint, compile=execution).meta_gradient(inner, leaves, window, batch, stream, classes)
         assert relative(meta.loss, loss) < 1e-12, name
         assert relative(meta.images, truth.images) < 1e-10, name
         assert relative(meta.labels, truth.labels) < 1e-10, name
@@ -61,7 +64,7 @@ def test_augmentation_is_replayed(adjoint):
     leaves, batch, classes = problem()
     window, stream = dk.Window(2, 6), dk.Stream(5)
     _, truth = reference(inner, leaves, window, batch, stream, classes)
-    meta = dk.Unroller(ADJOINTS[adjoint]).meta_gradient(inner, leaves, window, batch, stream, classes)
+    meta = dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(inner, leaves, window, batch, stream, classes)
     assert relative(meta.images, truth.images) < 1e-10
 
 
@@ -111,7 +114,7 @@ def test_float32_is_close_to_float64(optimizer, adjoint):
     for dtype in (torch.float64, torch.float32):
         leaves, batch, classes = problem(dtype)
         # Both start from the same trajectory: float32 parameters are exact in float64.
-        results.append(dk.Unroller(ADJOINTS[adjoint]).meta_gradient(inner, leaves, window, batch, stream, classes))
+        results.append(dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(inner, leaves, window, batch, stream, classes))
     double, single = results
     assert single.images.dtype == torch.float32
     assert relative(single.images.double(), double.images) < 1e-4
@@ -161,7 +164,7 @@ def test_zero_gradients_give_no_nan():
     leaves, batch, classes = problem()
     dark = leaves._replace(images=torch.zeros_like(leaves.images))
     for adjoint in ADJOINTS.values():
-        meta = dk.Unroller(adjoint).meta_gradient(inner, dark, dk.Window(0, 4), batch, dk.Stream(5), classes)
+        meta = dk.Unroller(adjoint, compile="off").meta_gradient(inner, dark, dk.Window(0, 4), batch, dk.Stream(5), classes)
         assert meta.images.isfinite().all()
 
 
@@ -172,6 +175,8 @@ def test_gpu_agrees_with_cpu(adjoint):
     leaves, batch, classes = problem()
     window, stream = dk.Window(2, 6), dk.Stream(5)
     there = Leaves(*(x.cuda() for x in leaves))
-    cpu = dk.Unroller(ADJOINTS[adjoint]).meta_gradient(inner, leaves, window, batch, stream, classes)
-    gpu = dk.Unroller(ADJOINTS[adjoint]).meta_gradient(inner, there, window, type(batch)(*(x.cuda() for x in batch)), stream, classes)
+    cpu = dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(inner, leaves, window, batch, stream, classes)
+    gpu = dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(
+        inner, there, window, type(batch)(*(x.cuda() for x in batch)), stream, classes
+    )
     assert relative(gpu.images.cpu(), cpu.images) < 1e-9
