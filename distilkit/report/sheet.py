@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from distilkit.errors import RunError
 from distilkit.report.drawing import INK, MUTED, clean, new_figure, save
+from distilkit.report.vectors import vectors_figure
 
 MOST_CLASSES = 100
 BAND = 20  # classes side by side before a new band begins below
@@ -30,7 +31,7 @@ def sheet(
     real: tuple[np.ndarray, np.ndarray] | None = None,
     rows: int | None = None,
 ) -> Path:
-    """Save a PNG of the distilled images: a column for each class, a row for each sample of it.
+    """Save a PNG of the distilled images: a column for each class, a row for each sample of it; a heat map for feature vectors.
 
     Args:
         tree: the results of a run.
@@ -55,13 +56,17 @@ def sheet_figure(
     real: tuple[np.ndarray, np.ndarray] | None = None,
     rows: int | None = None,
 ) -> Figure:
-    """The figure that `sheet` saves: a panel for each band of classes, and beside it one of real images if they are given."""
+    """The figure that `sheet` saves: a panel for each band of classes, and beside it one of real images if they are given.
+
+    Feature vectors are drawn as a heat map that says that they are no images, without `real`.
+    """
     group = "best" if which == "best" or (which == "auto" and "best" in tree.children) else "distilled"
     if group not in tree.children:
         raise RunError(f"The run has no group /{group}; it has {sorted(tree.children)}.")
     data = tree[group].to_dataset()
+    title = clean(str(tree.attrs.get("title", "")) or "distilled set")
     if data["pixel"].ndim != 4:
-        raise RunError(f"The distilled set is made of feature vectors, {dict(data['pixel'].sizes)}, and not of images to look at.")
+        return vectors_figure(data, title)
     pixels, owner, names = data["pixel"].values, data["label_class"].values, [str(n) for n in data["class"].values]
     if real is not None and (real[0].ndim != 4 or real[0].shape[1:] != pixels.shape[1:] or len(real[0]) != len(real[1])):
         raise RunError(f"Real images of shape {real[0].shape} with {len(real[1])} classes do not go with images of {pixels.shape[1:]}.")
@@ -90,7 +95,6 @@ def sheet_figure(
         f"first {depth} of {deepest} images a class" if depth < deepest else "",
         {1: "", 3: "", 2: "first of 2 channels"}.get(pixels.shape[1], f"first 3 of {pixels.shape[1]} channels as red, green, blue"),
     ]
-    title = clean(str(tree.attrs.get("title", "")) or "distilled set")
     subtitle = "   ".join([f"{len(pixels)} distilled images after {data.attrs.get('outer_step', '?')} outer steps", *filter(None, limits)])
     figure.suptitle(f"{title}\n{subtitle}", fontsize=9, color=INK, parse_math=False)
     return figure

@@ -78,11 +78,14 @@ def distilled_group(
         given = getattr(arrays, name).shape
         if given != shape:
             raise RunError(f"A distilled set of {n} samples and {k} classes cannot have {name} of shape {given}; it takes {shape}.")
+    what, seen = (
+        ("image", "distilled image for people") if len(space) == 4 else ("vector", "distilled vector, not an image, clipped to [0, 1]")
+    )
     block = np.zeros(n, np.int64) if arrays.block is None else arrays.block
     data = {
-        "image": variable(space, arrays.image, "distilled image in the preprocessed space", **_dtype(arrays, "image")),
+        "image": variable(space, arrays.image, f"distilled {what} in the preprocessed space", **_dtype(arrays, "image")),
         "label": variable(("sample", "class"), arrays.label, f"label of the sample as {arrays.label_space}", **_dtype(arrays, "label")),
-        "pixel": variable(space, arrays.pixel.astype(np.uint8), "distilled image for people, from 0 (dark) to 255"),
+        "pixel": variable(space, arrays.pixel.astype(np.uint8), f"{seen}, from 0 (dark) to 255"),
     }
     coords = {dim: coordinate(dim, np.arange(size)) for dim, size in zip(space, arrays.image.shape, strict=True)}
     coords["class"] = coordinate("class", list(arrays.class_names))

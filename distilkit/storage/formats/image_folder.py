@@ -1,0 +1,101 @@
+"""The format "image-folder": a PNG for each sample, and `labels.csv`. Lossy: pixels have 256 levels, and preprocessing is undone.
+
+`labels.csv` has the columns file, class (a number), and maybe class_name, block and label_0, label_1, ... (soft labels). Beside it
+`distilkit.json` may say class_names, label_space, inner_lr and provenance. A folder made by hand needs only file and class. Images
+are read back as they look, in [0, 1]; with `preprocessing` they are put through it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distilkit.data import DistilledSet, Identity
+from distilkit.errors import CombinationError, DistilkitError
+from distilkit.storage.formats.complete import labelled
+from distilkit.storage.formats.pictures import can_be_drawn, draw, look
+from distilkit.storage.formats.raw import Options, Raw, write_folder
+from distilkit.storage.formats.spaces import fit, known
+
+TABLE, WORDS = "labels.csv", "distilkit.json"
+
+
+def matches(path: Path) -> bool:
+    """Whether the path looks like this format."""
+    return (path / TABLE).is_file()
+
+
+def read(path: Path, options: Options) -> DistilledSet:
+    """Read the folder."""
+    table = path / TABLE
+    try:
+        with table.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        words: dict[str, Any] = json.loads((path / WORDS).read_text("utf-8")) if (path / WORDS).is_file() else {}
+        classes = torch.tensor([int(row["class"]) for row in rows], dtype=torch.int64)
+        block = torch.tensor([int(row.get("block") or 0) for row in rows], dtype=torch.int64)
+        columns = [name for name in (rows[0] if rows else ()) if name and name.startswith("label_")]
+        soft = torch.tensor([[float(row[name]) for name in columns] for row in rows])
+        files = [path / row["file"] for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise DistilkitError(
+            f"{table} needs the columns file and class (a number), and what label_0, ... hold must be numbers: {error!r}"
+        ) from error
+    if not rows:
+        raise DistilkitError(f"{table} names no images.")
+    for file in files:
+        if path.resolve() not in file.resolve().parents:
+            raise DistilkitError(f"{table} names {file}, which is outside of the folder; it is not read.")
+    images = look(files)
+    raw = Raw(images, soft if columns else classes, str(path), str(table), label_space=words.get("label_space"))
+    said = words.get("class_names")
+    names = options.class_names or (tuple(said) if said else None) or (options.data.class_names if options.data is not None else None)
+    space, (labels, _, _), names = labelled(raw, Options(label_space=options.label_space, class_names=names))
+    preprocessing = fit(known(options.preprocessing or Identity()), options.data, str(path))
+    return DistilledSet(
+        images=preprocessing.forward(images),
+        labels=labels,
+        classes=classes,
+        class_names=names,
+        label_space=space,
+        block=block,
+        inner_lr=words.get("inner_lr"),
+        preprocessing=preprocessing,
+        provenance=words.get("provenance", {"imported_from": path.name, "format": "image-folder"}),
+    )
+
+
+def write(distilled: DistilledSet, path: Path, plain: bool) -> None:
+    """Write the folder."""
+    if not can_be_drawn(distilled):
+        raise CombinationError(
+            f"PNG holds grey and colour images, and this set is of shape {tuple(distilled.images.shape)}.",
+            fix='formats.write(distilled, "set.safetensors", "safetensors")',
+        )
+    distilled = distilled.to("cpu")
+    labels = distilled.labels.detach().double().tolist()
+
+    def fill(folder: Path) -> None:
+        header = ["file", "class", "class_name", "block", *(f"label_{i}" for i in range(len(distilled.class_names)))]
+        with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(header)
+            for name, c, b, row in zip(draw(distilled, folder), distilled.classes.tolist(), distilled.block.tolist(), labels, strict=True):
+                # For people only: a name that cannot be printed is written with escapes.
+                word = distilled.class_names[c]
+                table.writerow([name, c, word if word.isprintable() else word.encode("unicode_escape").decode(), b, *map(repr, row)])
+        words = {
+            "class_names": list(distilled.class_names),
+            "label_space": distilled.label_space,
+            "inner_lr": distilled.inner_lr,
+            "preprocessing_undone": distilled.preprocessing.to_arrays()[0]["kind"],
+            "provenance": distilled.provenance,
+        }
+        if not plain:
+            (folder / WORDS).write_text(json.dumps(words), encoding="utf-8")
+
+    write_folder(path, fill)
