@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields
+from distilkit.boosting import BoostSchedule, Stage, fitted, groups, require_minibatch, single
 from distilkit.data import DataBundle, DistilledSet
-from distilkit.errors import CombinationError, GradientError
+from distilkit.errors import CombinationError
 from distilkit.evaluation import Evaluation
 from distilkit.functional.adjoints import Leaves
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.parts import Images, Labels, Mover, MoverState, Outer
+from distilkit.parts import DistillerState, Images, Labels, Mover, Outer, StepInfo, require_finite
 from distilkit.truncation import Window
 from distilkit.unroller import MetaGradient, RealBatch, Unroller
 
@@ -32,33 +33,6 @@ if TYPE_CHECKING:
     import xarray
 
     from distilkit.running import Observer
-
-
-class DistillerState(NamedTuple):
-    """All that changes from one outer step to the next, a tree of tensors and numbers.
-
-    step: outer steps done. leaves: images, labels and log_lr. movers: the state of what moves each of them, in that order.
-    policy: state of the truncation policy.
-    """
-
-    step: int
-    leaves: Leaves
-    movers: tuple[MoverState, ...]
-    policy: Any
-
-
-class StepInfo(NamedTuple):
-    """Diagnostics of one outer step, never fed back (but for `TruncationPolicy.observe`).
-
-    meta_gradient_norm: of the images, before clipping. clip_scale: what clipping multiplied it by. seconds: wall clock.
-    """
-
-    outer_step: int
-    outer_loss: float
-    meta_gradient_norm: float
-    clip_scale: float
-    window: Window
-    seconds: float
 
 
 @attrs.frozen
@@ -70,6 +44,7 @@ class Distiller:
         learner: the inner problem.
         truncation: which inner steps the meta-gradient flows through, such as `RandomTruncation(horizon=40, window=20)`.
         unroller: how the meta-gradient is taken.
+        boost: stages in which the set grows, or None to distil it at once.
         images: how many, and what they start as.
         labels: fixed or learned.
         outer: the outer optimisation.
@@ -95,6 +70,7 @@ class Distiller:
     learner: Learner = fields.part(Learner)
     truncation: Any = fields.component("truncation", methods=("init", "plan", "observe"))
     unroller: Unroller = fields.part(Unroller, Unroller())
+    boost: BoostSchedule | None = fields.part(BoostSchedule, None, optional=True)
     images: Images = fields.part(Images, Images())
     labels: Labels = fields.part(Labels, Labels())
     outer: Outer = fields.part(Outer, Outer())
@@ -105,12 +81,30 @@ class Distiller:
     threads: int | None = fields.integer(None, least=1, optional=True)
 
     def __attrs_post_init__(self) -> None:
-        batch = self.learner.batch_per_class
-        if batch is not None and batch > self.images.per_class:
+        if self.boost is not None and self.images.per_class not in (1, self.boost.per_class):
             raise CombinationError(
-                f"learner.batch_per_class = {batch}, and there are images.per_class = {self.images.per_class} images of a class.",
-                fix=f"batch_per_class = {self.images.per_class}",
+                f"images.per_class = {self.images.per_class}, and boost.blocks = {list(self.boost.blocks)} add up to "
+                f"{self.boost.per_class}. The blocks decide; leave per_class out, or make the two equal.",
+                fix=f"per_class = {self.boost.per_class}",
             )
+        require_minibatch(self.stages[-1], self.boost, self.learner)
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the run; one when there is no boosting."""
+        if self.boost is None:
+            return single(self.images.per_class, self.outer.steps, self.truncation)
+        return self.boost.stages(self.outer.steps, self.truncation)
+
+    @property
+    def per_class(self) -> int:
+        """Images per class of the whole set."""
+        return self.stages[-1].per_class
+
+    @property
+    def outer_steps(self) -> int:
+        """Outer steps of all stages together."""
+        return sum(stage.steps for stage in self.stages)
 
     @property
     def stream(self) -> Stream:
@@ -144,20 +138,39 @@ class Distiller:
 
     @cached_property
     def classes(self) -> Tensor:
-        """int64 (N,): the class of each distilled image, on the CPU."""
-        return torch.arange(self.bundle.classes).repeat_interleave(self.images.per_class)
+        """int64 (N,): the class of each image of the whole set, on the CPU."""
+        return self.stages[-1].classes(self.bundle.classes)
 
     def init(self) -> DistillerState:
         """The state before the first outer step."""
-        images, classes = self.images.init(self.bundle, self.stream.fold("images"))
-        labels = self.labels.init(classes, self.bundle.classes)
-        log_lr = torch.tensor(self.learner.optimizer.lr, dtype=torch.float32).log()
-        leaves = Leaves(*(x.to(self.torch_device) for x in (images, labels, log_lr)))
+        leaves = self._block(self.stages[0], torch.tensor(self.learner.optimizer.lr, dtype=torch.float32).log())
         states = tuple(mover.init(leaf) for mover, leaf in zip(self._movers, leaves, strict=True))
-        return DistillerState(0, leaves, states, self.truncation.init())
+        return DistillerState(0, leaves, states, self.stages[0].truncation.init())
+
+    def entered(self, state: DistillerState) -> DistillerState:
+        """The state from which the next outer step is taken: the same, or, where a stage is over, with the next block added."""
+        if state.stage_step < self.stages[state.stage].steps or state.stage + 1 == len(self.stages):
+            return state
+        return self.grown(state)
+
+    def grown(self, state: DistillerState) -> DistillerState:
+        """The state with the next block added, at the start of the next stage. Earlier rows, and what moves them, stay."""
+        stage = self.stages[state.stage + 1]
+        old, new = state.leaves, self._block(stage, state.leaves.log_lr)
+        leaves = Leaves(torch.cat([old.images, new.images]), torch.cat([old.labels, new.labels]), old.log_lr)
+        *rows, lr = zip(self._movers, state.movers, new, strict=True)
+        movers = (*(mover.grow(own, block) for mover, own, block in rows), lr[1])
+        return DistillerState(state.step, leaves, movers, stage.truncation.init(), stage.number, 0)
+
+    def template(self, stage: int) -> DistillerState:
+        """A state of the shape that states have in a stage, for `storage.checkpoint.unflatten`."""
+        state = self.init()
+        for _ in range(stage):
+            state = self.grown(state)
+        return state
 
     def step(self, state: DistillerState) -> tuple[DistillerState, StepInfo]:
-        """Take one outer step.
+        """Take one outer step; where a stage of the boost schedule is over, the next one begins with it.
 
         Returns:
             the new state, and what happened.
@@ -166,42 +179,58 @@ class Distiller:
             GradientError: the loss or the meta-gradient is not finite; the state given is still good.
         """
         began = time.perf_counter()
-        window, policy = self.truncation.plan(state.policy, state.step, self.stream.fold("window"))
+        state = self.entered(state)
+        stage = self.stages[state.stage]
+        window, policy = stage.truncation.plan(state.policy, state.step, self.stream.fold("window"))
         meta = self.meta_gradient(state, window)
-        factor = self.outer.schedule.factor(state.step, self.outer.steps)
+        factor = self.outer.schedule.factor(state.stage_step, stage.steps)
+        rows = stage.rows(self.bundle.classes)
+        layouts = ((rows, stage.scales), (rows, stage.scales), (None, (1.0,)))
         moved = [
-            mover.move(leaf, gradient, own, factor)
-            for mover, leaf, gradient, own in zip(
-                self._movers, state.leaves, (meta.images, meta.labels, meta.log_lr), state.movers, strict=True
+            mover.move(leaf, gradient, own, factor, blocks, scales)
+            for mover, leaf, gradient, own, (blocks, scales) in zip(
+                self._movers, state.leaves, (meta.images, meta.labels, meta.log_lr), state.movers, layouts, strict=True
             )
         ]
         (images, labels, log_lr), movers, (scale, *_) = zip(*moved, strict=True)
         # One wait for the device, at the end.
         loss_value, norm_value, scale_value = torch.stack([meta.loss, meta.images.norm(), scale]).tolist()
-        info = StepInfo(state.step, loss_value, norm_value, scale_value, window, time.perf_counter() - began)
-        _require_finite(info)
+        info = StepInfo(state.step, loss_value, norm_value, scale_value, window, time.perf_counter() - began, state.stage)
+        require_finite(info)
         labels = labels.clamp_min(0) if self.labels.learn else labels
-        policy = self.truncation.observe(policy, info)
-        return DistillerState(state.step + 1, Leaves(images, labels, log_lr), movers, policy), info
+        policy = stage.truncation.observe(policy, info)
+        return DistillerState(state.step + 1, Leaves(images, labels, log_lr), movers, policy, state.stage, state.stage_step + 1), info
 
     def meta_gradient(self, state: DistillerState, window: Window) -> MetaGradient:
         """The meta-gradient at a state through a window, on this outer step's real batch and fresh network."""
-        train = self.bundle.train
-        rows = self.outer.batch_rows(state.step, len(train), self.stream.fold("batch")).to(self.torch_device)
+        rows = self.outer.batch_rows(state.step, len(self.bundle.train), self.stream.fold("batch"))
+        batch = self.real_batch(rows, self.stream.fold("augment").fold(state.step))
+        stage = self.stages[state.stage]
+        learner, drawn_from = self.stage_learner(stage), groups(stage, self.boost, self.bundle.classes)
+        return self.unroller.meta_gradient(learner, state.leaves, window, batch, self.stream.fold("inner").fold(state.step), drawn_from)
+
+    def real_batch(self, rows: Tensor, stream: Stream) -> RealBatch:
+        """Real training images at these rows, int64 (B,), augmented with draws from the stream, and their labels."""
+        train, rows = self.bundle.train, rows.to(self.torch_device)
         images, labels = train.images[rows], F.one_hot(train.labels[rows], self.bundle.classes).float()
         if self.outer.augment is not None:
-            draw = self.outer.augment.sample(self.stream.fold("augment").fold(state.step), tuple(images.shape))
+            draw = self.outer.augment.sample(stream, tuple(images.shape))
             images = self.outer.augment.apply(images, {k: v.to(self.torch_device) for k, v in draw.items()})
-        stream = self.stream.fold("inner").fold(state.step)
-        return self.unroller.meta_gradient(self.bound, state.leaves, window, RealBatch(images, labels), stream, self.classes)
+        return RealBatch(images, labels)
+
+    def stage_learner(self, stage: Stage) -> Learner:
+        """The bound learner, with a minibatch that the union of a stage can serve."""
+        learner: Learner = fitted(self.bound, [stage.per_class]) if self.boost is not None else self.bound
+        return learner
 
     def distilled(self, state: DistillerState) -> DistilledSet:
         """The distilled set at a state, on the CPU."""
-        leaves = Leaves(*(x.detach().cpu() for x in state.leaves))
+        leaves, stage = Leaves(*(x.detach().cpu() for x in state.leaves)), self.stages[state.stage]
         return DistilledSet(
             images=leaves.images,
             labels=leaves.labels,
-            classes=self.classes,
+            classes=stage.classes(self.bundle.classes),
+            block=stage.block(self.bundle.classes),
             class_names=self.bundle.class_names,
             label_space="probability" if self.labels.learn else "one-hot",
             inner_lr=float(leaves.log_lr.exp()) if self.learner.learn_lr else None,
@@ -215,6 +244,12 @@ class Distiller:
 
         return run(self, Path(directory), observer)
 
+    def _block(self, stage: Stage, log_lr: Tensor) -> Leaves:
+        """The rows that a stage adds, as they start."""
+        count, skip = stage.blocks[-1], stage.per_class - stage.blocks[-1]
+        images, classes = self.images.init(self.bundle, self.stream.fold("images"), count, skip)
+        return Leaves(*(x.to(self.torch_device) for x in (images, self.labels.init(classes, self.bundle.classes), log_lr)))
+
     @property
     def _movers(self) -> tuple[Mover, Mover, Mover]:
         outer, labels = self.outer, self.labels
@@ -222,14 +257,4 @@ class Distiller:
             Mover(outer.optimizer, outer.clip),
             Mover(labels.optimizer or outer.optimizer, labels.clip, labels.learn),
             Mover(outer.lr_optimizer or outer.optimizer, outer.clip, self.learner.learn_lr),
-        )
-
-
-def _require_finite(info: StepInfo) -> None:
-    if not all(torch.tensor([info.outer_loss, info.meta_gradient_norm]).isfinite()):
-        raise GradientError(
-            f"Outer step {info.outer_step}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient "
-            f"{info.meta_gradient_norm:g}, through the window {info.window.start} to {info.window.stop}. The inner run or its "
-            "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
-            fix="--set learner.optimizer.lr=0.001",
         )

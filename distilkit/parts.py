@@ -1,7 +1,8 @@
-"""What a distiller is made of besides its five components: how the images and labels start, and the outer optimisation."""
+"""What a distiller is made of besides its components: how images and labels start, how they are moved, and its state."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -11,11 +12,13 @@ from torch.nn import functional as F
 
 from distilkit import fields
 from distilkit.data import DataBundle, Split
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, GradientError
 from distilkit.functional import optimizers
+from distilkit.functional.adjoints import Leaves
 from distilkit.functional.clipping import EMAClip
 from distilkit.functional.schedules import Constant
 from distilkit.functional.streams import Stream
+from distilkit.truncation import Window
 
 
 @attrs.frozen
@@ -23,7 +26,7 @@ class Images:
     """How many images are distilled, and what they start as.
 
     Args:
-        per_class: images per class (IPC).
+        per_class: images per class (IPC). With a `boost` schedule, its blocks decide, and this is left out or equals their sum.
         start: "noise" is Gaussian, each image scaled to unit L2 norm, as in the paper's code; "real" takes random training
             images of the class.
     """
@@ -31,16 +34,25 @@ class Images:
     per_class: int = fields.integer(1, least=1)
     start: str = fields.choice("noise", ["noise", "real"])
 
-    def init(self, data: DataBundle, stream: Stream) -> tuple[Tensor, Tensor]:
+    def init(self, data: DataBundle, stream: Stream, count: int | None = None, skip: int = 0) -> tuple[Tensor, Tensor]:
         """Return images (N, ...) float32 and classes (N,) int64, class by class.
 
+        Args:
+            data: the real data.
+            stream: of the start.
+            count: images of each class; `per_class` when left out.
+            skip: images of each class that are there already, from earlier blocks: real starts go on behind them, so that no
+                image is taken twice, and noise is drawn afresh.
+
         Raises:
-            CombinationError: a class has fewer training images than `per_class`, and the start is real.
+            CombinationError: a class has fewer training images than are needed, and the start is real.
         """
-        classes = torch.arange(data.classes).repeat_interleave(self.per_class)
+        count = self.per_class if count is None else count
+        classes = torch.arange(data.classes).repeat_interleave(count)
         if self.start == "real":
-            return data.train.images[random_rows(data.train, data.class_names, self.per_class, stream)].clone(), classes
-        noise = stream.normal(len(classes), *data.image_shape)
+            rows = random_rows(data.train, data.class_names, skip + count, stream).view(data.classes, -1)[:, skip:].reshape(-1)
+            return data.train.images[rows].clone(), classes
+        noise = (stream.fold(skip) if skip else stream).normal(len(classes), *data.image_shape)
         norms = noise.flatten(1).norm(dim=1).view(-1, *[1] * len(data.image_shape))
         return noise / norms, classes
 
@@ -111,9 +123,9 @@ class Outer:
 
 
 class MoverState(NamedTuple):
-    """What a `Mover` keeps: the TorchOpt state, and the running average of its clip."""
+    """What a `Mover` keeps: a TorchOpt state for each block of rows, and the running average of its clip."""
 
-    optimizer: Any
+    optimizers: tuple[Any, ...]
     average: Tensor
 
 
@@ -132,16 +144,88 @@ class Mover:
     learn: bool = True
 
     def init(self, leaf: Tensor) -> MoverState:
-        """The state before the first outer step."""
-        return MoverState(optimizers.init(self.optimizer, leaf), EMAClip().init().to(leaf.device))
+        """The state before the first outer step; the leaf is one block."""
+        return MoverState((optimizers.init(self.optimizer, leaf),), EMAClip().init().to(leaf.device))
 
-    def move(self, leaf: Tensor, gradient: Tensor, state: MoverState, factor: float) -> tuple[Tensor, MoverState, Tensor]:
-        """Return the moved leaf, the new state, and what clipping multiplied the gradient by; `factor` is on the learning rate."""
+    def grow(self, state: MoverState, block: Tensor) -> MoverState:
+        """The state with another block of rows behind the others: theirs is carried, the new one's is fresh."""
+        return MoverState((*state.optimizers, optimizers.init(self.optimizer, block)), state.average)
+
+    def move(
+        self,
+        leaf: Tensor,
+        gradient: Tensor,
+        state: MoverState,
+        factor: float,
+        rows: Sequence[int] | None = None,
+        scales: Sequence[float] = (1.0,),
+    ) -> tuple[Tensor, MoverState, Tensor]:
+        """Move a leaf.
+
+        Args:
+            leaf: what is moved.
+            gradient: of its shape.
+            state: from `init`, `grow` or the move before.
+            factor: on the learning rate.
+            rows: of each block; None for a leaf that is one block.
+            scales: factor on the step of each block. At 0 the block stays as it is, to the bit.
+
+        Returns:
+            the moved leaf, the new state, and what clipping multiplied the gradient by.
+        """
         scale = torch.ones((), device=leaf.device)
         if not self.learn:
             return leaf, state, scale
         average = state.average
         if self.clip is not None:
             gradient, average, scale = self.clip.apply(gradient, average)
-        leaf, inner = optimizers.update(self.optimizer, gradient, state.optimizer, leaf, self.optimizer.lr * factor)
-        return leaf, MoverState(inner, average), scale
+        parts, gradients = ([leaf], [gradient]) if rows is None else (leaf.split(list(rows)), gradient.split(list(rows)))
+        moved, kept = [], []
+        for part, g, own, beta in zip(parts, gradients, state.optimizers, scales, strict=True):
+            after = (part, own)
+            if beta != 0:
+                after = optimizers.update(self.optimizer, g, own, part, self.optimizer.lr * factor * beta)
+            moved.append(after[0])
+            kept.append(after[1])
+        return moved[0] if len(moved) == 1 else torch.cat(moved), MoverState(tuple(kept), average), scale
+
+
+class DistillerState(NamedTuple):
+    """All that changes from one outer step to the next, a tree of tensors and numbers.
+
+    step: outer steps done. leaves: images, labels and log_lr. movers: the state of what moves each of them, in that order.
+    policy: state of the truncation policy. stage: of the boost schedule, from 0. stage_step: outer steps done in the stage.
+    """
+
+    step: int
+    leaves: Leaves
+    movers: tuple[MoverState, ...]
+    policy: Any
+    stage: int = 0
+    stage_step: int = 0
+
+
+class StepInfo(NamedTuple):
+    """Diagnostics of one outer step, never fed back (but for `TruncationPolicy.observe`).
+
+    meta_gradient_norm: of the images, before clipping. clip_scale: what clipping multiplied it by. seconds: wall clock.
+    """
+
+    outer_step: int
+    outer_loss: float
+    meta_gradient_norm: float
+    clip_scale: float
+    window: Window
+    seconds: float
+    stage: int = 0
+
+
+def require_finite(info: StepInfo) -> None:
+    """Raise GradientError when the loss or the meta-gradient of a step is not finite."""
+    if not all(torch.tensor([info.outer_loss, info.meta_gradient_norm]).isfinite()):
+        raise GradientError(
+            f"Outer step {info.outer_step}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient "
+            f"{info.meta_gradient_norm:g}, through the window {info.window.start} to {info.window.stop}. The inner run or its "
+            "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
+            fix="--set learner.optimizer.lr=0.001",
+        )

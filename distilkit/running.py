@@ -4,12 +4,14 @@
     DIRECTORY/results.zarr    open it with xarray.open_datatree
     DIRECTORY/distilled.png   the distilled images
     DIRECTORY/history.png     loss, meta-gradient norm and validation accuracy
+    DIRECTORY/prefixes.png    accuracy by images per class, of a boosted set
 
 The store is written whole every half minute and at the end, whatever ends the run; what was computed is never lost.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +32,8 @@ from distilkit.storage import layout
 from distilkit.storage.store import NAME
 
 if TYPE_CHECKING:
-    from distilkit.distiller import Distiller, DistillerState, StepInfo
+    from distilkit.distiller import Distiller
+    from distilkit.parts import DistillerState, StepInfo
 
 SECONDS_BETWEEN_WRITES = 30.0
 
@@ -70,6 +73,7 @@ class _Record:
     validation: dict[int, np.ndarray[Any, Any]] = attrs.Factory(dict)
     best: tuple[float, DistilledSet] | None = None
     final: Score | None = None
+    prefixes: dict[int, Score] = attrs.Factory(dict)
     baselines: Mapping[str, Score] = attrs.Factory(dict)
 
 
@@ -106,12 +110,15 @@ def run(distiller: Distiller, directory: Path, observer: Observer | None = None)
             tree = _write(distiller, record, spec, directory)
     report.sheet(tree, directory / "distilled.png", real=_some_real(distiller))
     report.curves(tree, directory / "history.png")
+    if "prefixes" in tree.children:
+        prefixes = tree["prefixes"].to_dataset().assign_attrs(title=f"{distiller.title}: first images of each class")
+        report.budget_curves(prefixes, directory / "prefixes.png")
     return tree
 
 
 def _distil(distiller: Distiller, record: _Record, observer: Observer, write: Callable[[], object]) -> None:
     """The outer loop."""
-    steps, every = distiller.outer.steps, distiller.evaluation.every
+    steps, every = distiller.outer_steps, distiller.evaluation.every
     observer.phase("distilling")
     written = time.monotonic()
     while record.state.step < steps:
@@ -119,7 +126,8 @@ def _distil(distiller: Distiller, record: _Record, observer: Observer, write: Ca
         record.infos.append(info)
         observer.stepped(info)
         done = record.state.step
-        if every and (done % every == 0 or done == steps):
+        stage_over = distiller.boost is not None and record.state.stage_step == distiller.stages[record.state.stage].steps
+        if (every and (done % every == 0 or done == steps)) or stage_over:
             _look(distiller, record, observer)
         if done < steps and time.monotonic() - written > SECONDS_BETWEEN_WRITES:
             write()
@@ -127,14 +135,15 @@ def _distil(distiller: Distiller, record: _Record, observer: Observer, write: Ca
 
 
 def _look(distiller: Distiller, record: _Record, observer: Observer) -> None:
-    """Measure the validation accuracy, and keep the set if it is the best so far."""
+    """Measure the validation accuracy, and keep the set if it is the best so far; of a boosted run, only once all blocks are there."""
     made, data, step = distiller.distilled(record.state), distiller.bundle, record.state.step
     stream = distiller.stream.fold("evaluation").fold("validation")
-    result = score(distiller.bound, training_set(made, data), data, distiller.evaluation, stream, test=False)
+    stage = distiller.stages[record.state.stage]
+    result = score(distiller.stage_learner(stage), training_set(made, data), data, distiller.evaluation, stream, test=False)
     record.validation[step] = result.selected
     observer.validated(step, result.selected)
     mean = float(result.selected.mean())
-    if record.best is None or mean > record.best[0]:
+    if stage is distiller.stages[-1] and (record.best is None or mean > record.best[0]):
         record.best = (mean, made)
 
 
@@ -144,8 +153,13 @@ def _judge(distiller: Distiller, record: _Record, observer: Observer) -> None:
     data, evaluation, stream = distiller.bundle, distiller.evaluation, distiller.stream.fold("evaluation").fold("test")
     observer.phase("testing the distilled set")
     record.final = score(distiller.bound, training_set(chosen, data), data, evaluation, stream.fold("distilled"), test=True)
+    for k, stage in enumerate(distiller.stages[:-1]):
+        budget = stage.per_class
+        observer.phase(f"testing the first {budget} images of each class")
+        training, learner = training_set(chosen.subset(chosen.block <= k), data), distiller.stage_learner(stage)
+        record.prefixes[budget] = score(learner, training, data, evaluation, stream.fold("distilled"), test=True)
     record.baselines = baseline_scores(
-        distiller.bound, data, distiller.images.per_class, evaluation, stream, lambda name: observer.phase(f"testing {name}")
+        distiller.bound, data, distiller.per_class, evaluation, stream, lambda name: observer.phase(f"testing {name}")
     )
 
 
@@ -163,7 +177,8 @@ def _write(distiller: Distiller, record: _Record, spec: dict[str, Any], director
                 "window_start": [i.window.start for i in record.infos],
                 "window_stop": [i.window.stop for i in record.infos],
                 "seconds": [i.seconds for i in record.infos],
-            }
+            },
+            {"stage": layout.variable("outer_step", np.array([i.stage for i in record.infos], np.int64), "stage of the boost schedule")},
         ),
     }
     if record.best:
@@ -179,6 +194,8 @@ def _write(distiller: Distiller, record: _Record, spec: dict[str, Any], director
             accuracy=_by_seed(record.final.test) if record.final else None,
             validation={step: _by_seed(row) for step, row in record.validation.items()} or None,
         )
+    if record.final and distiller.boost:
+        groups["prefixes"] = _prefixes(record.prefixes | {distiller.per_class: record.final}, distiller)
     if record.baselines:
         groups["baselines"] = layout.baselines_group(
             {name: _by_seed(s.test) for name, s in record.baselines.items()},
@@ -194,6 +211,24 @@ def _write(distiller: Distiller, record: _Record, spec: dict[str, Any], director
     )
     storage.write(tree, directory)
     return tree
+
+
+def _prefixes(scores: Mapping[int, Score], distiller: Distiller) -> xr.Dataset:
+    """The group `/prefixes`: test accuracy of the first images of each class, by how many."""
+    budgets = np.array(sorted(scores), np.int64)
+    accuracy = np.stack([scores[int(b)].test for b in budgets])
+    steps = np.array([scores[int(b)].steps for b in budgets], np.int64)
+    return xr.Dataset(
+        {
+            "accuracy": layout.variable(("budget", "seed"), accuracy, "test accuracy of networks trained on the first blocks"),
+            "training_steps": layout.variable("budget", steps, "training steps, selected on validation"),
+        },
+        {
+            "budget": layout.coordinate("budget", budgets, "images of each class"),
+            "seed": layout.coordinate("seed", np.arange(accuracy.shape[1])),
+        },
+        {"protocol": json.dumps(distiller.evaluation.words())},
+    )
 
 
 def _write_spec(distiller: Distiller, directory: Path) -> dict[str, Any]:

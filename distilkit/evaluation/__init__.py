@@ -1,6 +1,21 @@
-"""Judging distilled sets: the protocol, the baselines, and training many networks at once."""
+"""Judging distilled sets: the protocol, the baselines, DD-Ranking's scores, and training many networks at once."""
 
-from distilkit.evaluation.baselines import TrainingSet
-from distilkit.evaluation.protocol import Evaluation, Score, baseline_scores, score, training_set
+from distilkit.evaluation.protocol import Evaluation, Score, baseline_scores, baseline_set, measure, score, training_set
+from distilkit.evaluation.ranking import augmentation_robust_score, label_robust_score, rank
+from distilkit.evaluation.training import TrainingSet, accuracy, train
 
-__all__ = ["Evaluation", "Score", "TrainingSet", "baseline_scores", "score", "training_set"]
+__all__ = [
+    "Evaluation",
+    "Score",
+    "TrainingSet",
+    "accuracy",
+    "augmentation_robust_score",
+    "baseline_scores",
+    "baseline_set",
+    "label_robust_score",
+    "measure",
+    "rank",
+    "score",
+    "train",
+    "training_set",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import attrs
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -10,26 +9,8 @@ from torch.nn import functional as F
 
 from distilkit.data import DataBundle
 from distilkit.errors import CombinationError
+from distilkit.evaluation.training import TrainingSet
 from distilkit.functional.streams import Stream
-
-
-@attrs.frozen(eq=False)
-class TrainingSet:
-    """Something that networks are trained on.
-
-    Args:
-        images: (N, ...), shared by all networks, or (networks, N, ...).
-        labels: (N, K) or (networks, N, K).
-        classes: int64 (N,).
-        batch_size: rows of a training step, drawn from all; None leaves it to the learner.
-        log_lr: logarithm of the learned learning rate, if there is one.
-    """
-
-    images: Tensor
-    labels: Tensor
-    classes: Tensor
-    batch_size: int | None = None
-    log_lr: Tensor | None = None
 
 
 def full_data(data: DataBundle, batch_size: int) -> TrainingSet:

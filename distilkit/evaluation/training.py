@@ -1,7 +1,7 @@
 """Training many fresh networks, and measuring them.
 
 The networks of an evaluation differ only in their random streams. Small ones are trained side by side: their parameters are
-stacked to (networks, P) and one `torch.func.vmap` of the gradient serves all of them, because their time goes into starting
+stacked to (networks, P) and one `torch.func.vmap` of the loss serves all of them, because their time goes into starting
 kernels. Large ones are trained one by one: their time goes into arithmetic, and stacked convolutions are slower than single
 ones on a CPU. `side_by_side` is the rule; both ways give the same results to rounding.
 """
@@ -9,7 +9,7 @@ ones on a CPU. `side_by_side` is the rule; both ways give the same results to ro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import attrs
 import optree
@@ -22,11 +22,12 @@ from distilkit.functional import optimizers
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner
 
-# Measured on two CPU cores, 8 networks, time one by one over time side by side: 4.2 for an MLP of 2e5 operations a batch, 2.7
-# for a ConvNet of 3e6, 0.8 for one of 5e7, 0.4 for the standard ConvNet-3 (1e9). A GPU takes far more work to fill: there the
-# limit is an estimate.
+# Measured by examples/benchmarks/evaluation.py (torch 2.15, one CPU thread, 8 networks, 10 images; medians on a busy machine),
+# time one by one over time side by side: 2.2 for an MLP of 2e5 operations a batch (2.7 when quiet), 2.4 and 1.9 for ConvNets of 9e5
+# and 3e6, 0.8 for one of 5e7, 0.4 for the standard ConvNet-3 (1e9); and 0.5 for an MLP of 2e6 operations but 1e5 parameters,
+# eight of which leave the cache. A GPU takes far more work to fill: there the limit is an estimate, not measured.
 SMALL_WORK = {"cpu": 2e7, "cuda": 2e10}  # floating point operations of one forward pass of one network on one batch
-STACKED = {"cpu": 1_000_000}  # entries of stacked parameters that stay in a CPU's cache while the optimiser goes over them
+STACKED = {"cpu": 200_000}  # entries of stacked parameters that stay in a CPU's cache while the optimiser goes over them
 MEMORY = 2**28  # bytes of activations at one time on a CPU; on a GPU, an eighth of what is free
 TEST_BATCH = 2048  # images that go through a network at one time when accuracy is measured, or fewer if they are large
 
@@ -152,17 +153,19 @@ def accuracy(learner: Learner, params: Tensor, split: Split) -> Tensor:
         float64 (networks,), on the CPU.
     """
     images, labels = split.images, split.labels
-    one = cost(learner, images[:1])
-    batch = int(min(TEST_BATCH, max(16, _memory(images.device) // max(one.bytes, 1))))
-    together = side_by_side(learner, images[: max(1, batch // len(params))], len(params))
-    batch = max(1, batch // together)
+    probe = images[:64]
+    work, room = cost(learner, probe), _memory(images.device)
+    batch = min(TEST_BATCH, max(1, room * len(probe) // work.bytes), len(images))
+    small = work.operations * batch / len(probe) <= SMALL_WORK.get(images.device.type, 0)
+    together = min(len(params), max(1, room * len(probe) // (work.bytes * batch))) if small else 1
+    parts = -(-len(images) // batch)  # of equal size, since a network with batch norm sees its batch
     logits = torch.func.vmap(learner.logits, in_dims=(0, None))
     hits = torch.zeros(len(params), dtype=torch.int64, device=images.device)
     with torch.no_grad():
         for i in range(0, len(params), together):
-            for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-                some = params[i : i + together]
-                found = logits(some, x) if together > 1 else learner.logits(some[0], x)[None]
+            some = params[i : i + together]
+            for x, y in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+                found = logits(some, x) if len(some) > 1 else learner.logits(some[0], x)[None]
                 hits[i : i + together] += (found.argmax(-1) == y).sum(-1)
     return hits.double().cpu() / len(labels)
 
@@ -198,28 +201,33 @@ class _Group:
     def advance(self, step: int) -> None:
         """One training step of every network."""
         draws = [draw(self.learner, self.training, s.fold("draw").fold(step)) for s in self.streams]
-        gradient = self._gradient_alone(draws[0]) if len(draws) == 1 else self._gradient_together(draws)
+        # Each loss knows its own network only, so the gradient of their sum is the gradient of each, and one backward pass
+        # over the stack is quicker than a vmap of gradients.
+        params = self.params.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self._loss_alone(params, draws[0]) if len(draws) == 1 else self._losses_together(params, draws)
+        (gradient,) = torch.autograd.grad(losses.sum(), params)
         with torch.no_grad():
             self.params, self.state = optimizers.update_many(self.learner.optimizer, gradient, self.state, self.params, self.lr)
 
-    def _gradient_alone(self, made: Draw) -> Tensor:
+    def _loss_alone(self, params: Tensor, made: Draw) -> Tensor:
         images, labels = self.training.images, self.training.labels
         if self.training.own:
             images, labels = images[0], labels[0]
-        params = self.params[0].detach().requires_grad_()
-        with torch.enable_grad():
-            value = self.learner.objective(params, images, labels, made.to(images.device))
-        (gradient,) = torch.autograd.grad(value, params)
-        return gradient[None]
+        return self.learner.objective(params[0], images, labels, made.to(images.device))
 
-    def _gradient_together(self, draws: Sequence[Draw]) -> Tensor:
+    def _losses_together(self, params: Tensor, draws: Sequence[Draw]) -> Tensor:
         own = 0 if self.training.own else None
-        made: Draw = optree.tree_map(lambda *leaves: torch.stack(leaves), *draws)  # type: ignore[assignment]
-        made = made.to(self.training.images.device)
+        made = _stack(draws).to(self.training.images.device)
         dims = Draw(*(None if part is None else 0 for part in made))  # type: ignore[arg-type]
-        gradient = torch.func.vmap(torch.func.grad(self.learner.objective), in_dims=(0, own, own, dims))
-        with torch.no_grad():
-            return gradient(self.params, self.training.images, self.training.labels, made)
+        losses = torch.func.vmap(self.learner.objective, in_dims=(0, own, own, dims))
+        values: Tensor = losses(params, self.training.images, self.training.labels, made)
+        return values
+
+
+def _stack(draws: Sequence[Draw]) -> Draw:
+    stacked: Draw = optree.tree_map(lambda *leaves: torch.stack(leaves), *cast("Sequence[Any]", draws))  # type: ignore[assignment]
+    return stacked
 
 
 def _memory(device: torch.device) -> int:

@@ -55,7 +55,8 @@ class Programs:
             return function
 
         def call(*arguments: Any) -> Any:
-            flat, structure = optree.tree_flatten(arguments)
+            flat: list[Any]
+            flat, structure = optree.tree_flatten(arguments)  # type: ignore[arg-type]
             key = (name, structure, tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in flat))
             program = self.built.get(key)
             if program is None:
@@ -76,14 +77,14 @@ class Programs:
             self.notice(f"{name} runs eagerly: it cannot be recorded ({str(error).splitlines()[0]})")
             return eager
         truth = optree.tree_leaves(eager(*flat))
-        if not agree(truth, graph(*flat), roundings=2000):  # type: ignore[arg-type]
+        if not agree(truth, graph(*flat), roundings=2000):
             raise GradientError(
                 f"The program {name!r} does not give what its function gives: the function is not pure, or its path depends on the "
                 "values of its input.",
                 fix='--set unroller.compile="off"',
             )
         run = self._compiled(name, graph, flat)
-        if run is not graph and not agree(truth, run(*flat), tolerance=1e-2):  # type: ignore[arg-type]
+        if run is not graph and not agree(truth, run(*flat), tolerance=1e-2):
             self.notice(f"{name} runs as recorded: what the compiler made of it differs by more than a hundredth")
             run = graph
         return lambda *leaves: rebuild(run(*leaves))
@@ -98,7 +99,7 @@ class Programs:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # torch's own, of its own compiler
                     compiled(*flat)
-                return compiled  # type: ignore[no-any-return]
+                return compiled
             except Exception as error:  # the compiler raises many kinds; all mean that the recorded list is to be used
                 self.notice(f"{name} is not compiled ({type(error).__name__}: {str(error).splitlines()[0]}); it runs as recorded")
         return graph
@@ -120,7 +121,7 @@ def record(function: Function, flat: Sequence[Any], structure: Any) -> tuple[fx.
     def flattened(*leaves: Any) -> list[Tensor]:
         out, result = optree.tree_flatten(function(*optree.tree_unflatten(structure, leaves)))
         shape.append(result)
-        return out  # type: ignore[return-value]
+        return out
 
     with torch.no_grad():
         graph = make_fx(flattened)(*flat)

@@ -1,0 +1,143 @@
+"""Grids of results that are filled unit by unit, by one process or by several, and that go on after a kill.
+
+A grid is a folder:
+
+    FOLDER/results.zarr    an xarray dataset; what is not computed yet is NaN, or -1 where it is a whole number
+    FOLDER/units/7.done    unit 7 is computed and stored
+    FOLDER/units/7.lock    held, by the operating system, by the process that computes unit 7
+
+A unit is what is computed at one time, such as all seeds of eight subsets of one size; it is one chunk of the store, so two
+processes never write to the same file. A lock ends with its process: a unit that a kill interrupted is free again.
+A unit's result must depend on nothing but which unit it is; then the grid is the same to the bit, whoever filled it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from filelock import FileLock, Timeout
+
+from distilkit import __version__
+from distilkit.errors import RunError
+from distilkit.storage.layout import FORMAT_VERSION
+from distilkit.storage.store import NAME
+
+Region = dict[str, slice]
+Values = Mapping[str, np.ndarray]
+
+
+def fill(
+    template: xr.Dataset,
+    units: Mapping[str, int],
+    compute: Callable[[Region], Values],
+    *,
+    identity: Mapping[str, Any],
+    folder: Path | None = None,
+    notice: Callable[[int, int], None] = lambda done, total: None,
+) -> xr.Dataset:
+    """Compute all units of a grid that are not there yet.
+
+    Args:
+        template: the whole grid with its coordinates; variables that are computed hold NaN or -1.
+        units: by dimension, how many entries a unit has; a unit has all entries of the other dimensions.
+        compute: given a unit's region (a slice for each dimension in `units`), its values by variable.
+        identity: JSON-able words on what is computed. A folder that holds a grid of another identity is refused.
+        folder: where the grid lies; None keeps it in memory only.
+        notice: told (units done, all units) whenever one is done.
+
+    Returns:
+        The grid, complete: units that another process computes are waited for.
+
+    Raises:
+        RunError: the folder holds something else.
+
+    >>> template = xr.Dataset({"square": ("x", np.full(3, np.nan))}, {"x": [1, 2, 3]})
+    >>> grid = fill(template, {"x": 2}, lambda at: {"square": template.x.values[at["x"]] ** 2}, identity={})
+    >>> grid["square"].values.tolist()
+    [1.0, 4.0, 9.0]
+    """
+    regions = list(_regions(template, units))
+    if folder is None:
+        filled = template.copy(deep=True)
+        for i, region in enumerate(regions):
+            for name, values in compute(region).items():
+                filled[name][{dim: at for dim, at in region.items() if dim in filled[name].dims}] = values
+            notice(i + 1, len(regions))
+        return filled
+    store, marks = _prepare(folder, template, units, identity)
+    waiting = dict(enumerate(regions))
+    for timeout in (0, -1):  # first what nobody has claimed, then wait for what others are at
+        for number, region in list(waiting.items()):
+            done = marks / f"{number}.done"
+            try:
+                with FileLock(marks / f"{number}.lock", timeout=timeout):
+                    if not done.exists():
+                        _store(store, template, region, compute(region))
+                        done.touch()
+            except Timeout:
+                continue
+            del waiting[number]
+            notice(sum(1 for _ in marks.glob("*.done")), len(regions))
+    with xr.open_zarr(store) as lazy:
+        grid: xr.Dataset = lazy.load()
+    return grid
+
+
+def done(folder: Path) -> int:
+    """How many units of a grid are done."""
+    return sum(1 for _ in (folder / "units").glob("*.done"))
+
+
+def _regions(template: xr.Dataset, units: Mapping[str, int]) -> Iterator[Region]:
+    """The region of each unit, the last dimension fastest."""
+    spans = [[slice(i, min(i + size, template.sizes[dim])) for i in range(0, template.sizes[dim], size)] for dim, size in units.items()]
+    for places in itertools.product(*spans):
+        yield dict(zip(units, places, strict=True))
+
+
+def _prepare(folder: Path, template: xr.Dataset, units: Mapping[str, int], identity: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Make the empty grid, or see that the one that is there is the same."""
+    store, marks = folder / NAME, folder / "units"
+    words = json.dumps({"units": dict(units), **identity}, sort_keys=True)
+    marks.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "units" / "create.lock"):
+        made = marks / "created"
+        if not made.exists():
+            if store.exists() and not (store / "zarr.json").is_file():
+                raise RunError(f"{store} is there and is not a Zarr store, so it is not overwritten.")
+            if store.exists() and json.loads((store / "zarr.json").read_text()).get("attributes", {}).get("grid") is None:
+                raise RunError(f"{folder} holds the results of a run, not a grid.", fix=f"--out {folder}-grid")
+            attributes = {"grid": words, "format_version": FORMAT_VERSION, "distilkit_version": __version__}
+            encoding = {
+                str(name): {"chunks": tuple(units.get(str(d), array.sizes[d]) for d in array.dims), "_FillValue": None}
+                for name, array in template.data_vars.items()
+                if array.dtype.kind in "fiub" and array.ndim and array.size
+            }
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+                template.assign_attrs(attributes).to_zarr(store, mode="w", encoding=encoding, zarr_format=3, consolidated=True)
+            made.touch()
+    held = json.loads((store / "zarr.json").read_text())["attributes"].get("grid")
+    if held != words:
+        theirs, ours = json.loads(held), json.loads(words)
+        keys = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
+        raise RunError(
+            f"{folder} holds another grid: it differs in {', '.join(keys)} ({theirs.get(keys[0])!r} there, {ours.get(keys[0])!r} here).",
+            fix=f"--out {folder}-2",
+        )
+    return store, marks
+
+
+def _store(store: Path, template: xr.Dataset, region: Region, values: Values) -> None:
+    """Write a unit's chunks."""
+    for name, array in values.items():
+        dims = template[name].dims
+        whole = {str(d): region.get(str(d), slice(0, template.sizes[d])) for d in dims}
+        xr.Dataset({name: (dims, np.asarray(array, template[name].dtype))}).to_zarr(store, region=whole, mode="r+")

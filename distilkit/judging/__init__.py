@@ -1,0 +1,9 @@
+"""Judging a run, or anyone's distilled set: the entry points that take either.
+
+`evaluate` is for Python; `assemble` puts together what the command `distilkit evaluate` says; `save` stores what came out.
+"""
+
+from distilkit.judging.assemble import assemble, parse_networks
+from distilkit.judging.evaluate import Case, evaluate, require_free, save
+
+__all__ = ["Case", "assemble", "evaluate", "parse_networks", "require_free", "save"]

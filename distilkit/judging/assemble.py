@@ -1,0 +1,147 @@
+"""What `distilkit evaluate` says, put together: a run, or anyone's set with the recipe and the data that belong to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from distilkit import recipes, spec as specs, storage
+from distilkit.data import Arrays, DistilledSet
+from distilkit.distiller import Distiller
+from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
+from distilkit.evaluation import Evaluation
+from distilkit.judging.evaluate import Case
+from distilkit.judging.runs import is_run, pipeline_of
+from distilkit.learner import Learner
+from distilkit.spec import kinds
+from distilkit.spec.files import read_text
+from distilkit.storage import formats
+
+
+def assemble(
+    path: str | os.PathLike[str],
+    *,
+    data: str | None = None,
+    recipe: str | None = None,
+    format: str | None = None,
+    label_space: str | None = None,
+    preprocessing: str | None = None,
+    overrides: Iterable[str] = (),
+    trust: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Case:
+    """Put together the evaluation of a run or of anyone's set, as `distilkit evaluate` says it.
+
+    A set that is no run comes from authors who used all training images, so none are held out: whitening is fitted on all.
+
+    Args:
+        path: the folder of a run, or a file or folder in one of the formats of `distilkit.storage.formats`.
+        data: instead of the recipe's data: a kind such as "CIFAR10", or the path of arrays (see `Arrays`), either with the recipe's
+            preprocessing.
+        recipe: a spec's path, or the name of a recipe; what the set was made with, where it is no run.
+        format: of the set, where it cannot be told by its name.
+        label_space: what its labels are, where the file does not say.
+        preprocessing: what its images went through, where the file does not say.
+        overrides: changes of the recipe, such as "evaluation.steps=[300,600]".
+        trust: allow the spec to name Python code.
+        notice: told what is being done.
+
+    Raises:
+        DistilkitError: something is missing or does not fit.
+    """
+    run = is_run(path)
+    pipeline: Distiller
+    if recipe is not None:
+        pipeline = specs.loads(_recipe_text(recipe), overrides, trust=trust, source=recipe)
+    elif run:
+        pipeline = pipeline_of(path, overrides, trust=trust)
+    else:
+        raise CombinationError(
+            f"{os.fspath(path)} is not a run, so it does not say how networks are trained on it.",
+            fix=f"--recipe SPEC.toml {os.fspath(path)}",
+        )
+    source = pipeline.data if data is None else _source(data, pipeline.data)
+    notice("loading data")
+    if run:
+        distilled = storage.load(path)
+        if data is not None:
+            source = _in_space(source, distilled, held_out=False)
+        elif recipe is not None:
+            source = _in_space(source, distilled, held_out=True)
+        bundle = source.load(pipeline.stream.fold("data"))
+    else:
+        source = _evolved(source, validation=0)
+        bundle = source.load(pipeline.stream.fold("data"))
+        distilled = formats.read(path, format, data=bundle, label_space=label_space, preprocessing=preprocessing)
+        if distilled.preprocessing.fingerprint() != bundle.preprocessing.fingerprint():
+            bundle = _in_space(source, distilled, held_out=False).load(pipeline.stream.fold("data"))
+    return Case(distilled, bundle.to(pipeline.torch_device), pipeline.learner, pipeline.evaluation, Path(path).stem, pipeline.threads)
+
+
+def parse_networks(names: Sequence[str], rates: Sequence[str], learner: Learner, evaluation: Evaluation) -> dict[str, Any]:
+    """The networks of a cross-architecture table from words.
+
+    Args:
+        names: kinds such as "ResNet". The learner's own network stands for its kind; others are made with their defaults.
+        rates: such as "ResNet=0.01": the learning rate of that network.
+        learner: the recipe's.
+        evaluation: the protocol, whose optimizer is the one whose rate is changed, if it has one.
+
+    Raises:
+        FieldError: a name is not known, or a rate is no number.
+
+    >>> import distilkit as dk
+    >>> list(parse_networks(["MLP", "VGG"], ["VGG=0.1"], dk.Learner(dk.MLP()), dk.Evaluation()))
+    ['MLP', 'VGG']
+    """
+    optimizer = evaluation.optimizer or learner.optimizer
+    chosen: dict[str, Any] = {}
+    for name in names:
+        if name not in kinds.KINDS["network"]:
+            near = nearest(name, kinds.KINDS["network"])
+            raise FieldError("networks", name, listing(list(kinds.KINDS["network"])), fix=f"--networks {near}" if near else None)
+        own = kinds.kind_of("network", learner.network) == name
+        chosen[name] = learner.network if own else kinds.resolve("network", name)()
+    for rate in rates:
+        name, _, value = rate.partition("=")
+        try:
+            chosen[name] = (chosen[name], attrs.evolve(optimizer, lr=float(value)))
+        except (KeyError, ValueError) as error:
+            raise FieldError("lr", rate, f"NAME=NUMBER, where NAME is one of the networks: {listing(names or ['none'])}") from error
+    return chosen
+
+
+def _recipe_text(recipe: str) -> str:
+    if recipe.endswith(".toml") or Path(recipe).exists():
+        return read_text(recipe)
+    return recipes.read(recipe)
+
+
+def _source(words: str, like: Any) -> Any:
+    """The data source that is meant by a kind or a path, with the preprocessing of another source."""
+    preprocessing = getattr(like, "preprocessing", None)
+    given = {} if preprocessing is None else {"preprocessing": preprocessing}
+    if words in kinds.KINDS["data"]:
+        return like if kinds.kind_of("data", like) == words else kinds.resolve("data", words)(**given)
+    if not Path(words).expanduser().exists():
+        near = nearest(words, kinds.KINDS["data"])
+        raise DistilkitError(
+            f"--data {words} is neither a file or folder nor a kind of data: {listing(list(kinds.KINDS['data']))}.",
+            fix=f"--data {near}" if near else None,
+        )
+    return Arrays(words, **given)
+
+
+def _in_space(source: Any, distilled: DistilledSet, *, held_out: bool) -> Any:
+    """The source in the set's own space; without a validation split, unless it is to be held out."""
+    changed = _evolved(source, preprocessing=distilled.preprocessing)
+    return changed if held_out else _evolved(changed, validation=0)
+
+
+def _evolved(source: Any, **changes: Any) -> Any:
+    known = {field.name for field in attrs.fields(type(source))} if attrs.has(type(source)) else set()
+    return attrs.evolve(source, **{name: value for name, value in changes.items() if name in known})

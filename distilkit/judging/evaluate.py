@@ -1,0 +1,268 @@
+"""Judging a distilled set: fresh networks are trained on it, and tested on real images after each number of steps.
+
+One of those numbers is selected on the validation split, if there is one. The maximum over them on the test images, which the
+RaT-BPTT paper and others report, stands beside it under its own name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+import xarray as xr
+
+from distilkit import storage
+from distilkit.data import DataBundle, DistilledSet
+from distilkit.errors import CombinationError, RunError
+from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
+from distilkit.evaluation.protocol import OPTIMISTIC
+from distilkit.functional import threads
+from distilkit.functional.streams import Stream
+from distilkit.judging.runs import is_run, pipeline_of
+from distilkit.learner import Learner
+from distilkit.storage import layout
+from distilkit.storage.store import NAME
+
+Notice = Callable[[str], None]
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """All that an evaluation needs.
+
+    Args:
+        distilled: the set.
+        data: real data in the set's own space.
+        learner: how networks are trained; bound or not.
+        evaluation: the protocol.
+        title: for people.
+        threads: of the CPU; None picks by the size of the work.
+    """
+
+    distilled: DistilledSet
+    data: DataBundle
+    learner: Learner
+    evaluation: Evaluation
+    title: str = "distilled"
+    threads: int | None = None
+
+
+def evaluate(
+    distilled: DistilledSet | Case | str | os.PathLike[str],
+    data: Any = None,
+    learner: Learner | None = None,
+    evaluation: Evaluation | None = None,
+    *,
+    seed: int = 0,
+    networks: Mapping[str, Any] | None = None,
+    baselines: Sequence[str] = (),
+    ranking: bool = False,
+    device: str | torch.device | None = None,
+    trust: bool = False,
+    notice: Notice = lambda _: None,
+) -> xr.Dataset:
+    """Train fresh networks on a distilled set and test them on real images.
+
+    Args:
+        distilled: a set, or the folder of a run, whose selected set it is.
+        data: a bundle, or a source such as `Arrays("cifar10.npz", preprocessing=distilled.preprocessing)`. A run's own when left out.
+        learner: how networks are trained. A run's own when left out.
+        evaluation: the protocol. A run's own when left out.
+
+        seed: of the networks and all their draws.
+        networks: for a cross-architecture table: by name, a network, or a pair of a network and its optimizer. The learner's
+            network alone when left out.
+        baselines: what is trained and tested in the same way beside it; names as in `Evaluation`.
+        ranking: compute DD-Ranking's scores too, which trains on the full data.
+        device: where to work; where a bundle lies, and else on a GPU where there is one, when left out.
+        trust: allow the run's spec to name Python code.
+        notice: told what is being done.
+
+    Returns:
+        `accuracy` (training_steps, seed), a fraction of the test images, with `network` in front when `networks` are given;
+        `validation_accuracy` the same where the data has a validation split that is selected on; `selected_steps`, and
+        `paper_protocol`, the largest mean over the steps on the test images, which is optimistic; with baselines,
+        `baseline_accuracy` (baseline, training_steps, seed); with ranking, one variable for each score. The attrs say protocol
+        and preprocessing.
+
+    Raises:
+        CombinationError: the data is not in the set's own preprocessing, or something is missing.
+
+    >>> import distilkit as dk
+    >>> bundle = dk.Digits().load(dk.Stream(0))
+    >>> first = torch.tensor([int((bundle.train.labels == c).nonzero()[0]) for c in range(10)])
+    >>> images, names, space = bundle.train.images[first], bundle.class_names, bundle.preprocessing
+    >>> ten = DistilledSet(images, torch.eye(10), torch.arange(10), names, preprocessing=space)
+    >>> result = evaluate(ten, bundle, dk.Learner(dk.MLP(hidden=(16,)), dk.SGD(lr=0.1)), dk.Evaluation(seeds=2, steps=(5, 10)))
+    >>> result.accuracy.dims, result.accuracy.shape
+    (('training_steps', 'seed'), (2, 2))
+    """
+    case = _case(distilled, data, learner, evaluation, seed, trust)
+    if device is not None:
+        case = attrs.evolve(case, data=case.data.to(device))
+    training = training_set(case.distilled, case.data)
+    stream = Stream(seed).fold("evaluate")
+    rows = []
+    for name, one in _judges(case, networks).items():
+        notice(f"training {one.evaluation.seeds} networks{f' ({name})' if networks else ''} for {one.evaluation.steps[-1]} steps")
+        rows.append(_tables(one, training, stream.fold("networks"), notice))
+    result = _dataset(case, rows, list(networks) if networks else None, seed)
+    if baselines:
+        result["baseline_accuracy"] = _baselines(case, baselines, stream.fold("baselines"), notice)
+        result = result.assign_coords(baseline=layout.coordinate("baseline", list(baselines)))
+    return result.assign(_ranking(case, stream.fold("ranking"), notice)) if ranking else result
+
+
+def save(result: xr.Dataset, case: Case, directory: str | os.PathLike[str]) -> xr.DataTree:
+    """Store what `evaluate` gave and the set that it judged, in the format of a run.
+
+    Args:
+        result: from `evaluate`.
+        case: what was evaluated.
+        directory: a folder that holds no results yet.
+
+    Raises:
+        RunError: the folder holds results already.
+    """
+    require_free(directory)
+    step = int(case.distilled.provenance.get("outer_step", 0))
+    groups = {"distilled": storage.distilled_group(storage.to_arrays(case.distilled), step), "evaluation": result}
+    words = {"learner": repr(case.learner), "evaluation": repr(case.evaluation)}
+    tree = layout.build(
+        groups, title=case.title, spec=words, seed=result.attrs["seed"], device=result.attrs["device"], torch_version=torch.__version__
+    )
+    storage.write(tree, directory)
+    return tree
+
+
+def require_free(directory: str | os.PathLike[str]) -> None:
+    """Refuse a folder that holds results already."""
+    if (Path(directory) / NAME).exists():
+        raise RunError(f"{directory} holds results already.", fix=f"--out {directory}-2")
+
+
+def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation | None, seed: int, trust: bool) -> Case:
+    if isinstance(given, Case):
+        return given
+    title = "distilled"
+    if not isinstance(given, DistilledSet):
+        if not is_run(given):
+            raise RunError(
+                f"There is no run at {os.fspath(given)!r}. A set in another format is read first, and evaluated with the data and learner "
+                "that belong to it.",
+                fix="dk.evaluate(distilkit.storage.formats.read(path, data=bundle), bundle, learner, evaluation)",
+            )
+        title, path = Path(given).stem, given
+        given = storage.load(path)
+        if data is None or learner is None or evaluation is None:
+            pipeline = pipeline_of(path, trust=trust)
+            data = pipeline.bundle if data is None else data
+            learner, evaluation = learner or pipeline.learner, evaluation or pipeline.evaluation
+    missing = [name for name, value in (("data", data), ("learner", learner)) if value is None]
+    if missing or learner is None:
+        raise CombinationError(f"A distilled set does not say its {' and '.join(missing)}.", fix="dk.evaluate(distilled, data, learner)")
+    if not isinstance(data, DataBundle):
+        data = data.load(Stream(seed).fold("data")).to("cuda" if torch.cuda.is_available() else "cpu")
+    return Case(given, data, learner, evaluation or Evaluation(), title)
+
+
+def _judges(case: Case, networks: Mapping[str, Any] | None) -> dict[str, Case]:
+    """One case for each network of the table, its learner bound."""
+    shape, classes = case.data.image_shape, case.data.classes
+    if not networks:
+        return {"": attrs.evolve(case, learner=case.learner.bind(shape, classes))}
+    judges = {}
+    for name, given in networks.items():
+        network, optimizer = given if isinstance(given, tuple) else (given, None)
+        evaluation = case.evaluation if optimizer is None else attrs.evolve(case.evaluation, optimizer=optimizer)
+        learner = attrs.evolve(case.learner, network=network).bind(shape, classes)
+        judges[name] = attrs.evolve(case, learner=learner, evaluation=evaluation)
+    return judges
+
+
+def _tables(case: Case, training: TrainingSet, stream: Stream, notice: Notice) -> dict[str, Any]:
+    """Accuracy (training_steps, seed) by split, on as many CPU threads as the work is worth."""
+    splits = {"test": case.data.test}
+    if case.evaluation.select == "validation" and len(case.data.validation):
+        splits["validation"] = case.data.validation
+    with threads.use(_threads(case, training)):
+        return measure(case.learner, training, splits, case.evaluation, stream, notice)
+
+
+def _threads(case: Case, training: TrainingSet) -> int:
+    learner, batch = case.learner, training.batch(case.learner, Stream(0))
+    fresh = learner.init(Stream(0), device=batch.device).params
+    return case.threads or threads.suggest(lambda: learner.logits(fresh, batch))
+
+
+def _dataset(case: Case, rows: Sequence[Mapping[str, Any]], networks: list[str] | None, seed: int) -> xr.Dataset:
+    evaluation, steps = case.evaluation, np.asarray(case.evaluation.steps, np.int64)
+    front = ("network",) if networks else ()
+    dims = (*front, "training_steps", "seed")
+    tables = {name: np.stack([row[name] for row in rows]) if networks else rows[0][name] for name in rows[0]}
+    mean = tables["test"].mean(-1)
+    variables = {
+        "accuracy": layout.variable(dims, tables["test"], "test accuracy of networks trained on the distilled set"),
+        "paper_protocol": layout.variable(front, mean.max(-1), "largest mean test accuracy over the training steps: optimistic"),
+    }
+    choosing = mean if evaluation.select == "paper" else None
+    if "validation" in tables:
+        choosing = tables["validation"].mean(-1)
+        words = "validation accuracy of networks trained on the distilled set"
+        variables["validation_accuracy"] = layout.variable(dims, tables["validation"], words)
+    if choosing is not None:
+        variables["selected_steps"] = layout.variable(front, steps[choosing.argmax(-1)], "number of training steps that was selected")
+    coords = {
+        "training_steps": layout.coordinate("training_steps", steps, "steps that the networks were trained for"),
+        "seed": layout.coordinate("seed", np.arange(evaluation.seeds)),
+    }
+    if networks:
+        coords["network"] = layout.coordinate("network", networks, "network that was trained")
+    protocol = evaluation.words() | {"learner": repr(case.learner)}
+    protocol["selected_on"] = None if choosing is None else OPTIMISTIC if evaluation.select == "paper" else "validation split"
+    attributes = {
+        "protocol": json.dumps(protocol),
+        "preprocessing": json.dumps(case.distilled.preprocessing.to_arrays()[0]),
+        "label_space": case.distilled.label_space,
+        "data": case.data.name,
+        "test_images": len(case.data.test),
+        "provenance": json.dumps(case.distilled.provenance),
+        "seed": seed,
+        "device": str(case.data.test.images.device),
+    }
+    return xr.Dataset(variables, coords, attributes)
+
+
+def _baselines(case: Case, names: Sequence[str], stream: Stream, notice: Notice) -> xr.Variable:
+    per_class = case.distilled.per_class
+    evaluation = attrs.evolve(case.evaluation, baselines=tuple(names))  # checks the names
+    one = _judges(attrs.evolve(case, evaluation=evaluation), None)[""]
+    tables = []
+    for name in names:
+        if per_class is None and name != "full data":
+            raise CombinationError(f"The baseline {name!r} has as many images of each class, and the classes of the set differ in theirs.")
+        notice(f"training on {name}")
+        own = stream.fold(name)
+        training = baseline_set(name, case.data, per_class or 0, evaluation, own.fold("images"))
+        tables.append(_tables(one, training, own.fold("networks"), notice)["test"])
+    words = "test accuracy of networks trained on the baseline"
+    return layout.variable(("baseline", "training_steps", "seed"), np.stack(tables), words)
+
+
+def _ranking(case: Case, stream: Stream, notice: Notice) -> dict[str, xr.Variable]:
+    one = _judges(case, None)[""]
+    with threads.use(_threads(one, training_set(one.distilled, one.data))):
+        found = rank(one.learner, one.distilled, one.data, one.evaluation, stream, notice=lambda name: notice(f"DD-Ranking: {name}"))
+    scores = {
+        "hard_label_recovery": "HLR of DD-Ranking, less is better",
+        "improvement_over_random": "IOR of DD-Ranking",
+        "label_robust_score": "LRS of DD-Ranking",
+        "augmentation_robust_score": "ARS of DD-Ranking",
+    }
+    return {name: layout.variable("seed", getattr(found, name), words) for name, words in scores.items()}

@@ -1,0 +1,230 @@
+"""`evaluate` on sets and runs, and `distilkit evaluate` on files of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from typer.testing import CliRunner
+
+import distilkit as dk
+from distilkit import judging
+from distilkit.cli import app
+from distilkit.data import DataBundle, DistilledSet, Split
+from distilkit.errors import CombinationError, DistilkitError, FieldError, RunError
+from distilkit.evaluation import measure, training_set
+from distilkit.storage import formats
+
+LEARNER = dk.Learner(dk.MLP(hidden=(16,)), dk.Adam(lr=0.02))
+PROTOCOL = dk.Evaluation(seeds=2, steps=(5, 20))
+RECIPE = """
+title = "small"
+[data]
+kind = "CIFAR10"
+[data.preprocessing]
+kind = "Whiten"
+[learner.network]
+kind = "ConvNet"
+width = 4
+depth = 1
+[learner.augment]
+kind = "FlipRotate"
+[truncation]
+kind = "RandomTruncation"
+horizon = 4
+window = 2
+[evaluation]
+seeds = 2
+steps = [3, 6]
+"""
+
+
+def cli(*words: object) -> str:
+    done = CliRunner().invoke(app, ["evaluate", *map(str, words)], catch_exceptions=True)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_evaluate_a_set(ten: DistilledSet, digits: DataBundle) -> None:
+    result = dk.evaluate(ten, digits, LEARNER, PROTOCOL, seed=3)
+    assert result.accuracy.dims == ("training_steps", "seed")
+    learner = LEARNER.bind(digits.image_shape, 10)
+    stream = dk.Stream(3).fold("evaluate").fold("networks")
+    wanted = measure(learner, training_set(ten, digits), {"test": digits.test, "validation": digits.validation}, PROTOCOL, stream)
+    assert np.array_equal(result.accuracy, wanted["test"])
+    assert np.array_equal(result.validation_accuracy, wanted["validation"])
+    assert int(result.selected_steps) == (5, 20)[int(wanted["validation"].mean(1).argmax())]
+    assert float(result.paper_protocol) == wanted["test"].mean(1).max()
+    assert json.loads(result.attrs["protocol"])["selected_on"] == "validation split"
+    assert json.loads(result.attrs["preprocessing"])["kind"] == "Standardize"
+    assert dk.evaluate(ten, digits, LEARNER, PROTOCOL, seed=3).identical(result)
+    assert not np.array_equal(dk.evaluate(ten, digits, LEARNER, PROTOCOL, seed=4).accuracy, result.accuracy)
+
+
+def test_paper_protocol_is_named_as_optimistic(ten: DistilledSet, digits: DataBundle) -> None:
+    result = dk.evaluate(ten, digits, LEARNER, attrs.evolve(PROTOCOL, select="paper"))
+    assert "optimistic" in json.loads(result.attrs["protocol"])["selected_on"]
+    assert "optimistic" in result.paper_protocol.attrs["long_name"]
+    assert float(result.accuracy.sel(training_steps=result.selected_steps).mean()) == float(result.paper_protocol)
+    assert "validation_accuracy" not in result
+
+
+def test_poisoned_test_labels_select_nothing(ten: DistilledSet, digits: DataBundle) -> None:
+    poisoned = attrs.evolve(digits, test=Split(digits.test.images, (digits.test.labels + 1) % 10))
+    good, bad = (dk.evaluate(ten, data, LEARNER, PROTOCOL) for data in (digits, poisoned))
+    assert good.selected_steps.equals(bad.selected_steps)
+    assert good.validation_accuracy.equals(bad.validation_accuracy)
+    assert not good.accuracy.equals(bad.accuracy)
+
+
+def test_without_validation_split_nothing_is_selected(ten: DistilledSet) -> None:
+    source = dk.Digits(validation=0, preprocessing=ten.preprocessing)
+    result = dk.evaluate(ten, source, LEARNER, PROTOCOL)
+    assert "selected_steps" not in result
+    assert json.loads(result.attrs["protocol"])["selected_on"] is None
+
+
+def test_other_preprocessing_is_refused(ten: DistilledSet, digits: DataBundle) -> None:
+    with pytest.raises(CombinationError, match="means nothing"):
+        dk.evaluate(ten, dk.Digits(preprocessing=dk.Whiten()), LEARNER, PROTOCOL)
+    with pytest.raises(CombinationError, match="data and learner"):
+        dk.evaluate(ten)
+    with pytest.raises(RunError, match="no run"):
+        dk.evaluate("nowhere", digits, LEARNER)
+
+
+def test_cross_architecture_table(ten: DistilledSet, digits: DataBundle) -> None:
+    """Each network with its own learning rate; the row of a network is what it is alone."""
+    networks = judging.parse_networks(["MLP", "ConvNet"], ["ConvNet=0.005"], LEARNER, PROTOCOL)
+    assert networks["MLP"] is LEARNER.network
+    assert networks["ConvNet"][1] == dk.Adam(lr=0.005)
+    networks["ConvNet"] = (dk.ConvNet(width=4, depth=1), networks["ConvNet"][1])
+    table = dk.evaluate(ten, digits, LEARNER, PROTOCOL, networks=networks)
+    assert table.accuracy.dims == ("network", "training_steps", "seed")
+    alone = dk.evaluate(ten, digits, dk.Learner(dk.ConvNet(width=4, depth=1), dk.Adam(lr=0.005)), PROTOCOL)
+    assert np.array_equal(table.accuracy.sel(network="ConvNet"), alone.accuracy)
+    assert np.array_equal(table.accuracy.sel(network="MLP"), dk.evaluate(ten, digits, LEARNER, PROTOCOL).accuracy)
+    for names, rates in ((["convnet"], []), (["MLP"], ["VGG=0.1"]), (["MLP"], ["MLP=fast"])):
+        with pytest.raises(FieldError):
+            judging.parse_networks(names, rates, LEARNER, PROTOCOL)
+
+
+def test_baselines_and_ranking_beside_it(ten: DistilledSet, digits: DataBundle) -> None:
+    result = dk.evaluate(ten, digits, LEARNER, PROTOCOL, baselines=["random real", "full data"], ranking=True)
+    assert result.baseline_accuracy.dims == ("baseline", "training_steps", "seed")
+    assert result.label_robust_score.dims == ("seed",)
+    assert ((result.augmentation_robust_score > 0) & (result.augmentation_robust_score < 1)).all()
+    with pytest.raises(FieldError):
+        dk.evaluate(ten, digits, LEARNER, PROTOCOL, baselines=["random"])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("runs") / "digits"
+    outer = dk.Outer(steps=2, batch_size=16)
+    protocol = dk.Evaluation(seeds=2, steps=(5, 20), every=1, baselines=())
+    dk.Distiller(dk.Digits(), LEARNER, dk.RandomTruncation(4, 2), outer=outer, evaluation=protocol, title="digits").run(place)
+    return place
+
+
+def test_evaluate_a_run(run: Path, tmp_path: Path, digits: DataBundle) -> None:
+    """Data, learner and protocol are those of its spec, and the command says the same as Python."""
+    result = dk.evaluate(run)
+    assert result.sizes["training_steps"] == 2
+    assert result.equals(dk.evaluate(dk.load(run), dk.Digits().load(dk.Stream(0).fold("data")), LEARNER, PROTOCOL))
+    said = cli(run, "--out", tmp_path / "out")
+    assert f"{float(result.accuracy.sel(training_steps=20).mean()):.4f}" in said
+    assert "Selected on the validation split" in said
+    stored = xr.open_datatree(tmp_path / "out" / "results.zarr", engine="zarr")
+    assert np.array_equal(stored["evaluation"].accuracy, result.accuracy)
+    assert torch.equal(dk.load(tmp_path / "out").images, dk.load(run).images)
+    with pytest.raises(RunError, match="holds results"):
+        cli(run, "--out", tmp_path / "out")
+    few = cli(run, "--steps", "3,4", "--seeds", "1", "--select", "paper", "--networks", "MLP", "--lr", "MLP=0.1")
+    assert "optimistic" in few
+    assert "validation" not in few
+
+
+def written(tmp_path: Path, per_class: int = 1, labels: np.ndarray | None = None) -> tuple[Path, Path, Path]:
+    """A set of whitened real images as the authors' code writes it (whitened here by numpy), its data, and a recipe."""
+    h5py = pytest.importorskip("h5py")
+    images = (dk.Stream(9).uniform(120, 3, 8, 8) * 255).byte().numpy()
+    classes = np.arange(120) % 4
+    np.savez(tmp_path / "real.npz", train_images=images[:80], train_labels=classes[:80], test_images=images[80:], test_labels=classes[80:])
+    # Their order of the pixels is (y, x, channel) while they whiten, and (channel, y, x) in the file.
+    flat = images[:80].transpose(0, 2, 3, 1).reshape(80, -1).astype(np.float64)
+    unit = flat - flat.mean(1, keepdims=True)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    values, vectors = np.linalg.eigh(unit.T @ unit / 80)
+    white = unit @ (vectors / np.sqrt(values + 0.1 * values.mean())) @ vectors.T
+    white = white.reshape(80, 8, 8, 3).transpose(0, 3, 1, 2)
+    rows = [i for c in range(4) for i in np.flatnonzero(classes[:80] == c)[:per_class]]
+    with h5py.File(tmp_path / "set.h5", "w") as file:
+        file["data"] = white[rows].reshape(len(rows), -1).astype(np.float32)
+        file["epoch"] = 7
+        if labels is not None:
+            file["label"] = labels
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path / "set.h5", tmp_path / "real.npz", tmp_path / "recipe.toml"
+
+
+def test_a_set_of_the_authors_from_the_command_line(tmp_path: Path) -> None:
+    file, data, recipe = written(tmp_path)
+    said = cli(file, "--format", "rat-bptt", "--data", data, "--recipe", recipe)
+    case = judging.assemble(file, data=str(data), recipe=str(recipe), format="rat-bptt")
+    # All training images are there, as they were for the authors, and our whitening is theirs.
+    assert (len(case.data.train), len(case.data.validation), len(case.data.test)) == (80, 0, 40)
+    mine = torch.cat([(case.data.train.labels == c).nonzero()[0] for c in range(4)])
+    assert torch.allclose(case.distilled.images, case.data.train.images[mine], atol=1e-4)
+    assert torch.equal(case.distilled.labels, torch.eye(4))
+    result = dk.evaluate(case)
+    for steps in (3, 6):
+        one = result.accuracy.sel(training_steps=steps)
+        assert f"{float(one.mean()):.4f}" in said
+        assert f"{float(one.std()):.4f}" in said
+    assert "no number of steps was selected" in said
+    assert f"{float(result.paper_protocol):.4f}" in said
+    assert "FlipRotate" in json.loads(result.attrs["protocol"])["learner"]
+
+
+def test_soft_labels_of_the_authors(tmp_path: Path) -> None:
+    soft = (torch.eye(4).repeat_interleave(2, 0) * 0.8).numpy()
+    file, data, recipe = written(tmp_path, per_class=2, labels=soft)
+    case = judging.assemble(file, data=str(data), recipe=str(recipe), overrides=["evaluation.seeds=1"])
+    assert case.distilled.label_space == "probability"
+    assert np.allclose(case.distilled.labels, soft)
+    assert dk.evaluate(case).sizes["seed"] == 1
+
+
+def test_our_own_file_brings_its_own_space(tmp_path: Path, ten: DistilledSet, run: Path) -> None:
+    """A set of ours says its preprocessing: the data comes in that, whatever the recipe says, with no images held out."""
+    file = formats.write(ten, tmp_path / "set.safetensors")
+    case = judging.assemble(file, data="Digits", recipe=str(run / "spec.toml"))
+    assert case.data.preprocessing.fingerprint() == ten.preprocessing.fingerprint()
+    assert len(case.data.validation) == 0
+    assert dk.evaluate(case).accuracy.mean() > 0.1
+
+
+WRONG = {
+    "no recipe": ([], "--recipe"),
+    "no such recipe": (["--recipe", "paper/cifar10-ipc0"], "no recipe"),
+    "no such data": (["--recipe", "RECIPE", "--data", "CIFAR1O"], "neither a file"),
+    "no such format": (["--recipe", "RECIPE", "--data", "DATA", "--format", "rat"], "rat-bptt"),
+    "no such protocol": (["--recipe", "RECIPE", "--data", "DATA", "--select", "test"], "evaluation.select"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_missing_is_said(name: str, tmp_path: Path) -> None:
+    words, complaint = WRONG[name]
+    file, data, recipe = written(tmp_path)
+    known = {"RECIPE": recipe, "DATA": data}
+    with pytest.raises(DistilkitError, match=complaint):
+        cli(file, *(known.get(word, word) for word in words))
