@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives. The imports under TYPE_CHECKING say the same to editors and mypy; a test holds them equal.
 _MODULES: dict[str, tuple[str, ...]] = {
+    "distilkit.boosting": ("BoostSchedule",),
     "distilkit.data.augmentation": ("DSA", "FlipRotate"),
     "distilkit.data.distilled": ("DistilledSet",),
     "distilkit.data.preprocessing": ("Identity", "KorniaZCA", "Standardize", "Whiten"),
@@ -30,17 +31,19 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "TinyImageNet",
     ),
     "distilkit.distiller": ("Distiller",),
-    "distilkit.evaluation": ("Evaluation", "evaluate"),
+    "distilkit.evaluation": ("Evaluation",),
     "distilkit.functional.adjoints": ("AutogradAdjoint", "ReplayAdjoint"),
     "distilkit.functional.clipping": ("EMAClip",),
     "distilkit.functional.losses": ("MSE", "CrossEntropy"),
     "distilkit.functional.optimizers": ("SGD", "Adam", "AdamW", "RMSProp", "TorchOpt"),
     "distilkit.functional.schedules": ("Constant", "Cosine"),
     "distilkit.functional.streams": ("Stream",),
+    "distilkit.judging": ("evaluate",),
     "distilkit.learner": ("Learner",),
     "distilkit.networks": ("MLP", "VGG", "AlexNet", "ConvNet", "Functional", "ResNet"),
     "distilkit.parts": ("Images", "Labels", "Outer"),
     "distilkit.storage": ("load", "open"),
+    "distilkit.studies": ("gradient_study", "intercorrelation", "intercorrelation_study", "subset_grid"),
     "distilkit.truncation": ("FixedStart", "FullUnroll", "RandomHorizon", "RandomTruncation", "TailTruncation", "Window"),
     "distilkit.unroller": ("Unroller",),
 }
@@ -49,6 +52,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
+    from distilkit.boosting import BoostSchedule as BoostSchedule
     from distilkit.data.augmentation import DSA as DSA, FlipRotate as FlipRotate
     from distilkit.data.distilled import DistilledSet as DistilledSet
     from distilkit.data.preprocessing import Identity as Identity, KorniaZCA as KorniaZCA, Standardize as Standardize, Whiten as Whiten
@@ -66,7 +70,7 @@ if TYPE_CHECKING:
         TinyImageNet as TinyImageNet,
     )
     from distilkit.distiller import Distiller as Distiller
-    from distilkit.evaluation import Evaluation as Evaluation, evaluate as evaluate
+    from distilkit.evaluation import Evaluation as Evaluation
     from distilkit.functional.adjoints import AutogradAdjoint as AutogradAdjoint, ReplayAdjoint as ReplayAdjoint
     from distilkit.functional.clipping import EMAClip as EMAClip
     from distilkit.functional.losses import MSE as MSE, CrossEntropy as CrossEntropy
@@ -79,6 +83,7 @@ if TYPE_CHECKING:
     )
     from distilkit.functional.schedules import Constant as Constant, Cosine as Cosine
     from distilkit.functional.streams import Stream as Stream
+    from distilkit.judging import evaluate as evaluate
     from distilkit.learner import Learner as Learner
     from distilkit.networks import (
         MLP as MLP,
@@ -90,6 +95,12 @@ if TYPE_CHECKING:
     )
     from distilkit.parts import Images as Images, Labels as Labels, Outer as Outer
     from distilkit.storage import load as load, open as open
+    from distilkit.studies import (
+        gradient_study as gradient_study,
+        intercorrelation as intercorrelation,
+        intercorrelation_study as intercorrelation_study,
+        subset_grid as subset_grid,
+    )
     from distilkit.truncation import (
         FixedStart as FixedStart,
         FullUnroll as FullUnroll,

@@ -22,7 +22,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="A TOML spec, such as examples/digits.toml.")]
+SpecPath = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="A TOML spec, such as examples/digits.toml, or a recipe, such as paper/cifar10-ipc10.")
+]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the spec, such as outer.steps=100.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow components of kind python, which execute code that the spec names.")]
 
@@ -61,12 +63,137 @@ def validate(spec: SpecPath, set_: Overrides = [], trust: Trust = False) -> None
     typer.echo(f"# {spec} is a valid spec.")
 
 
+recipe_commands = typer.Typer(help="List the recipes that come with distilkit, or show one.")
+app.add_typer(recipe_commands, name="recipes")
+
+
+@recipe_commands.callback(invoke_without_command=True)
+def _recipes(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        from distilkit.display import show_recipes
+
+        show_recipes()
+
+
+@recipe_commands.command()
+def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as paper/cifar10-ipc10.")]) -> None:
+    """Print a recipe as TOML."""
+    from distilkit import recipes
+
+    typer.echo(recipes.read(name), nl=False)
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a run, or a distilled set in a format of others.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Real data: arrays such as CIFAR10.npz, or a kind such as CIFAR10.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="How to train: a spec, or a name such as paper/cifar10-ipc1.")
+    ] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Format of the set, such as rat-bptt.")] = None,
+    label_space: Annotated[
+        str | None, typer.Option(help="What the labels are, if the file does not say: probability, logit or centred.")
+    ] = None,
+    preprocessing: Annotated[str | None, typer.Option(help="What the images went through, if the file does not say.")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="300,600", help="Numbers of training steps to test after.")] = None,
+    seeds: Annotated[int | None, typer.Option(metavar="8", help="How many networks.")] = None,
+    select: Annotated[str | None, typer.Option(help="Select the steps on: validation, or paper for the test images.")] = None,
+    networks: Annotated[str | None, typer.Option(metavar="ConvNet,VGG", help="Train these networks in place of the recipe's.")] = None,
+    lr: Annotated[list[str], typer.Option(metavar="VGG=0.01", help="Learning rate of one of the networks.")] = [],  # noqa: B006
+    baselines: Annotated[str | None, typer.Option(metavar="NAMES", help='What to compare with, such as "random real".')] = None,
+    ranking: Annotated[bool, typer.Option("--ranking", help="Compute DD-Ranking's scores; trains on all real images too.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the networks.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Store the results in this folder.")] = None,
+    set_: Overrides = [],  # noqa: B006
+    trust: Trust = False,
+) -> None:
+    """Train fresh networks on a distilled set, a run's or anyone's, and test them on real images."""
+    from distilkit.display import show_evaluation
+
+    protocol = {"evaluation.steps": steps and f"[{steps}]", "evaluation.seeds": seeds, "evaluation.select": select}
+    overrides = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
+    case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
+    judged = {"networks": _list(networks), "rates": lr, "baselines": _list(baselines), "ranking": ranking, "seed": seed}
+    show_evaluation(path, case | {"overrides": overrides, "trust": trust}, judged, out)
+
+
+@app.command()
+def subsets(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,
+    draws: Annotated[int, typer.Option(help="Random subsets of each size.")] = 10,
+    strategy: Annotated[str, typer.Option(help="random, prefix, easiest or hardest; the last three have one draw.")] = "random",
+    networks: Annotated[str | None, typer.Option(metavar="MLP,ConvNet", help="Train these networks in place of the run's.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Networks trained on each subset; by default the run's.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the grid; by default RUN/subsets-STRATEGY.")] = None,
+) -> None:
+    """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""
+    from distilkit.study_display import show_subsets
+
+    numbers = [int(b) for b in _list(budgets)]
+    show_subsets(run, numbers, draws if strategy == "random" else 1, strategy, _list(networks), seeds, out or run / f"subsets-{strategy}")
+
+
+study_commands = typer.Typer(help="Study meta-gradients, or how distilled samples depend on each other.", no_args_is_help=True)
+app.add_typer(study_commands, name="study")
+
+
+@study_commands.command()
+def gradients(
+    spec: SpecPath,
+    at: Annotated[str, typer.Option(metavar="0,50,200", help="Outer steps at which meta-gradients are studied.")] = "0,50,200",
+    replicates: Annotated[int, typer.Option(help="Independent meta-gradients a policy and point.")] = 16,
+    policy: Annotated[
+        list[str], typer.Option(metavar="TABLE", help="Such as '{kind = \"TailTruncation\", horizon = 40, window = 10}'.")
+    ] = [],  # noqa: B006
+    optimizer: Annotated[list[str], typer.Option(metavar="TABLE", help="Inner optimiser, such as '{kind = \"SGD\", lr = 0.1}'.")] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-gradients.")] = None,
+    set_: Overrides = [],  # noqa: B006
+    trust: Trust = False,
+) -> None:
+    """Measure norm, variance, bias and cost of the meta-gradient by truncation policy. Stopped, it goes on."""
+    from distilkit import spec as specs
+    from distilkit.study_display import show_gradients
+
+    pipeline = specs.load(spec, set_, trust=trust)
+    points = [int(step) for step in _list(at)]
+    show_gradients(pipeline, points, replicates, policy, optimizer, out or _folder(f"{pipeline.title}-gradients"))
+
+
+@study_commands.command()
+def intercorrelation(
+    spec: SpecPath,
+    draws: Annotated[int, typer.Option(help="Random subsets, and draws of real images, of each size.")] = 10,
+    influence: Annotated[int | None, typer.Option(metavar="2", help="Images per class of the set whose samples are removed.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-study.")] = None,
+    set_: Overrides = [],  # noqa: B006
+    trust: Trust = False,
+) -> None:
+    """Compare boosted prefixes with subsets, with sets distilled directly and with real images. Stopped, it goes on."""
+    from distilkit import spec as specs
+    from distilkit.study_display import show_intercorrelation
+
+    pipeline = specs.load(spec, set_, trust=trust)
+    show_intercorrelation(pipeline, draws, influence, out or _folder(f"{pipeline.title}-study"))
+
+
+def _list(words: str | None) -> list[str]:
+    return [word.strip() for word in words.split(",")] if words else []
+
+
+def _folder(title: str) -> Path:
+    """runs/TITLE."""
+    return Path("runs") / ("".join(c if c.isalnum() or c in "-_." else "-" for c in title).strip("-.") or "run")
+
+
 def _free_folder(title: str) -> Path:
     """runs/TITLE, or runs/TITLE-2 and so on where that is taken."""
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in title).strip("-.") or "run"
-    folder, number = Path("runs") / name, 2
+    first = folder = _folder(title)
+    number = 2
     while folder.exists():
-        folder, number = Path("runs") / f"{name}-{number}", number + 1
+        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
     return folder
 
 

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from distilkit import recipes
 from distilkit.errors import RunError
 
 if TYPE_CHECKING:
-    from distilkit.distiller import Distiller, StepInfo
+    from distilkit.distiller import Distiller
+    from distilkit.parts import StepInfo
 
 
 class RunDisplay:
-    """Shows a run as a rich progress line; see `distilkit.running.Observer`."""
+    """Shows a run as a rich progress line; see `distilkit.running.Observer`. On a pipe it prints plain lines instead.
+
+    Args:
+        console: where to show it.
+        steps: outer steps in all.
+    """
 
     def __init__(self, console: Console, steps: int) -> None:
         self._console = console
         self._steps = steps
         self._validation = ""
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("starting", total=steps, numbers="")
+        self._began = time.monotonic()
+        columns = [TextColumn("{task.description}", markup=False), TextColumn("{task.fields[count]}"), TextColumn("{task.fields[numbers]}")]
+        if console.width >= 110:  # 80 columns hold the numbers and the time left; the rest is for wider ones
+            columns = [SpinnerColumn(), columns[0], BarColumn(bar_width=20), *columns[1:], TimeElapsedColumn()]  # type: ignore[list-item]
+        self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task("starting", total=steps, count="", numbers="")
+        self._distilling = True
 
     def __enter__(self) -> RunDisplay:
         self._progress.start()
@@ -45,49 +49,143 @@ class RunDisplay:
         self._progress.stop()
 
     def phase(self, words: str) -> None:
-        """Show what is being done; on a pipe, as a line of its own."""
-        self._progress.update(self._task, description=words)
-        if not self._console.is_terminal:
-            self._console.print(words)
+        """Show what is being done: the outer loop has a line with its time left, what comes after it a line of its own each."""
+        self._say(words)
+        if words.startswith("testing"):
+            self._distilling = False
+            self._task = self._progress.add_task(words, total=None, count="", numbers="")
+        elif self._distilling:
+            self._progress.update(self._task, description=words)
 
     def stepped(self, info: StepInfo) -> None:
-        """Show the numbers of an outer step."""
-        if not self._console.is_terminal and (info.outer_step + 1) % max(1, self._steps // 10) == 0:
-            self._console.print(f"outer step {info.outer_step + 1}: outer loss {info.outer_loss:.3f}")
-        numbers = f"loss {info.outer_loss:.3f}  |meta-gradient| {info.meta_gradient_norm:.2e}{self._validation}"
-        self._progress.update(self._task, completed=info.outer_step + 1, numbers=numbers)
+        """Show the numbers of an outer step; on a pipe, of every tenth part of the run."""
+        done = info.outer_step + 1
+        numbers = f"loss {info.outer_loss:.3f} |g| {info.meta_gradient_norm:.1e}{self._validation}"
+        if done % max(1, self._steps // 10) == 0:
+            left = (time.monotonic() - self._began) / done * (self._steps - done)
+            self._say(f"outer step {done} of {self._steps}: {numbers}, about {left:.0f} s left")
+        self._progress.update(self._task, completed=done, count=f"{done}/{self._steps}", numbers=numbers)
 
     def validated(self, outer_step: int, accuracy: Any) -> None:
-        """Show the validation accuracy; on a pipe, as a line of its own."""
-        self._validation = f"  validation {accuracy.mean():.3f}"
+        """Show the validation accuracy."""
+        self._validation = f" val {accuracy.mean():.3f}"
+        self._say(f"outer step {outer_step}: validation accuracy {accuracy.mean():.3f} ± {accuracy.std():.3f}")
+
+    def _say(self, words: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(f"outer step {outer_step}: validation accuracy {accuracy.mean():.3f} ± {accuracy.std():.3f}")
+            self._console.print(words, markup=False, highlight=False)
 
 
 def show_run(distiller: Distiller, directory: Path) -> None:
     """Run a distiller, show how it goes on, then its table and where everything lies."""
     console = Console()
     try:
-        with RunDisplay(console, distiller.outer.steps) as display:
+        with RunDisplay(console, distiller.outer_steps) as display:
             tree = distiller.run(directory, display)
     except KeyboardInterrupt:
         raise RunError(f"Stopped. What was done until then is in {directory}.") from None
     console.print(results_table(tree))
-    console.print(f"Look at   {directory / 'distilled.png'}", highlight=False, soft_wrap=True)
-    console.print(f"Open it   xarray.open_datatree({str(directory / 'results.zarr')!r})", highlight=False, soft_wrap=True)
+    for line in (f"Look at   {directory / 'distilled.png'}", f"Open it   xarray.open_datatree({str(directory / 'results.zarr')!r})"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_recipes() -> None:
+    """Print a table of the recipes; on a pipe, no cell is cut."""
+    table = Table(title="Recipes: test accuracy in percent, as published")
+    for heading in ("name", "data", "per class", "published", "memory", "cost"):
+        table.add_column(heading, justify="right" if heading == "per class" else "left", overflow="fold")
+    for one in map(recipes.describe, recipes.names()):
+        table.add_row(one.name, one.data, str(one.per_class), one.published, one.memory, one.cost)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+    console.print("distilkit recipes show NAME prints one; distilkit run NAME runs it.", highlight=False)
+
+
+def show_evaluation(path: Path, case: dict[str, Any], judged: dict[str, Any], out: Path | None) -> None:
+    """Evaluate a run or a set, show how it goes on, then its table; store it if a folder is given.
+
+    Args:
+        path: of the run or set.
+        case: the options of `judging.assemble`.
+        judged: the options of `judging.evaluate`; `networks` are names, and `rates` belong to them.
+        out: a folder, or None.
+    """
+    from distilkit import judging
+
+    console = Console(highlight=False, soft_wrap=True)
+    if out is not None:
+        judging.require_free(out)
+    found = judging.assemble(path, **case, notice=console.print)
+    names, rates = judged.pop("networks"), judged.pop("rates")
+    networks = judging.parse_networks(names, rates, found.learner, found.evaluation)
+    result = judging.evaluate(found, networks=networks, notice=console.print, **judged)
+    console.print(evaluation_table(result, f"{path.name}: accuracy on {result.attrs['test_images']} test images of {result.attrs['data']}"))
+    for line in evaluation_words(result):
+        console.print(line)
+    if out is not None:
+        judging.save(result, found, out)
+        console.print(f"Stored in {out}")
+
+
+def evaluation_table(result: xr.Dataset, title: str) -> Table:
+    """Test accuracy after each number of training steps, of the distilled set and of what was trained beside it."""
+    table = Table(title=title)
+    for heading in ("trained on", "network", "steps", "mean", "std", "networks"):
+        table.add_column(heading, justify="left" if heading in ("trained on", "network") else "right")
+    accuracy = result.accuracy
+    rows = (
+        [("distilled", str(n), accuracy.sel(network=n)) for n in result.network.values]
+        if "network" in result
+        else [("distilled", "", accuracy)]
+    )
+    if "baseline_accuracy" in result:
+        rows += [(str(b), "", result.baseline_accuracy.sel(baseline=b)) for b in result.baseline.values]
+    for what, network, table_of_one in rows:
+        for steps in result.training_steps.values:
+            one = table_of_one.sel(training_steps=steps)
+            table.add_row(what, network, str(steps), f"{float(one.mean()):.4f}", f"{float(one.std()):.4f}", str(one.size))
+    return table
+
+
+def evaluation_words(result: xr.Dataset) -> list[str]:
+    """What was selected, and on what; the paper's protocol; DD-Ranking's scores."""
+    selected_on, lines = json.loads(result.attrs["protocol"])["selected_on"], []
+    each = [(f"{name}: ", result.sel(network=name)) for name in result.network.values] if "network" in result else [("", result)]
+    if selected_on is None:
+        lines.append("There is no validation split, so no number of steps was selected.")
+    for front, one in each:
+        if selected_on is not None:
+            best = one.accuracy.sel(training_steps=one.selected_steps)
+            lines.append(f"{front}Selected on the {selected_on}: {int(one.selected_steps)} steps, {_spread(best)}")
+        lines.append(
+            f"{front}Paper protocol (the largest mean above, chosen on the test images, so optimistic): {float(one.paper_protocol):.4f}"
+        )
+    scores = ("hard_label_recovery", "improvement_over_random", "label_robust_score", "augmentation_robust_score")
+    return lines + [f"{result[name].attrs['long_name']}: {_spread(result[name])}" for name in scores if name in result]
+
+
+def _spread(values: xr.DataArray) -> str:
+    return f"{float(values.mean()):.4f} ± {float(values.std()):.4f}"
 
 
 def results_table(tree: xr.DataTree) -> Table:
     """Test accuracy of the distilled set and of the baselines."""
-    table = Table(title=f"{tree.attrs['title']}: test accuracy")
+    table = Table(title=Text(f"{tree.attrs['title']}: test accuracy"))
     for heading, justify in (("trained on", "left"), ("images", "right"), ("mean", "right"), ("std", "right"), ("seeds", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     images = str(tree["distilled"].sizes["sample"])
     rows = [("distilled", images, tree["evaluation"].to_dataset()["accuracy"])]
+    if "prefixes" in tree.children:
+        prefixes = tree["prefixes"].to_dataset()["accuracy"]
+        classes = tree["distilled"].sizes["class"]
+        rows[:0] = [(f"its first {int(b)} of a class", str(int(b) * classes), prefixes.sel(budget=b)) for b in prefixes["budget"][:-1]]
     if "baselines" in tree.children:
         baselines = tree["baselines"].to_dataset()["accuracy"]
         names = [str(name) for name in baselines["baseline"].values]
         rows += [(name, "all" if name == "full data" else images, baselines.sel(baseline=name)) for name in names]
     for name, count, accuracy in rows:
-        table.add_row(name, count, f"{float(accuracy.mean()):.3f}", f"{float(accuracy.std()):.3f}", str(accuracy.sizes["seed"]))
+        spread = f"{float(accuracy.std(ddof=1)):.3f}" if accuracy.sizes["seed"] > 1 else "-"
+        table.add_row(name, count, f"{float(accuracy.mean()):.3f}", spread, str(accuracy.sizes["seed"]))
     return table

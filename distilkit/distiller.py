@@ -25,7 +25,7 @@ from distilkit.evaluation import Evaluation
 from distilkit.functional.adjoints import Leaves
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.parts import DistillerState, Images, Labels, Mover, Outer, StepInfo, require_finite
+from distilkit.parts import DistillerState, Images, Labels, Mover, Outer, StepInfo, require_usable
 from distilkit.truncation import Window
 from distilkit.unroller import MetaGradient, RealBatch, Unroller
 
@@ -52,7 +52,7 @@ class Distiller:
         seed: of all randomness but the data's test split.
         title: a name for people, and for the run's folder.
         device: "auto" takes a GPU where there is one; or a torch device such as "cpu" or "cuda:1".
-        threads: CPU threads; None picks by the size of the work.
+        threads: CPU threads of `run`; None picks by the size of the work.
 
     Raises:
         CombinationError: parts that do not go together, naming both.
@@ -88,6 +88,8 @@ class Distiller:
                 fix=f"per_class = {self.boost.per_class}",
             )
         require_minibatch(self.stages[-1], self.boost, self.learner)
+        if self.device != "auto":
+            _known_device(self.device)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -116,8 +118,8 @@ class Distiller:
         """The device that the work is done on."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = _known_device(self.device)
         try:
-            device = torch.device(self.device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise CombinationError(
@@ -194,9 +196,10 @@ class Distiller:
         ]
         (images, labels, log_lr), movers, (scale, *_) = zip(*moved, strict=True)
         # One wait for the device, at the end.
-        loss_value, norm_value, scale_value = torch.stack([meta.loss, meta.images.norm(), scale]).tolist()
+        norms = [g.norm() for g, mover in zip((meta.images, meta.labels, meta.log_lr), self._movers, strict=True) if mover.learn]
+        loss_value, scale_value, norm_value, *others = torch.stack([meta.loss, scale, *norms]).tolist()
         info = StepInfo(state.step, loss_value, norm_value, scale_value, window, time.perf_counter() - began, state.stage)
-        require_finite(info)
+        require_usable(info, others, self.learner.optimizer.lr)
         labels = labels.clamp_min(0) if self.labels.learn else labels
         policy = stage.truncation.observe(policy, info)
         return DistillerState(state.step + 1, Leaves(images, labels, log_lr), movers, policy, state.stage, state.stage_step + 1), info
@@ -258,3 +261,10 @@ class Distiller:
             Mover(labels.optimizer or outer.optimizer, labels.clip, labels.learn),
             Mover(outer.lr_optimizer or outer.optimizer, outer.clip, self.learner.learn_lr),
         )
+
+
+def _known_device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise CombinationError(f"device = {name!r} is none that torch knows.", fix='device = "auto"') from error

@@ -56,6 +56,11 @@ class TrainingData(Protocol):
         """(N, K)."""
         ...
 
+    @property
+    def log_lr(self) -> Tensor | None:
+        """(), or None where the learning rate is not learned."""
+        ...
+
 
 @attrs.frozen
 class Learner:
@@ -150,12 +155,14 @@ class Learner:
 
     def update(self, state: LearnerState, grads: Tensor, log_lr: Tensor | None = None) -> LearnerState:
         """One optimiser step, out of place; `log_lr` () is the logarithm of the learning rate where that is learned."""
+        if self.learn_lr and log_lr is None:
+            raise CombinationError("The learner takes a learned learning rate (learn_lr = true), and none was given.", fix="log_lr=...")
         lr = log_lr.exp() if self.learn_lr and log_lr is not None else None
         return LearnerState(*optimizers.update(self.optimizer, grads, state.optimizer, state.params, lr))
 
     def step(self, state: LearnerState, distilled: TrainingData, draw: Draw) -> LearnerState:
         """Gradient and update: one inner step."""
-        return self.update(state, self.grad(state.params, distilled, draw), getattr(distilled, "log_lr", None))
+        return self.update(state, self.grad(state.params, distilled, draw), distilled.log_lr)
 
 
 def draw_rows(stream: Stream, classes: Tensor, batch_per_class: int | None, classes_per_step: int | None) -> Tensor:

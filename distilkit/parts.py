@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from distilkit import fields
 from distilkit.data import DataBundle, Split
-from distilkit.errors import CombinationError, GradientError
+from distilkit.errors import CombinationError, GradientError, listing
 from distilkit.functional import optimizers
 from distilkit.functional.adjoints import Leaves
 from distilkit.functional.clipping import EMAClip
@@ -220,12 +221,24 @@ class StepInfo(NamedTuple):
     stage: int = 0
 
 
-def require_finite(info: StepInfo) -> None:
-    """Raise GradientError when the loss or the meta-gradient of a step is not finite."""
-    if not all(torch.tensor([info.outer_loss, info.meta_gradient_norm]).isfinite()):
+def require_usable(info: StepInfo, others: Sequence[float], lr: float) -> None:
+    """Raise GradientError when a step's loss or a norm of its meta-gradient is not finite, or the images have none at all.
+
+    Args:
+        info: of the step.
+        others: norms of the meta-gradient of the other leaves that are learned.
+        lr: the inner learning rate, to name a smaller one.
+    """
+    where = f"Outer step {info.outer_step}, through the window {info.window.start} to {info.window.stop}"
+    if not all(math.isfinite(x) for x in (info.outer_loss, info.meta_gradient_norm, *others)):
         raise GradientError(
-            f"Outer step {info.outer_step}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient "
-            f"{info.meta_gradient_norm:g}, through the window {info.window.start} to {info.window.stop}. The inner run or its "
+            f"{where}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient {info.meta_gradient_norm:g} (labels and "
+            f"learning rate, if learned: {listing([f'{x:g}' for x in others]) if others else 'not learned'}). The inner run or its "
             "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
-            fix="--set learner.optimizer.lr=0.001",
+            fix=f"--set learner.optimizer.lr={lr / 10:g}",
+        )
+    if info.meta_gradient_norm == 0:
+        raise GradientError(
+            f"{where}: the meta-gradient of the images is exactly zero, so nothing can be learned. A network or loss that detaches its "
+            "input, or whose units are all dead, does this."
         )

@@ -25,7 +25,7 @@ import xarray as xr
 from distilkit import report, storage
 from distilkit.data import DistilledSet
 from distilkit.errors import DistilkitError, RunError
-from distilkit.evaluation import Score, baseline_scores, score, training_set
+from distilkit.evaluation import Score, baseline_scores, require_baselines, score, training_set
 from distilkit.functional import threads
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
@@ -89,31 +89,41 @@ def run(distiller: Distiller, directory: Path, observer: Observer | None = None)
         the stored results.
 
     Raises:
-        RunError: the folder holds a run already.
+        RunError: the folder holds a run already, or cannot be made.
+        CombinationError: the data has too few images for the baselines.
         GradientError: the meta-gradient was not finite; what was computed until then is stored.
     """
     observer = observer or Silent()
     if (directory / NAME).exists():
         raise RunError(f"{directory} holds the results of another run.", fix=f"--out {directory}-2")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The folder {directory} cannot be made: {error.strerror}.", fix="--out runs/another") from error
     observer.phase("loading data")
     state = distiller.init()
-    directory.mkdir(parents=True, exist_ok=True)
+    require_baselines(distiller.evaluation, distiller.bundle, distiller.per_class)
     spec = _write_spec(distiller, directory)
     record = _Record(state)
     count = distiller.threads or threads.suggest(lambda: _one_forward(distiller, state))
     with threads.use(count):
         try:
             _distil(distiller, record, observer, lambda: _write(distiller, record, spec, directory))
-            observer.phase("testing")
             _judge(distiller, record, observer)
         finally:
             tree = _write(distiller, record, spec, directory)
+            _draw(distiller, tree, directory)
+    return tree
+
+
+def _draw(distiller: Distiller, tree: xr.DataTree, directory: Path) -> None:
+    """Draw what there is: a run that was stopped has no accuracies, and one stopped at once no history."""
     report.sheet(tree, directory / "distilled.png", real=_some_real(distiller))
-    report.curves(tree, directory / "history.png")
+    if tree["history"].sizes["outer_step"]:
+        report.curves(tree, directory / "history.png")
     if "prefixes" in tree.children:
         prefixes = tree["prefixes"].to_dataset().assign_attrs(title=f"{distiller.title}: first images of each class")
         report.budget_curves(prefixes, directory / "prefixes.png")
-    return tree
 
 
 def _distil(distiller: Distiller, record: _Record, observer: Observer, write: Callable[[], object]) -> None:
@@ -187,7 +197,7 @@ def _write(distiller: Distiller, record: _Record, spec: dict[str, Any], director
             storage.to_arrays(best), best.provenance["outer_step"], validation_accuracy=accuracy, preprocessing_group="distilled"
         )
     if record.validation or record.final:
-        protocol = distiller.evaluation.words() | ({"selected_training_steps": record.final.steps} if record.final else {})
+        protocol = distiller.evaluation.words(distiller.bundle) | ({"selected_training_steps": record.final.steps} if record.final else {})
         groups["evaluation"] = layout.evaluation_group(
             protocol=protocol,
             which=("best" if record.best else "last") if record.final else None,
@@ -199,7 +209,8 @@ def _write(distiller: Distiller, record: _Record, spec: dict[str, Any], director
     if record.baselines:
         groups["baselines"] = layout.baselines_group(
             {name: _by_seed(s.test) for name, s in record.baselines.items()},
-            protocol=distiller.evaluation.words() | {"selected_training_steps": {n: s.steps for n, s in record.baselines.items()}},
+            protocol=distiller.evaluation.words(distiller.bundle)
+            | {"selected_training_steps": {n: s.steps for n, s in record.baselines.items()}},
         )
     tree = layout.build(
         groups,
@@ -227,7 +238,7 @@ def _prefixes(scores: Mapping[int, Score], distiller: Distiller) -> xr.Dataset:
             "budget": layout.coordinate("budget", budgets, "images of each class"),
             "seed": layout.coordinate("seed", np.arange(accuracy.shape[1])),
         },
-        {"protocol": json.dumps(distiller.evaluation.words())},
+        {"protocol": json.dumps(distiller.evaluation.words(distiller.bundle))},
     )
 
 

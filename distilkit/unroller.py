@@ -119,13 +119,20 @@ class Unroller:
     def _one(self, learner: Learner, leaves: Leaves, window: Window, end: End, stream: Stream, classes: Tensor) -> MetaGradient:
         """The meta-gradient of one inner network."""
         images = leaves.images
-        programs = _programs(self.execution(images.device), self, learner)
+        try:
+            programs = _programs(self.execution(images.device), self, learner)
+        except TypeError as error:
+            raise CombinationError(
+                f"The learner holds a part that is not a value ({error}): its network, optimizer, loss and augment must be hashable, and "
+                "must not change once they are made.",
+                fix="@attrs.frozen above the class",
+            ) from error
         shape = tuple(images.shape[1:])
         draws = _on_device([learner.draw(stream.fold("draw").fold(t), classes, shape) for t in range(window.stop)], images.device)
         steps = [Step(self._problem(learner, t), draw) for t, draw in enumerate(draws)]
         theta, state = learner.init(stream.fold("network"), device=images.device, dtype=images.dtype)
         for problem, draw in steps[: window.start]:
-            theta, state, _ = programs(f"step {problem.name}", problem.step)(theta, state, leaves, draw)
+            theta, state = programs(f"step {problem.name}", problem.step)(theta, state, leaves, draw)
         loss, gradient = self.adjoint(steps[window.start :], end, theta, state, leaves, programs)
         return MetaGradient(loss, gradient.images, gradient.labels, gradient.log_lr)
 
@@ -158,7 +165,7 @@ class Unroller:
 
 @lru_cache(maxsize=16)
 def _programs(execution: str, unroller: Unroller, learner: Learner) -> Programs:
-    """The programs of an unroller and a learner: built once, for all outer steps."""
+    """The programs of an unroller and a learner: built once, for all outer steps. Both are values, so equal ones share them."""
     return Programs(execution, logger.info)
 
 

@@ -22,9 +22,10 @@ GROUPS = [
     {"learner", "truncation", "boosting", "unroller", "parts"},
     {"evaluation", "storage"},
     {"distiller"},
-    {"spec", "report"},
-    {"running"},
-    {"display"},
+    {"spec", "report", "recipes"},
+    {"running", "judging"},
+    {"studies"},
+    {"display", "study_display"},
     {"cli"},
     {"__main__"},
 ]
@@ -36,12 +37,14 @@ BESIDE = {
     ("data", "functional"),
     ("unroller", "learner"),
     ("unroller", "truncation"),
+    ("parts", "truncation"),
     ("evaluation", "storage"),
+    ("spec", "recipes"),
 }
 # A method that is a door to the room above: only when it is called, or for types.
 DOORS = {("distiller", "running")}
-NO_TORCH_AT_TOP = {"errors", "fields", "spec", "report", "display", "cli", "__main__"}
-NO_TORCH_AT_ALL = {"errors", "fields", "report"}
+NO_TORCH_AT_TOP = {"errors", "fields", "spec", "report", "display", "study_display", "cli", "__main__"}
+NO_TORCH_AT_ALL = {"errors", "fields", "report", "recipes"}
 LONGEST = 600
 
 

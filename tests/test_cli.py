@@ -107,37 +107,73 @@ WRONG = {
 }
 
 
+def in_process(monkeypatch, capsys, *arguments):
+    """The command without a process of its own: (exit code, what it printed to stderr)."""
+    from distilkit.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["distilkit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    return left.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_specs_are_explained(name, tmp_path):
+def test_wrong_specs_are_explained(name, command, tmp_path, monkeypatch, capsys):
+    """Exit code 2, no traceback, nothing written, and a message that names the path and the way out."""
     before, after, words = WRONG[name]
     assert before in GOOD
     path = tmp_path / "wrong.toml"
     path.write_text(GOOD.replace(before, after, 1))
-    from distilkit import spec
-    from distilkit.errors import DistilkitError
-
-    def check():
-        distiller = spec.load(path)
-        distiller.torch_device  # noqa: B018  (a device is known to be none only when it is asked for)
-
-    with pytest.raises(DistilkitError) as caught:
-        check()
+    monkeypatch.chdir(tmp_path)
+    code, message = in_process(monkeypatch, capsys, command, path)
+    assert code == 2
+    assert "Traceback" not in message
     for word in words:
-        assert word in str(caught.value), str(caught.value)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_specs_leave_with_2_and_no_traceback(name, tmp_path):
-    before, after, words = WRONG[name]
-    path = tmp_path / "wrong.toml"
-    path.write_text(GOOD.replace(before, after, 1))
-    done = distilkit("run", path, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in done.stderr, done.stderr
+        assert word in message, message
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_spec_as_a_process(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text(GOOD.replace("lr = 0.01", "lr = -1"))
+    done = distilkit("run", path, cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
+def test_too_few_images_for_the_baselines_is_known_at_the_start(spec, tmp_path, monkeypatch, capsys):
+    code, message = in_process(monkeypatch, capsys, "run", spec, "--set", "images.per_class=200", "--out", tmp_path / "run")
+    assert code == 2
+    assert "images.per_class=" in message
+    assert not (tmp_path / "run" / "results.zarr").exists()
+
+
+def test_an_out_that_cannot_be_made(spec, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    code, message = in_process(monkeypatch, capsys, "run", spec, "--out", tmp_path / "file" / "run")
+    assert code == 2
+    assert "cannot be made" in message
+
+
+def test_progress_fits_80_columns():
+    """Step, outer loss, norm of the meta-gradient, validation accuracy and time left."""
+    import io
+
+    import numpy as np
+    from rich.console import Console
+
+    import distilkit as dk
+    from distilkit.display import RunDisplay
+    from distilkit.parts import StepInfo
+
+    shown = io.StringIO()
+    with RunDisplay(Console(file=shown, width=80, force_terminal=True), 400) as display:
+        display.phase("distilling")
+        display.validated(100, np.array([0.9, 0.92]))
+        display.stepped(StepInfo(122, 1.234, 0.0123, 1.0, dk.Window(0, 20), 0.1))
+    line = shown.getvalue()
+    for words in ("123/400", "loss 1.234", "|g| 1.2e-02", "val 0.910", "left", ":--"):
+        assert words in line, line
 
 
 def test_all_errors_come_at_once(tmp_path):

@@ -153,7 +153,22 @@ def test_a_blown_up_inner_run_is_an_error(tmp_path):
     with pytest.raises(GradientError, match=r"Outer step 0(.|\n)*learner\.optimizer\.lr") as caught:
         wild.run(tmp_path / "run")
     assert "window 0 to 6" in str(caught.value)
+    assert "lr=1e+29" in str(caught.value)
     assert dk.open(tmp_path / "run")["distilled"].sizes["sample"] == 10
+
+
+def test_a_silently_zero_gradient_is_an_error():
+    class Detached(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.head(x.detach().flatten(1))
+
+    cut = tiny(learner=dk.Learner(dk.Functional(Detached), dk.SGD(lr=0.1)), unroller=dk.Unroller(compile="off"))
+    with pytest.raises(GradientError, match="exactly zero"):
+        cut.step(cut.init())
 
 
 def test_combinations_that_cannot_be_are_named():

@@ -30,7 +30,8 @@ class DistilledSet:
         labels: float (N, K), the targets; K is the number of classes.
         classes: int64 (N,), the class that each row stands for.
         class_names: K names.
-        label_space: what the numbers in `labels` are: "one-hot", "probability", "logit" or "centred" (one-hot less 1/K).
+        label_space: what the numbers in `labels` are: "one-hot"; "probability", soft targets of a cross-entropy, which are not
+            negative and need not add up to one (learned labels are such); "logit"; or "centred" (one-hot less 1/K).
         block: int64 (N,), the boost block of each row; zeros when left out.
         inner_lr: the learned inner learning rate, when there is one.
         preprocessing: fitted; its inverse makes the images visible.
@@ -83,6 +84,11 @@ class DistilledSet:
         """Images per class, or None when the classes differ in it."""
         counts = torch.bincount(self.classes, minlength=len(self.class_names))
         return int(counts[0]) if len(counts) and bool((counts == counts[0]).all()) else None
+
+    @property
+    def log_lr(self) -> torch.Tensor | None:
+        """Logarithm of the learned inner learning rate, as a `Learner` takes it; None when it was not learned."""
+        return None if self.inner_lr is None else torch.tensor(self.inner_lr, device=self.images.device).log()
 
     def pixels(self) -> torch.Tensor:
         """The images for people: uint8 (N, C, H, W) on the device of the images, by the inverse of the preprocessing."""

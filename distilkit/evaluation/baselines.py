@@ -33,13 +33,7 @@ def chosen_images(name: str, data: DataBundle, per_class: int, networks: int, st
         CombinationError: a class has too few training images.
     """
     choose = {"random real": _random_rows, "k-means real": _kmeans_rows}[name]
-    labels = data.train.labels.cpu()
-    members = [(labels == c).nonzero()[:, 0] for c in range(data.classes)]
-    for c, own in enumerate(members):
-        if len(own) < per_class:
-            raise CombinationError(
-                f"per_class = {per_class}, but class {data.class_names[c]!r} has {len(own)} training images.", fix=f"per_class = {len(own)}"
-            )
+    members = members_of_classes(data, per_class)
     rows = torch.stack(
         [
             torch.cat([choose(data.train.images, own, per_class, stream.fold(i).fold(c)) for c, own in enumerate(members)])
@@ -48,6 +42,23 @@ def chosen_images(name: str, data: DataBundle, per_class: int, networks: int, st
     ).to(data.train.labels.device)
     targets = F.one_hot(data.train.labels[rows], data.classes).float()
     return TrainingSet(data.train.images[rows], targets, torch.arange(data.classes).repeat_interleave(per_class))
+
+
+def members_of_classes(data: DataBundle, per_class: int) -> list[Tensor]:
+    """Rows of the training images of each class, int64 (n_c,).
+
+    Raises:
+        CombinationError: a class has fewer than `per_class`.
+    """
+    labels = data.train.labels.cpu()
+    members = [(labels == c).nonzero()[:, 0] for c in range(data.classes)]
+    for name, own in zip(data.class_names, members, strict=True):
+        if len(own) < per_class:
+            raise CombinationError(
+                f"{per_class} images of each class are to be compared with real ones, but class {name!r} has {len(own)} training images.",
+                fix=f"--set images.per_class={len(own)}, or --set 'evaluation.baselines=[\"full data\"]'",
+            )
+    return members
 
 
 def _random_rows(images: Tensor, members: Tensor, count: int, stream: Stream) -> Tensor:

@@ -19,7 +19,7 @@ from distilkit import fields
 from distilkit.data import DataBundle, DistilledSet, Split
 from distilkit.data.preprocessing import require_same
 from distilkit.errors import CombinationError
-from distilkit.evaluation.baselines import chosen_images, full_data
+from distilkit.evaluation.baselines import chosen_images, full_data, members_of_classes
 from distilkit.evaluation.training import TrainingSet, accuracy, train
 from distilkit.functional.losses import MSE
 from distilkit.functional.streams import Stream
@@ -65,7 +65,7 @@ class Evaluation:
 
     seeds: int = fields.integer(5, least=1)
     steps: tuple[int, ...] = fields.integers((100, 300))
-    every: int = fields.integer(0, least=0)
+    every: int = fields.integer(100, least=0)
     optimizer: Any = fields.component("optimizer", None, methods=("transformation",), optional=True)
     augment: Any = fields.component("augmentation", None, methods=("sample", "apply"), optional=True)
     augmented: bool = fields.flag(True)
@@ -82,15 +82,19 @@ class Evaluation:
         if self.augment is not None and not self.augmented:
             raise CombinationError("evaluation.augment is given, and evaluation.augmented = false turns it off.", fix="augmented = true")
 
-    def words(self) -> dict[str, Any]:
-        """The protocol as JSON-able words, for the stored result."""
+    def words(self, data: DataBundle | None = None) -> dict[str, Any]:
+        """The protocol as JSON-able words, for the stored result; the data tells whether there is a validation split."""
+        selected_on = "validation split"
+        if data is not None and not len(data.validation):
+            selected_on = "training images, since there is no validation split"
         return {
             "networks": self.seeds,
             "training_steps": list(self.steps),
             "optimizer": "the learner's" if self.optimizer is None else repr(self.optimizer),
             "augmentation": ("the learner's" if self.augment is None else repr(self.augment)) if self.augmented else "none",
             "labels": self.labels,
-            "selected_on": OPTIMISTIC if self.select == "paper" else "validation split",
+            "selected_on": OPTIMISTIC if self.select == "paper" else selected_on,
+            "baselines": "the same recipe, at the declared learning rate where the set has a learned one",
         }
 
     def trainer(self, learner: Learner, training: TrainingSet) -> tuple[Learner, TrainingSet]:
@@ -239,6 +243,16 @@ def baseline_set(name: str, data: DataBundle, per_class: int, evaluation: Evalua
     if name == "full data":
         return full_data(data, evaluation.batch_size)
     return chosen_images(name, data, per_class, evaluation.seeds, stream)
+
+
+def require_baselines(evaluation: Evaluation, data: DataBundle, per_class: int) -> None:
+    """Refuse at the start what would end a run at its end.
+
+    Raises:
+        CombinationError: a baseline of real images wants more of a class than there are.
+    """
+    if set(evaluation.baselines) - {"full data"}:
+        members_of_classes(data, per_class)
 
 
 def baseline_scores(

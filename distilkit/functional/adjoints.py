@@ -1,8 +1,8 @@
 """The two adjoints: how the gradient of the outer loss flows back through the window.
 
 Both take pure functions and tensors, and give the same gradient. `AutogradAdjoint` lets reverse mode run over the whole
-window, whose graph is alive at once. `ReplayAdjoint` stores the trajectory (theta_t, s_t, g_t) only and takes one step at a
-time, so that its memory is flat in the window but for that trajectory (docs/adjoint.md derives it).
+window, whose graph is alive at once. `ReplayAdjoint` stores the trajectory (theta_t, s_t) only and takes one step at a time, so
+that its memory is flat in the window but for that trajectory (docs/adjoint.md derives it).
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ class InnerProblem(NamedTuple):
     outer: Callable[[Tensor, Tensor, Tensor], Tensor]
     name: str = ""
 
-    def step(self, theta: Tensor, state: Any, leaves: Leaves, draw: Any) -> tuple[Tensor, Any, Tensor]:
-        """One inner step: the new (theta, state) and the gradient that made it."""
+    def step(self, theta: Tensor, state: Any, leaves: Leaves, draw: Any) -> tuple[Tensor, Any]:
+        """One inner step: the new (theta, state)."""
         gradient = torch.func.grad(self.loss)(theta, leaves.images, leaves.labels, draw)
-        theta, state = self.update(theta, state, gradient, leaves.log_lr)
-        return theta, state, gradient
+        return self.update(theta, state, gradient, leaves.log_lr)
 
     def end(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The outer loss, and its gradient with respect to theta."""
@@ -83,7 +82,7 @@ class AutogradAdjoint:
         def window(leaves: Leaves) -> Tensor:
             th, st = theta, state
             for problem, draw in steps:
-                th, st, _ = problem.step(th, st, leaves, draw)
+                th, st = problem.step(th, st, leaves, draw)
             losses = [end.problem.outer(th, *batch) for batch in end.batches]
             return torch.stack(losses).mean()
 
@@ -103,18 +102,18 @@ class ReplayAdjoint:
         lam, sig   = a + h, b
 
     Args:
-        product: how the product with the second derivatives is taken. "forward-over-reverse" is the forward derivative, along
-            v, of the gradient with respect to (theta, S); "reverse-over-reverse" differentiates < grad, v > backwards, which
-            needs no forward rule of any operation in the network.
+        product: how the product with the second derivatives is taken. "reverse-over-reverse" pulls v back through the gradient,
+            which is computed there anyway, and needs no forward rule of any operation in the network; "forward-over-reverse" is
+            the forward derivative, along v, of the gradient with respect to (theta, S), which holds less at a time.
         every: store the state of every k-th step only, and run the steps between once more on the way back: k times less
             memory for the trajectory, three more forward passes a step.
         store: where the trajectory waits: "device", or "host" (pinned memory, copied while the device works).
 
     >>> ReplayAdjoint().product
-    'forward-over-reverse'
+    'reverse-over-reverse'
     """
 
-    product: str = fields.choice("forward-over-reverse", ["forward-over-reverse", "reverse-over-reverse"])
+    product: str = fields.choice("reverse-over-reverse", ["reverse-over-reverse", "forward-over-reverse"])
     every: int = fields.integer(1, least=1)
     store: str = fields.choice("device", ["device", "host"])
 
@@ -134,73 +133,64 @@ class ReplayAdjoint:
         Returns:
             (outer loss at the window's end, its gradient with respect to the leaves).
         """
-        waiting: list[Any] = []  # the states at steps 0, every, 2 every, ...
-        segment: list[tuple[Tensor, Any, Tensor]] = []  # (theta, state, gradient) of the steps since
+        waiting: list[Any] = []  # (theta, state) at steps 0, every, 2 every, ...
         park, fetch = _parking(self.store, theta.device)
         for t, (problem, draw) in enumerate(steps):
             if t % self.every == 0:
-                waiting.append(park((theta, state)) if self.every > 1 else None)
-                segment = []
-            after, state_after, gradient = programs(f"step {problem.name}", problem.step)(theta, state, leaves, draw)
-            if self.every == 1:
-                waiting[-1] = park((theta, state, gradient))
-            theta, state = after, state_after
+                waiting.append(park((theta, state)))
+            theta, state = programs(f"step {problem.name}", problem.step)(theta, state, leaves, draw)
         loss, lam = _outer(end, theta, programs)
         sig = [torch.zeros_like(s) for s in split_floating(state)[0]]
         total = Leaves(*(torch.zeros_like(x) for x in leaves))
         while waiting:
             first = (len(waiting) - 1) * self.every
             here = steps[first : first + self.every]
-            segment = [fetch(waiting.pop())] if self.every == 1 else _again(here, fetch(waiting.pop()), leaves, programs)
+            segment = [fetch(waiting.pop())]
+            for problem, draw in here[:-1]:  # the states between, once more
+                segment.append(programs(f"step {problem.name}", problem.step)(*segment[-1], leaves, draw))
             for problem, draw in reversed(here):
-                theta, state, gradient = segment.pop()
-                back = programs(f"back {problem.name}", self._back(problem))
-                lam, sig, total = back(theta, state, gradient, leaves, draw, lam, sig, total)
+                theta, state = segment.pop()
+                back = programs(f"back {problem.name}", self.back(problem))
+                lam, sig, total = back(theta, state, leaves, draw, lam, sig, total)
         return loss, total
 
-    def _back(self, problem: InnerProblem) -> Callable[..., tuple[Tensor, list[Tensor], Leaves]]:
-        """The function of one step back: cotangents after the step, and the sums so far, to those before it."""
+    def back(self, problem: InnerProblem) -> Callable[..., tuple[Tensor, list[Tensor], Leaves]]:
+        """The function of one step back: from cotangents after the step, and the sums so far, to those before it."""
 
-        def back(
-            theta: Tensor, state: Any, gradient: Tensor, leaves: Leaves, draw: Any, lam: Tensor, sig: list[Tensor], total: Leaves
+        def reverse(
+            theta: Tensor, state: Any, leaves: Leaves, draw: Any, lam: Tensor, sig: list[Tensor], total: Leaves
         ) -> tuple[Tensor, list[Tensor], Leaves]:
+            def gradient_of(th: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+                gradient: Tensor = torch.func.grad(problem.loss)(th, images, labels, draw)
+                return gradient
+
+            gradient, pull = torch.func.vjp(gradient_of, theta, leaves.images, leaves.labels)[:2]
             pulled, sig, v, d_log_lr = pull_update(problem, theta, state, gradient, leaves.log_lr, lam, sig)
-            h, d_images, d_labels = self._second(problem, theta, leaves, draw, v)
-            summed = Leaves(total.images + d_images, total.labels + d_labels, total.log_lr + d_log_lr)
-            return pulled + h, sig, summed
+            h, d_images, d_labels = pull(v)
+            return pulled + h, sig, _sum(total, d_images, d_labels, d_log_lr)
 
-        return back
-
-    def _second(self, problem: InnerProblem, theta: Tensor, leaves: Leaves, draw: Any, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """d/d(theta, images, labels) of < grad_theta loss, v >."""
-        if self.product == "forward-over-reverse":
+        def forward(
+            theta: Tensor, state: Any, leaves: Leaves, draw: Any, lam: Tensor, sig: list[Tensor], total: Leaves
+        ) -> tuple[Tensor, list[Tensor], Leaves]:
             _load_forward_rules()
             gradients = torch.func.grad(problem.loss, argnums=(0, 1, 2))
+            gradient = torch.func.grad(problem.loss)(theta, leaves.images, leaves.labels, draw)
+            pulled, sig, v, d_log_lr = pull_update(problem, theta, state, gradient, leaves.log_lr, lam, sig)
             try:
                 product = torch.func.jvp(lambda th: gradients(th, leaves.images, leaves.labels, draw), (theta,), (v,))[1]
             except NotImplementedError as error:
                 raise GradientError(
-                    f"ReplayAdjoint takes forward derivatives, and an operation of the network has none: {str(error).splitlines()[0]}",
+                    f"An operation of the network has no forward derivative: {str(error).splitlines()[0]}",
                     fix='dk.ReplayAdjoint(product="reverse-over-reverse")',
                 ) from error
-            return product  # type: ignore[no-any-return]
+            h, d_images, d_labels = product
+            return pulled + h, sig, _sum(total, d_images, d_labels, d_log_lr)
 
-        def directional(th: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-            return torch.dot(torch.func.grad(problem.loss)(th, images, labels, draw), v)
-
-        product = torch.func.grad(directional, argnums=(0, 1, 2))(theta, leaves.images, leaves.labels)
-        return product  # type: ignore[no-any-return]
+        return forward if self.product == "forward-over-reverse" else reverse
 
 
-def _again(steps: Sequence[Step], start: tuple[Tensor, Any], leaves: Leaves, programs: Programs) -> list[tuple[Tensor, Any, Tensor]]:
-    """Run a segment once more and return (theta, state, gradient) of every step of it."""
-    theta, state = start
-    segment = []
-    for problem, draw in steps:
-        after, state_after, gradient = programs(f"step {problem.name}", problem.step)(theta, state, leaves, draw)
-        segment.append((theta, state, gradient))
-        theta, state = after, state_after
-    return segment
+def _sum(total: Leaves, images: Tensor, labels: Tensor, log_lr: Tensor) -> Leaves:
+    return Leaves(total.images + images, total.labels + labels, total.log_lr + log_lr)
 
 
 def _outer(end: End, theta: Tensor, programs: Programs) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from distilkit import fields
 
+SPIKE = 10.0  # a norm counts for so many averages at most
+
 
 @attrs.frozen
 class EMAClip:
@@ -19,11 +21,12 @@ class EMAClip:
 
     There one spike of 400 times the average lifts the average, and with it the limit, so that 80 times the usual norm passes,
     and an outer Adam then takes tiny steps for as long as it remembers. With `average = "clipped"`, the default, the limit
-    comes from the average before, and a spike counts only as far as it passes:
+    comes from the average before, and a spike counts for ten averages at most, so that one alone does little, and a change that
+    lasts is followed within a few steps:
 
-        limit = factor ema;   g = g min(1, limit / |g|);   ema = decay ema + (1 - decay) min(|g|, limit)
+        limit = factor ema;   g = g min(1, limit / |g|);   ema = decay ema + (1 - decay) min(|g|, 10 ema)
 
-    The average starts at the first norm, so the first step is not clipped.
+    The average starts at the first norm that is not zero, and until then nothing is clipped.
 
     Args:
         decay: of the moving average.
@@ -49,11 +52,13 @@ class EMAClip:
     def apply(self, gradient: Tensor, ema: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (clipped gradient, new average, the factor it was scaled by). Nothing waits for the device."""
         norm = gradient.norm()
-        ema = torch.where(ema.to(norm).isnan(), norm, ema.to(norm))
+        ema = ema.to(norm)
+        ema = torch.where(ema > 0, ema, norm)  # no average yet
         if self.average == "raw":
             ema = self.decay * ema + (1 - self.decay) * norm
         limit = self.factor * ema
         if self.average == "clipped":
-            ema = self.decay * ema + (1 - self.decay) * torch.minimum(norm, limit)
+            ema = self.decay * ema + (1 - self.decay) * torch.minimum(norm, SPIKE * ema)
         scale = (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
+        scale = torch.where(norm > 0, scale, torch.ones_like(scale))
         return gradient * scale, ema, scale

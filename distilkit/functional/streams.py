@@ -8,6 +8,7 @@ the distilled set, and the draw of an inner step can be made again in the backwa
 from __future__ import annotations
 
 import hashlib
+import operator
 
 import attrs
 import torch
@@ -32,8 +33,8 @@ class Stream:
     path: tuple[str | int, ...] = ()
 
     def fold(self, key: str | int) -> Stream:
-        """Return the stream whose path has `key` appended. A name and a number never collide."""
-        return Stream(self.seed, (*self.path, key))
+        """Return the stream whose path has `key` appended. A name and a number never collide; 3 and np.int64(3) are one."""
+        return Stream(self.seed, (*self.path, key if isinstance(key, str) else operator.index(key)))
 
     def integer_seed(self) -> int:
         """A 63-bit seed for this stream: blake2b of seed and path, so neighbours share nothing."""

@@ -4,6 +4,6 @@
 """
 
 from distilkit.judging.assemble import assemble, parse_networks
-from distilkit.judging.evaluate import Case, evaluate, require_free, save
+from distilkit.judging.judge import Case, evaluate, require_free, save
 
 __all__ = ["Case", "assemble", "evaluate", "parse_networks", "require_free", "save"]

@@ -14,7 +14,7 @@ from distilkit.data import Arrays, DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation
-from distilkit.judging.evaluate import Case
+from distilkit.judging.judge import Case
 from distilkit.judging.runs import is_run, pipeline_of
 from distilkit.learner import Learner
 from distilkit.spec import kinds

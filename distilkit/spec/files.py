@@ -1,4 +1,4 @@
-"""Reading the file of a spec, with an error that shows what is there instead when it cannot be read."""
+"""Reading the file of a spec, or the recipe of that name, with an error that shows what is there instead."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import difflib
 import os
 from pathlib import Path
 
+from distilkit import recipes
+from distilkit.errors import nearest
 from distilkit.spec.problems import Problem, SpecError
 
 _MOST_NAMES = 5
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of a spec's file.
+    """Return the text of a spec's file, or of a recipe.
 
     Args:
-        path: the file, in UTF-8.
+        path: the file, in UTF-8; where there is none, the name of a recipe such as `paper/cifar10-ipc10`.
 
     Raises:
-        SpecError: the file cannot be read; the message names the nearest `.toml` files of that folder.
+        SpecError: the file cannot be read; the message names the nearest recipe or the nearest `.toml` files of that folder.
     """
     file = Path(path)
+    if not file.exists() and file.as_posix() in recipes.names():
+        return recipes.read(file.as_posix())
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -32,6 +36,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         why = f"{file} cannot be read: {error.strerror}."
     near = [] if file.is_file() else _nearest_specs(file)
+    recipe = None if file.exists() else nearest(file.as_posix(), recipes.names())
+    if recipe is not None and nearest(file.name, [spec.name for spec in near]) is None:
+        why += " `distilkit recipes` lists the recipes, which need no file."
+        raise SpecError([Problem(str(file), None, "a TOML file or a recipe", recipe, why=why)], str(file))
     names = f" The .toml files there are {', '.join(map(str, near))}." if len(near) > 1 else ""
     fix = str(near[0]) if near else None
     raise SpecError([Problem(str(file), None, "a TOML file", fix, why=f"{why}{names}{'' if near else _looked_in(file)}")], str(file))

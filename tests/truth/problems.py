@@ -29,11 +29,10 @@ def problem(dtype=torch.float64, lr=0.05):
     return leaves, RealBatch(real.to(dtype), targets.to(dtype)), classes
 
 
-def outer_loss(inner, leaves, window, batch, stream, classes, *, wrong_draw=None):
+def outer_loss(inner, leaves, window, batch, stream, classes):
     """The outer loss as a function of the leaves, written with torch.autograd alone: no adjoint and no functorch.
 
-    The steps before the window run on detached leaves, and what they leave is detached. `wrong_draw` replaces the draw of one
-    step by another step's, for the negative control.
+    The steps before the window run on detached leaves, and what they leave is detached.
     """
     frozen = Leaves(*(x.detach() for x in leaves))
     state = inner.init(stream.fold("network"), dtype=leaves.images.dtype)
@@ -41,8 +40,7 @@ def outer_loss(inner, leaves, window, batch, stream, classes, *, wrong_draw=None
     optimizer = state.optimizer
     for t in range(window.stop):
         use = leaves if t >= window.start else frozen
-        key = t if wrong_draw != t else t + 1000
-        draw = inner.draw(stream.fold("draw").fold(key), classes, SHAPE)
+        draw = inner.draw(stream.fold("draw").fold(t), classes, SHAPE)
         (gradient,) = torch.autograd.grad(inner.objective(params, use.images, use.labels, draw), params, create_graph=True)
         params, optimizer = inner.update(type(state)(params, optimizer), gradient, use.log_lr)
         if t < window.start:
@@ -50,10 +48,10 @@ def outer_loss(inner, leaves, window, batch, stream, classes, *, wrong_draw=None
     return inner.loss(inner.logits(params, batch.images), batch.labels)
 
 
-def reference(inner, leaves, window, batch, stream, classes, **control):
+def reference(inner, leaves, window, batch, stream, classes):
     """Whole-window autograd: (loss, gradient with respect to each leaf)."""
     leaves = Leaves(*(x.clone().requires_grad_() for x in leaves))
-    loss = outer_loss(inner, leaves, window, batch, stream, classes, **control)
+    loss = outer_loss(inner, leaves, window, batch, stream, classes)
     gradients = torch.autograd.grad(loss, list(leaves), allow_unused=True)
     return loss.detach(), Leaves(*(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=False)))
 

@@ -1,0 +1,240 @@
+"""The gradient study: norm, variance, bias and cost of the meta-gradient, by truncation policy.
+
+At chosen points of a distillation the images S are kept as they are, and K meta-gradients are taken with each policy, each on a
+fresh network, a fresh real batch and a fresh window. With g_k the gradient with respect to all images, as one vector:
+
+    variance   tr Cov(g) / |E g|^2                        of one draw, in units of the squared length of the mean
+    clipped    the same after each draw is clipped to twice the median norm of its kind, as a distiller's clip does: single
+               spikes, from windows that hold inner step 0 with Adam, can be most of the plain variance
+    cosine     between E g and E g_full                   bias of the direction; g_full is FullUnroll over the longest horizon T
+    same end   between g_k and the exact gradient of the very loss whose window g_k was taken through: what truncation does
+               alone, when the random end of the window is left out
+
+A policy that ends its window before T differentiates another outer loss, that of a network trained for fewer steps. `cosine`
+counts this as bias against the goal at T; `same end` does not. Both expectations are estimated without bias from inner products
+(see `distilkit.studies.statistics`). Replicate k has the same network, draws and real batch for all policies.
+
+Feng, Vedantam and Kempe (2024) plot the norm of the meta-gradient, by outer step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
+import numpy as np
+import torch
+import xarray as xr
+from filelock import FileLock
+from torch import Tensor
+
+from distilkit.boosting import groups
+from distilkit.distiller import Distiller
+from distilkit.errors import CombinationError
+from distilkit.evaluation.grids import Region, fill
+from distilkit.functional.adjoints import Leaves
+from distilkit.functional.streams import Stream
+from distilkit.learner import Learner
+from distilkit.parts import DistillerState
+from distilkit.storage import checkpoint
+from distilkit.studies.gradients_layout import VARIABLES, gradients_template
+from distilkit.studies.memory import peak_memory
+from distilkit.studies.statistics import clipped, cosine, jackknife, relative_variance, squared_mean
+from distilkit.truncation import FullUnroll, RandomHorizon, RandomTruncation, TailTruncation, Window
+
+
+class Draw(NamedTuple):
+    """One meta-gradient: its vector, on the CPU in float64, its outer loss and its time in seconds."""
+
+    vector: Tensor
+    loss: float
+    seconds: float
+
+
+def usual_policies(truncation: Any) -> dict[str, Any]:
+    """The four policies of the paper's comparison, with the horizon and window of a policy (a window of half the horizon without one).
+
+    >>> list(usual_policies(RandomTruncation(40, 20)))
+    ['full unroll', 'tail', 'random horizon', 'random truncation']
+    """
+    horizon = getattr(truncation, "horizon", None) or truncation.plan(truncation.init(), 0, Stream(0))[0].stop
+    window = getattr(truncation, "window", None) or max(1, horizon // 2)
+    return {
+        "full unroll": FullUnroll(horizon),
+        "tail": TailTruncation(horizon, window),
+        "random horizon": RandomHorizon(horizon, min(window, horizon)),
+        "random truncation": RandomTruncation(horizon, window),
+    }
+
+
+def gradient_study(
+    pipeline: Distiller,
+    policies: Mapping[str, Any] | None = None,
+    optimizers: Mapping[str, Any] | None = None,
+    outer_steps: Sequence[int] = (0, 50, 200),
+    replicates: int = 16,
+    *,
+    horizon: int | None = None,
+    out: str | Path | None = None,
+    notice: Callable[[int, int], None] = lambda done, total: None,
+) -> xr.Dataset:
+    """Measure meta-gradients along a distillation.
+
+    Args:
+        pipeline: is distilled with its own policy up to the last of the outer steps. It gives data, learner and adjoint.
+        policies: truncation policies by name; the four of `usual_policies` when left out. Each is asked in its first state.
+        optimizers: inner optimisers by name, that the meta-gradients are taken through; the pipeline's when left out.
+        outer_steps: points of the distillation.
+        replicates: K, at least 3.
+        horizon: T of the full unroll that `cosine` compares with; the longest of the pipeline's and the policies' windows when left out.
+        out: a folder; the study goes on there after a kill, and several processes may fill it.
+        notice: told (units done, all units).
+
+    Returns:
+        the variables in `gradients_layout.VARIABLES` over (policy, optimizer, outer_step, ...).
+
+    Raises:
+        CombinationError: fewer than 3 replicates, or an outer step beyond the pipeline's last.
+    """
+    chosen = dict(policies or usual_policies(pipeline.truncation))
+    inner = dict(optimizers or {type(pipeline.learner.optimizer).__name__: pipeline.learner.optimizer})
+    points = sorted(set(outer_steps))
+    if replicates < 3:
+        raise CombinationError(f"replicates = {replicates} are too few for a variance and its error.", fix="replicates=16")
+    if points[-1] > pipeline.outer_steps:
+        raise CombinationError(
+            f"outer step {points[-1]} is beyond the run's {pipeline.outer_steps}.", fix=f"outer_steps={[0, pipeline.outer_steps]}"
+        )
+    streams = [pipeline.stream.fold("gradient study").fold(k) for k in range(replicates)]
+    windows = {name: [_plan(policy, stream) for stream in streams] for name, policy in chosen.items()}
+    longest = horizon or max(w.stop for row in windows.values() for w in [*row, _plan(pipeline.truncation, streams[0])])
+    folder = None if out is None else Path(out)
+    states = _States(pipeline, folder)
+
+    def compute(region: Region) -> dict[str, np.ndarray]:
+        name, point = list(inner)[region["optimizer"].start], points[region["outer_step"].start]
+        taken = _unit(pipeline, states.at(point), inner[name], windows, streams, longest)
+        return {key: values[:, None, None] for key, values in taken.items()}
+
+    identity = {
+        "study": "gradients",
+        "pipeline": repr(pipeline),
+        "policies": {name: repr(policy) for name, policy in chosen.items()},
+        "optimizers": {name: repr(optimizer) for name, optimizer in inner.items()},
+        "outer_steps": points,
+        "replicates": replicates,
+        "horizon": longest,
+    }
+    template = gradients_template(list(chosen), list(inner), points, replicates).assign_attrs(horizon=longest, title=pipeline.title)
+    units = {"optimizer": 1, "outer_step": 1}
+    return fill(template, units, compute, identity=identity, folder=folder, notice=notice)
+
+
+def _plan(policy: Any, stream: Stream) -> Window:
+    """The window of a policy at its first step, with the replicate's own randomness."""
+    window: Window = policy.plan(policy.init(), 0, stream.fold("window"))[0]
+    return window
+
+
+@attrs.define
+class _States:
+    """The states of a distillation at rising outer steps, kept as checkpoints where there is a folder."""
+
+    pipeline: Distiller
+    folder: Path | None
+    state: DistillerState | None = None
+
+    def at(self, step: int) -> DistillerState:
+        if self.folder is None:
+            return self._distilled(step)
+        with FileLock(self.folder / "states.lock"):  # what another process is at is waited for, not made twice
+            place = self.folder / "states" / str(step)
+            kept = checkpoint.latest(place)
+            if kept is not None:
+                self.state = checkpoint.unflatten(self.pipeline.template(kept.meta["stage"]), kept.tensors)
+                return self.state
+            state = self._distilled(step)
+            checkpoint.save(place, step, checkpoint.flatten(state), {"stage": state.stage})
+            return state
+
+    def _distilled(self, step: int) -> DistillerState:
+        state = self.state if self.state is not None and self.state.step <= step else self.pipeline.init()
+        while state.step < step:
+            state, _ = self.pipeline.step(state)
+        self.state = state
+        return state
+
+
+def _unit(
+    pipeline: Distiller,
+    state: DistillerState,
+    optimizer: Any,
+    windows: Mapping[str, Sequence[Window]],
+    streams: Sequence[Stream],
+    horizon: int,
+) -> dict[str, np.ndarray]:
+    """All policies and replicates at one outer step, with one inner optimiser: arrays with the policies first."""
+    stage = pipeline.stages[state.stage]
+    learner = attrs.evolve(pipeline.stage_learner(stage), optimizer=optimizer)
+    log_lr = state.leaves.log_lr
+    if optimizer != pipeline.learner.optimizer:
+        log_lr = torch.tensor(optimizer.lr, dtype=log_lr.dtype, device=log_lr.device).log()
+    leaves = state.leaves._replace(log_lr=log_lr)
+    known: dict[tuple[Window, int], Draw] = {}
+    take = _taker(pipeline, learner, leaves, groups(stage, pipeline.boost, pipeline.bundle.classes))
+    take(Window(0, 2), streams[0])  # so that no first call is timed
+
+    def draw(window: Window, k: int) -> Draw:
+        if (window, k) not in known:
+            known[window, k] = take(window, streams[k].fold("inner").fold(state.step))
+        return known[window, k]
+
+    count = range(len(streams))
+    full = torch.stack([draw(Window(0, horizon), k).vector for k in count])
+    rows: list[dict[str, Any]] = []
+    for planned in windows.values():
+        draws = [draw(window, k) for k, window in enumerate(planned)]
+        exact = [draw(Window(0, window.stop), k).vector for k, window in enumerate(planned)]
+        vectors = torch.stack([d.vector for d in draws])
+        gram, cross = (vectors @ vectors.T).numpy(), (vectors @ full.T).numpy()
+        reference = (full @ full.T).numpy()
+        longest = max(planned, key=lambda w: (w.length, w.stop))
+        rows.append(
+            {
+                "norm": vectors.norm(dim=1).numpy(),
+                "outer_loss": [d.loss for d in draws],
+                "window_start": [w.start for w in planned],
+                "window_stop": [w.stop for w in planned],
+                "seconds": [d.seconds for d in draws],
+                "same_end_cosine": torch.cosine_similarity(vectors, torch.stack(exact)).numpy(),
+                "inner_product": gram,
+                "inner_product_full": cross,
+                "variance": relative_variance(gram),
+                "variance_error": jackknife(relative_variance, gram),
+                "variance_clipped": relative_variance(clipped(gram)),
+                "variance_clipped_error": jackknife(lambda g: relative_variance(clipped(g)), gram),
+                "cosine": cosine(gram, reference, cross),
+                "cosine_error": jackknife(cosine, gram, reference, cross),
+                "mean_norm": np.sqrt(max(squared_mean(gram), 0.0)),
+                "peak_memory": peak_memory(lambda w=longest: take(w, streams[0]), pipeline.torch_device),  # type: ignore[misc]
+            }
+        )
+    return {key: np.stack([np.asarray(row[key], np.float64) for row in rows]) for key in VARIABLES}
+
+
+def _taker(pipeline: Distiller, learner: Learner, leaves: Leaves, drawn_from: Tensor) -> Callable[[Window, Stream], Draw]:
+    """What takes one meta-gradient: a fresh network, fresh draws and a fresh real batch from the stream."""
+    size = len(pipeline.bundle.train)
+
+    def take(window: Window, stream: Stream) -> Draw:
+        rows = stream.fold("batch").permutation(size)[: pipeline.outer.batch_size]
+        batch = pipeline.real_batch(rows, stream.fold("augment"))
+        began = time.perf_counter()
+        meta = pipeline.unroller.meta_gradient(learner, leaves, window, batch, stream, drawn_from)
+        loss = float(meta.loss)  # waits for the device
+        return Draw(meta.images.flatten().double().cpu(), loss, time.perf_counter() - began)
+
+    return take

@@ -1,0 +1,210 @@
+"""The intercorrelation study: is a part of a large distilled set as good as a small set that was distilled as such?
+
+Feng, Vedantam and Kempe (2024) found that it is not, and made boosting to mend it. The study puts at every budget, side by side:
+random subsets of the large set, a set distilled directly, the boosted prefix, and real images.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+import numpy as np
+import xarray as xr
+
+from distilkit import spec, storage
+from distilkit.data import DistilledSet
+from distilkit.distiller import Distiller
+from distilkit.errors import CombinationError
+from distilkit.evaluation import TrainingSet, training_set
+from distilkit.evaluation.coresets import CORESETS, coreset
+from distilkit.evaluation.grids import Region, fill
+from distilkit.evaluation.influence import influence
+from distilkit.evaluation.subsets import orders, score_sets, subset_rows
+from distilkit.storage.layout import build, coordinate, variable
+from distilkit.studies.subsets import fingerprint
+
+SUBSET, DIRECT, PREFIX = "subset of the large set", "distilled directly", "boosted prefix"
+ONE_DRAW = (DIRECT, PREFIX, "herding real")
+
+
+class StudyObserver(Protocol):
+    """Is told how a study goes on."""
+
+    def phase(self, words: str) -> None:
+        """A new part of the work begins."""
+
+    def unit(self, done: int, total: int) -> None:
+        """So many units of that part are done."""
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def phase(self, words: str) -> None:
+        """Nothing."""
+
+    def unit(self, done: int, total: int) -> None:
+        """Nothing."""
+
+
+def intercorrelation(
+    pipeline: Distiller,
+    direct: Mapping[int, DistilledSet],
+    boosted: DistilledSet | None = None,
+    *,
+    budgets: Sequence[int] | None = None,
+    draws: int = 10,
+    coresets: Sequence[str] = CORESETS,
+    together: int = 64,
+    out: Path | None = None,
+    notice: Callable[[int, int], None] = lambda done, total: None,
+) -> xr.Dataset:
+    """Compare sets of the same size from different sources.
+
+    Args:
+        pipeline: gives the data, the learner, the protocol and the seed.
+        direct: distilled sets by their images per class. Subsets are taken of the largest.
+        boosted: a set made with a boost schedule; its first rows of each class are the prefixes.
+        budgets: images of each class; the keys of `direct` when left out.
+        draws: random subsets, and draws of real images, at each budget.
+        coresets: of real images: "random real", "k-means real", "herding real".
+        together: about how many networks are trained in one unit of work.
+        out: a folder for the measurements as they are made, or None.
+        notice: told (units done, all units).
+
+    Returns:
+        accuracy (source, budget, draw, seed), NaN where a source has no set of that size or only one draw.
+    """
+    budgets = sorted(direct) if budgets is None else list(budgets)
+    protocol, data, stream = pipeline.evaluation, pipeline.bundle, pipeline.stream.fold("intercorrelation")
+    sources = [SUBSET, DIRECT, *([PREFIX] if boosted is not None else []), *coresets]
+    large = direct[max(direct)]
+
+    def sets(source: str, budget: int, some: range) -> list[TrainingSet]:
+        if source == SUBSET:
+            order = orders("random", large, draws, stream.fold("rows"))
+            return [training_set(large.subset(subset_rows(large.classes, budget, order[draw])), data) for draw in some]
+        if source == DIRECT:
+            return [training_set(direct[budget], data)] if budget in direct else []
+        if source == PREFIX:
+            assert boosted is not None
+            order = orders("prefix", boosted, 1, stream)[0]
+            return [training_set(boosted.subset(subset_rows(boosted.classes, budget, order)), data)]
+        made = coreset(source, data, budget, len(some), stream.fold(source).fold(budget).fold(some.start))
+        return [attrs.evolve(made, images=made.images[i], labels=made.labels[i]) for i in range(len(some))]
+
+    def compute(region: Region) -> dict[str, np.ndarray]:
+        source, budget = sources[region["source"].start], budgets[region["budget"].start]
+        some = range(region["draw"].start, region["draw"].stop)
+        found = np.full((1, 1, len(some), protocol.seeds), np.nan)
+        wanted = range(0, 1) if source in ONE_DRAW else some
+        if (source not in ONE_DRAW or some.start == 0) and (given := sets(source, budget, wanted)):
+            found[0, 0, : len(given)] = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"))[0]
+        return {"accuracy": found}
+
+    shape = (len(sources), len(budgets), draws, protocol.seeds)
+    dims = ("source", "budget", "draw", "seed")
+    template = xr.Dataset(
+        {"accuracy": variable(dims, np.full(shape, np.nan), "test accuracy of networks trained on the set")},
+        {
+            "source": coordinate("source", sources, "where the set comes from"),
+            "budget": coordinate("budget", np.array(budgets, np.int64), "images of each class"),
+            "draw": coordinate("draw", np.arange(draws), "draw of the set"),
+            "seed": coordinate("seed", np.arange(protocol.seeds)),
+        },
+    )
+    identity = {
+        "study": "intercorrelation",
+        "direct": {str(budget): fingerprint(made) for budget, made in direct.items()},
+        "boosted": None if boosted is None else fingerprint(boosted),
+        "sources": sources,
+        "budgets": budgets,
+        "draws": draws,
+        "protocol": protocol.words(),
+        "learner": repr(pipeline.learner),
+        "seed": pipeline.seed,
+    }
+    units = {"source": 1, "budget": 1, "draw": max(1, together // protocol.seeds)}
+    return fill(template, units, compute, identity=identity, folder=out, notice=notice)
+
+
+def intercorrelation_study(
+    pipeline: Distiller, out: str | Path, *, draws: int = 10, influence_at: int | None = None, observer: StudyObserver | None = None
+) -> xr.DataTree:
+    """Make all the sets that the study needs, compare them, and measure the influence of samples on each other.
+
+    A set that is distilled directly at a budget gets as many outer steps as the boosted run has spent when it reaches that
+    budget. What is finished is not made again: a study that was stopped goes on.
+
+    Args:
+        pipeline: with a boost schedule.
+        out: a folder: OUT/boosted and OUT/direct-N hold the runs, OUT/results.zarr the study.
+        draws: random subsets, and draws of real images, at each budget.
+        influence_at: images per class of the direct set whose samples are removed one and two at a time; the second budget
+            when left out.
+        observer: is told how the study goes on.
+
+    Returns:
+        the tree with the groups sources and influence (see `intercorrelation` and `evaluation.influence`).
+
+    Raises:
+        CombinationError: the pipeline has no boost schedule.
+    """
+    watch, folder = observer or Silent(), Path(out)
+    if pipeline.boost is None:
+        raise CombinationError("The intercorrelation study compares boosted prefixes, and this spec has no boost schedule.", fix="[boost]")
+    judged = attrs.evolve(pipeline.evaluation, baselines=())
+    boosted = _made(attrs.evolve(pipeline, evaluation=judged), folder / "boosted", watch)
+    direct, steps = {}, 0
+    for stage in pipeline.stages:
+        steps += stage.steps
+        alone = attrs.evolve(
+            pipeline,
+            boost=None,
+            images=attrs.evolve(pipeline.images, per_class=stage.per_class),
+            outer=attrs.evolve(pipeline.outer, steps=steps),
+            truncation=stage.truncation,
+            learner=attrs.evolve(pipeline.learner, batch_per_class=pipeline.stage_learner(stage).batch_per_class),
+            evaluation=judged,
+            title=f"{pipeline.title}-direct-{stage.per_class}",
+        )
+        direct[stage.per_class] = _made(alone, folder / f"direct-{stage.per_class}", watch)
+    watch.phase("comparing the sources")
+    sources = intercorrelation(pipeline, direct, boosted, draws=draws, out=folder / "grid", notice=watch.unit)
+    budgets = pipeline.boost.budgets
+    at = influence_at or budgets[min(1, len(budgets) - 1)]
+    if at not in direct:
+        raise CombinationError(f"influence_at = {at}, and the sets distilled directly have {sorted(direct)} images per class.")
+    watch.phase(f"removing samples of the set with {at} images per class")
+    pairs = "all" if len(direct[at]) <= 30 else "same class"
+    removed = influence(
+        pipeline.bound,
+        training_set(direct[at], pipeline.bundle),
+        pipeline.bundle,
+        pipeline.evaluation,
+        pipeline.stream.fold("influence"),
+        pairs=pairs,
+        folder=folder / f"influence-{at}",
+        identity={"set": fingerprint(direct[at]), "learner": repr(pipeline.learner), "seed": pipeline.seed},
+        notice=watch.unit,
+    )
+    groups = {"sources": sources.drop_attrs(deep=False), "influence": removed}
+    tree = build(groups, title=f"{pipeline.title}: intercorrelation", spec=spec.to_tree(pipeline), seed=pipeline.seed)
+    storage.write(tree, folder)
+    return tree
+
+
+def _made(pipeline: Distiller, folder: Path, watch: StudyObserver) -> DistilledSet:
+    """The set of a run, which is made if it is not there whole."""
+    if (folder / storage.store.NAME).exists():
+        tree = storage.open(folder)
+        if "evaluation" in tree.children and "accuracy" in tree["evaluation"]:
+            return storage.load(folder)
+        shutil.rmtree(folder)  # a run of ours that was stopped
+    watch.phase(f"distilling {folder.name}")
+    pipeline.run(folder)
+    return storage.load(folder)

@@ -1,0 +1,131 @@
+"""Grids on disk: they go on after a kill, and two processes share one, to the same bits as one that was left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import distilkit as dk
+from distilkit.errors import RunError
+from distilkit.evaluation.grids import done, fill
+
+TEMPLATE = xr.Dataset(
+    {"value": (("a", "b", "c"), np.full((5, 4, 3), np.nan)), "count": (("a", "b"), np.full((5, 4), -1)), "fixed": ("c", [1.0, 2.0, 3.0])},
+    {"a": np.arange(5), "b": np.arange(4), "c": np.arange(3)},
+)
+UNITS = {"a": 2, "b": 3}
+
+
+def compute(region):
+    a, b = np.meshgrid(TEMPLATE.a[region["a"]], TEMPLATE.b[region["b"]], indexing="ij")
+    return {"value": np.sin(a[..., None] * 10 + b[..., None] + np.arange(3)), "count": a + b}
+
+
+def same(one, two):
+    return all(np.array_equal(one[name], two[name]) for name in {*one.variables, *two.variables})
+
+
+def test_memory_and_disk_agree(tmp_path):
+    one, two = fill(TEMPLATE, UNITS, compute, identity={}), fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path / "grid")
+    assert same(one, two)
+    assert one["value"].notnull().all()
+    assert np.isnan(TEMPLATE["value"]).all()
+    assert done(tmp_path / "grid") == 6
+    tree = dk.open(tmp_path / "grid")
+    assert same(tree.to_dataset(), one)
+
+
+def test_finished_units_are_not_repeated(tmp_path):
+    calls = []
+
+    def failing(region):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append(region)
+        return compute(region)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(TEMPLATE, UNITS, failing, identity={}, folder=tmp_path)
+    assert done(tmp_path) == 4
+    again, told = [], []
+    grid = fill(TEMPLATE, UNITS, lambda r: again.append(r) or compute(r), identity={}, folder=tmp_path, notice=lambda *n: told.append(n))
+    assert len(again) == 2
+    assert not [r for r in again if r in calls]
+    assert told[-1] == (6, 6)
+    assert same(grid, fill(TEMPLATE, UNITS, compute, identity={}))
+
+
+def test_another_grid_is_refused(tmp_path):
+    fill(TEMPLATE, UNITS, compute, identity={"seed": 0}, folder=tmp_path / "grid")
+    with pytest.raises(RunError, match=r"differs in seed \(0 there, 1 here\)"):
+        fill(TEMPLATE, UNITS, compute, identity={"seed": 1}, folder=tmp_path / "grid")
+    TEMPLATE.to_zarr(tmp_path / "run" / "results.zarr", zarr_format=3, consolidated=False)
+    with pytest.raises(RunError, match="holds the results of a run"):
+        fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path / "run")
+
+
+# A grid whose units take a while, say which process did them, and can be done by several.
+SCRIPT = """
+import sys, time
+import numpy as np, xarray as xr
+from pathlib import Path
+from distilkit.evaluation.grids import fill
+folder, who, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+template = xr.Dataset({"value": (("a", "b"), np.full((12, 5), np.nan))}, {"a": np.arange(12), "b": np.arange(5)})
+def compute(region):
+    with open(folder / "log", "a") as log:
+        log.write(f"{who} {region['a'].start}\\n")
+    time.sleep(seconds)
+    return {"value": np.cos(template.a.values[region["a"]][:, None] * 7 + np.arange(5))}
+fill(template, {"a": 1}, compute, identity={}, folder=folder)
+"""
+
+
+def start(folder, who, seconds):
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen([sys.executable, "-W", "error", "-c", SCRIPT, str(folder), who, str(seconds)])
+
+
+def value(folder):
+    with xr.open_zarr(folder / "results.zarr") as grid:
+        return grid["value"].values
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_killed_grid_goes_on(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, "x", 0).wait(60) == 0
+    first = start(killed, "first", 0.05)
+    wait_for(lambda: done(killed) >= 5)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    kept = done(killed)
+    assert 5 <= kept < 12
+    assert start(killed, "second", 0).wait(60) == 0
+    lines = [line.split() for line in (killed / "log").read_text().splitlines()]
+    assert sum(who == "second" for who, _ in lines) == 12 - kept
+    assert np.array_equal(value(killed), value(whole))
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_grid(tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert start(alone, "x", 0).wait(60) == 0
+    both = [start(shared, who, 0.2) for who in ("left", "right")]
+    assert [process.wait(120) for process in both] == [0, 0]
+    lines = [line.split() for line in (shared / "log").read_text().splitlines()]
+    assert sorted(int(unit) for _, unit in lines) == list(range(12))  # none lost, none doubled
+    assert {who for who, _ in lines} == {"left", "right"}
+    assert np.array_equal(value(shared), value(alone))

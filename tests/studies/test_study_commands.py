@@ -1,0 +1,84 @@
+"""The commands of the studies, as a person types them."""
+
+import subprocess
+import sys
+
+import pytest
+import xarray as xr
+
+import distilkit as dk
+
+SPEC = """
+title = "tiny"
+[data]
+kind = "Digits"
+[learner.network]
+kind = "MLP"
+hidden = [12]
+[truncation]
+kind = "RandomTruncation"
+horizon = 6
+window = 3
+[boost]
+blocks = [1, 2]
+steps = 2
+[outer]
+batch_size = 64
+[evaluation]
+seeds = 2
+steps = [5]
+baselines = []
+"""
+
+
+def distilkit(cwd, *arguments):
+    command = [sys.executable, "-W", "error", "-m", "distilkit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(SPEC)
+    return path
+
+
+@pytest.mark.slow
+def test_run_and_subsets(spec, tmp_path):
+    done = distilkit(tmp_path, "run", spec)
+    assert done.returncode == 0, done.stderr
+    assert "its first 1 of a class" in done.stdout
+    run = tmp_path / "runs" / "tiny"
+    for strategy, draws in (("random", 2), ("prefix", 1)):
+        done = distilkit(tmp_path, "subsets", run, "--draws", "2", "--strategy", strategy, "--networks", "MLP")
+        assert done.returncode == 0, done.stderr
+        grid = xr.open_zarr(run / f"subsets-{strategy}" / "results.zarr")
+        assert dict(grid["accuracy"].sizes) == {"budget": 3, "draw": draws, "network": 1, "seed": 2}
+        assert (run / f"subsets-{strategy}" / "subsets.png").exists()
+    refused = distilkit(tmp_path, "subsets", run, "--budgets", "4")
+    assert refused.returncode == 2
+    assert "the set has 3" in refused.stderr
+
+
+@pytest.mark.slow
+def test_study_gradients(spec, tmp_path):
+    arguments = ("study", "gradients", spec, "--at", "0,3", "--replicates", "3", "--policy", '{kind = "FullUnroll", horizon = 6}')
+    done = distilkit(tmp_path, *arguments, "--policy", '{kind = "TailTruncation", horizon = 6, window = 2}')
+    assert done.returncode == 0, done.stderr
+    study = dk.open(tmp_path / "runs" / "tiny-gradients").to_dataset()
+    assert study["norm"].dims == ("policy", "optimizer", "outer_step", "replicate")
+    assert study["policy"].values.tolist() == ["FullUnroll horizon 6", "TailTruncation horizon 6 window 2"]
+    assert (study["window_start"].sel(policy="TailTruncation horizon 6 window 2") == 4).all()
+    assert (tmp_path / "runs" / "tiny-gradients" / "gradients.png").exists()
+    refused = distilkit(tmp_path, *arguments[:-1], '{kind = "FullUnrol", horizon = 6}')
+    assert refused.returncode == 2
+    assert "FullUnroll" in refused.stderr
+
+
+@pytest.mark.slow
+def test_study_intercorrelation(spec, tmp_path):
+    done = distilkit(tmp_path, "study", "intercorrelation", spec, "--draws", "2", "--influence", "1", "--out", "study")
+    assert done.returncode == 0, done.stderr
+    for word in ("boosted prefix", "distilled directly", "herding real", "influence.png"):
+        assert word in done.stdout
+    assert {"sources", "influence"} <= set(dk.open(tmp_path / "study").children)
