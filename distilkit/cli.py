@@ -120,6 +120,24 @@ def evaluate(
 
 
 @app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a run, or a distilled set in a format of others.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write; it must not be there yet.")],
+    to: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format to write, such as mtt, safetensors or image-folder.")] = None,
+    format: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of PATH, if it is no run and cannot be told.")] = None,
+    label_space: Annotated[str | None, typer.Option(help="What the labels of PATH are, if it does not say.")] = None,
+    preprocessing: Annotated[str | None, typer.Option(help="What the images of PATH went through, if it does not say.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Write no more than the authors' own code does, without a lossless copy.")] = False,
+) -> None:
+    """Write a distilled set, a run's or anyone's, in a format of others."""
+    from distilkit import judging
+    from distilkit.storage import formats
+
+    made = judging.read_set(path, format=format, label_space=label_space, preprocessing=preprocessing)
+    typer.echo(f"{formats.write(made, out, to, plain=plain)}: {len(made)} images, labels as {made.label_space}")
+
+
+@app.command()
 def subsets(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,

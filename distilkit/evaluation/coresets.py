@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distilkit.data import DataBundle
 from distilkit.errors import CombinationError, listing
-from distilkit.evaluation.baselines import chosen_images
+from distilkit.evaluation.baselines import chosen_images, members_of_classes
 from distilkit.evaluation.training import TrainingSet
 from distilkit.functional.streams import Stream
 
@@ -39,13 +39,8 @@ def coreset(name: str, data: DataBundle, per_class: int, draws: int, stream: Str
         raise CombinationError(f"There is no coreset {name!r}; there are {listing(CORESETS)}.")
     labels = data.train.labels
     picked = []
-    for c in range(data.classes):
-        members = (labels == c).nonzero()[:, 0]
-        if len(members) < per_class:
-            raise CombinationError(
-                f"per_class = {per_class}, but class {data.class_names[c]!r} has {len(members)} training images.",
-                fix=f"per_class = {len(members)}",
-            )
+    for own in members_of_classes(data, per_class):
+        members = own.to(labels.device)
         picked.append(members[herd(data.train.images[members].flatten(1), per_class)])
     rows = torch.cat(picked)
     images, targets = data.train.images[rows], F.one_hot(labels[rows], data.classes).float()

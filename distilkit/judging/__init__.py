@@ -5,5 +5,6 @@
 
 from distilkit.judging.assemble import assemble, parse_networks
 from distilkit.judging.judge import Case, evaluate, require_free, save
+from distilkit.judging.runs import read_set
 
-__all__ = ["Case", "assemble", "evaluate", "parse_networks", "require_free", "save"]
+__all__ = ["Case", "assemble", "evaluate", "parse_networks", "read_set", "require_free", "save"]

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from distilkit import spec as specs
+from distilkit import spec as specs, storage
+from distilkit.data import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import RunError
+from distilkit.storage import formats
 from distilkit.storage.store import NAME
 
 
@@ -16,6 +18,23 @@ def is_run(path: Any) -> bool:
     """Whether there are results of distilkit at a path."""
     place = Path(path)
     return place.suffix == ".zarr" or any((place / f"{NAME}{end}").is_dir() for end in ("", ".old"))
+
+
+def read_set(path: Any, *, format: str | None = None, label_space: str | None = None, preprocessing: str | None = None) -> DistilledSet:
+    """The distilled set of a run, or of a file or folder in one of the formats of `distilkit.storage.formats`.
+
+    Args:
+        path: of the run, file or folder.
+        format: of what is no run, where it cannot be told.
+        label_space: what its labels are, where it does not say.
+        preprocessing: what its images went through, where it does not say.
+
+    Raises:
+        DistilkitError: it cannot be read; the message asks for what is missing.
+    """
+    if is_run(path):
+        return storage.load(path)
+    return formats.read(path, format, label_space=label_space, preprocessing=preprocessing)
 
 
 def pipeline_of(path: Any, overrides: Iterable[str] = (), *, trust: bool = False) -> Distiller:
