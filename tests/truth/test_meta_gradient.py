@@ -15,7 +15,6 @@ ADJOINTS = {
     "replay, reverse over reverse": dk.ReplayAdjoint(product="reverse-over-reverse"),
     "replay, every third state": dk.ReplayAdjoint(every=3),
 }
-EXECUTIONS = ["off", pytest.param("trace", marks=pytest.mark.slow)]
 POLICIES = {
     "full": dk.FullUnroll(horizon=7),
     "tail": dk.TailTruncation(horizon=7, window=4),
@@ -31,6 +30,9 @@ OPTIMIZERS = {
     "AdamW": dk.AdamW(lr=0.01),
     "RMSProp": dk.RMSProp(lr=0.01),
 }
+# How each is run: all of them as they are, and three kinds of state (none, a trace, moments) as recorded programs.
+RUN_AS = [(name, "off") for name in OPTIMIZERS]
+RUN_AS += [pytest.param(name, "trace", marks=pytest.mark.slow) for name in ("SGD", "momentum", "Adam")]
 DRAWS = {"full batch": {}, "minibatch": {"batch_per_class": 2}, "classes": {"batch_per_class": 2, "classes_per_step": 2}}
 
 
@@ -41,8 +43,7 @@ def window_of(policy, seed=3):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("draws", DRAWS)
 @pytest.mark.parametrize("learn_lr", [False, True], ids=["lr fixed", "lr learned"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(("optimizer", "execution"), RUN_AS)
 def test_equals_whole_window_autograd(execution, policy, optimizer, learn_lr, draws):
     """Images, labels and lr, every adjoint, to 1e-10 relative in float64 (rounding of a sum of a few hundred terms is 1e-14)."""
     inner = learner(OPTIMIZERS[optimizer], learn_lr=learn_lr, **DRAWS[draws])
