@@ -210,9 +210,14 @@ def _free_folder(title: str) -> Path:
     """runs/TITLE, or runs/TITLE-2 and so on where that is taken."""
     first = folder = _folder(title)
     number = 2
-    while folder.exists():
+    while folder.exists() and not _is_empty(folder):
         folder, number = first.with_name(f"{first.name}-{number}"), number + 1
     return folder
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether it is a folder with nothing in it, as a run leaves that could not load its data."""
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def main() -> None:

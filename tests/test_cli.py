@@ -148,6 +148,15 @@ def test_too_few_images_for_the_baselines_is_known_at_the_start(spec, tmp_path, 
     assert not (tmp_path / "run" / "results.zarr").exists()
 
 
+def test_a_run_that_could_not_begin_takes_no_name(spec, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _ = in_process(monkeypatch, capsys, "run", spec, "--set", "images.per_class=200")
+    assert code == 2
+    done = distilkit("run", spec, "--set", "outer.steps=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "tiny" / "results.zarr").exists()
+
+
 def test_an_out_that_cannot_be_made(spec, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     code, message = in_process(monkeypatch, capsys, "run", spec, "--out", tmp_path / "file" / "run")

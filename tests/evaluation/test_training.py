@@ -154,11 +154,10 @@ def test_cost_of_a_linear_map() -> None:
 
 
 @pytest.mark.slow
-def test_side_by_side_is_faster_on_digits(ten: DistilledSet, digits: DataBundle) -> None:
+def test_side_by_side_is_twice_as_fast_on_digits(ten: DistilledSet, digits: DataBundle) -> None:
     """The best of each, since a busy machine can slow a run but not speed it up.
 
-    examples/benchmarks/evaluation.py measures the ratio; 2.2 to 2.7 here. The test asks for less, so that it fails for what we do and
-    not for what a neighbour does.
+    examples/benchmarks/evaluation.py measures the ratio.
     """
     learner, training = dk.Learner(dk.MLP(hidden=(128,)), dk.Adam(lr=0.01)).bind(digits.image_shape, 10), training_set(ten, digits)
 
@@ -168,4 +167,4 @@ def test_side_by_side_is_faster_on_digits(ten: DistilledSet, digits: DataBundle)
         return time.perf_counter() - began
 
     pairs = [(seconds(1), seconds(8)) for _ in range(8)]
-    assert min(a for a, _ in pairs) > 1.5 * min(b for _, b in pairs)
+    assert min(a for a, _ in pairs) > 2 * min(b for _, b in pairs)

@@ -85,7 +85,7 @@ def test_the_override_to_paste_works(name):
     import shlex
 
     _, override = shlex.split(WRONG[name][3])
-    loads(GOOD, [override], root=Pipeline)
+    assert isinstance(loads(GOOD, [override], root=Pipeline), Pipeline)
 
 
 def test_another_kind_takes_over_the_keys_that_both_have():

@@ -204,6 +204,7 @@ def test_no_synchronisation_in_the_inner_loop():
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            unroller.meta_gradient(inner, leaves, dk.Window(2, 6), batch, dk.Stream(1), classes)
+            meta = unroller.meta_gradient(inner, leaves, dk.Window(2, 6), batch, dk.Stream(1), classes)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert meta.images.isfinite().all()
