@@ -17,7 +17,7 @@ from distilkit import fields
 from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
 from distilkit.functional.losses import CrossEntropy
-from distilkit.functional.pytrees import Layout, tensor_map
+from distilkit.functional.pytrees import Layout, to_device
 from distilkit.functional.streams import Stream
 
 
@@ -39,8 +39,15 @@ class Draw(NamedTuple):
 
     def to(self, device: torch.device | str) -> Draw:
         """The same draw on a device."""
-        moved: Draw = tensor_map(lambda x: x.to(device), self)
+        moved: Draw = to_device(self, device)
         return moved
+
+
+class Arithmetic(NamedTuple):
+    """How a network computes: in which dtype (None: that of its input), and with images as (N, H, W, C) in memory or not."""
+
+    dtype: torch.dtype | None = None
+    channels_last: bool = False
 
 
 class TrainingData(Protocol):
@@ -105,7 +112,7 @@ class Learner:
 
     def init(self, stream: Stream, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LearnerState:
         """A fresh network and optimiser state, drawn from `stream`."""
-        params = self.layout.ravel(self.network.init(stream)).to(device=device, dtype=dtype)
+        params: Tensor = to_device(self.layout.ravel(self.network.init(stream)).to(dtype), device)
         return LearnerState(params, optimizers.init(self.optimizer, params))
 
     def draw(self, stream: Stream, classes: Tensor, image_shape: tuple[int, ...]) -> Draw:
@@ -129,23 +136,34 @@ class Learner:
         augment = None if self.augment is None else self.augment.sample(stream.fold("augment"), (count, *image_shape))
         return Draw(rows, augment)
 
-    def logits(self, params: Tensor, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def rows(self, classes: Tensor) -> int:
+        """Number of distilled images in an inner step, of images of these classes, int64 (N,)."""
+        present, counts = classes.unique(return_counts=True)
+        each = min(self.batch_per_class or int(counts.max()), int(counts.max()))
+        if self.classes_per_step is None:
+            return int(counts.clamp_max(each).sum())
+        return each * min(self.classes_per_step, len(present))
+
+    def logits(self, params: Tensor, images: Tensor, arithmetic: Arithmetic | None = None) -> Tensor:
         """Network output: params (P,), images (N, ...) -> (N, K).
 
-        `dtype` is that of the arithmetic inside of the network; parameters and logits keep their own. None is theirs.
+        `arithmetic` is that inside of the network; parameters and logits keep their own dtype. None leaves all as it is.
         """
+        dtype, channels_last = arithmetic or Arithmetic()
+        if channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         if dtype is not None:
             return self.logits(params.to(dtype), images.to(dtype)).to(params.dtype)
         logits: Tensor = self.network.apply(self.layout.unravel(params), images)
         return logits
 
-    def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw, dtype: torch.dtype | None = None) -> Tensor:
-        """The inner loss at params: a number. `dtype` as in `logits`; the loss itself is taken in that of the parameters."""
+    def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw, arithmetic: Arithmetic | None = None) -> Tensor:
+        """The inner loss at params: a number. `arithmetic` as in `logits`; the loss itself is taken in the dtype of the parameters."""
         if draw.rows is not None:
             images, labels = images[draw.rows], labels[draw.rows]
         if draw.augment is not None:
             images = self.augment.apply(images, draw.augment)
-        value: Tensor = self.loss(self.logits(params, images, dtype), labels)
+        value: Tensor = self.loss(self.logits(params, images, arithmetic), labels)
         return value
 
     def grad(self, params: Tensor, distilled: TrainingData, draw: Draw) -> Tensor:

@@ -26,7 +26,7 @@ from distilkit import report, storage
 from distilkit.data import DistilledSet
 from distilkit.errors import DistilkitError, RunError
 from distilkit.evaluation import Score, baseline_scores, require_baselines, score, training_set
-from distilkit.functional import threads
+from distilkit.functional import memory, threads
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
 from distilkit.storage.store import NAME
@@ -106,7 +106,7 @@ def run(distiller: Distiller, directory: Path, observer: Observer | None = None)
     spec = _write_spec(distiller, directory)
     record = _Record(state)
     count = distiller.threads or threads.suggest(lambda: _one_forward(distiller, state))
-    with threads.use(count):
+    with threads.use(count), memory.kept():
         try:
             _distil(distiller, record, observer, lambda: _write(distiller, record, spec, directory))
             _judge(distiller, record, observer)

@@ -9,16 +9,17 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import attrs
-import optree
 import torch
 from torch import Tensor
 
 from distilkit import fields
 from distilkit.errors import CombinationError
+from distilkit.execution import Execution, choose, draws, problem, start
+from distilkit.functional import memory
 from distilkit.functional.adjoints import End, InnerProblem, Leaves, ReplayAdjoint, Step
 from distilkit.functional.programs import Programs
 from distilkit.functional.streams import Stream
-from distilkit.learner import Draw, Learner, LearnerState
+from distilkit.learner import Learner
 from distilkit.truncation import Window
 
 logger = logging.getLogger("distilkit")
@@ -51,9 +52,12 @@ class Unroller:
             entries with |g| near eps, and eight bits of g lose it. "tf32" lets a GPU round the inputs of products to ten bits.
         compile: how the functions of a step are run, see `distilkit.functional.programs`. "off" runs them as they are; "trace"
             records them once as plain lists of operations; "inductor" has torch compile those lists, which takes seconds to a
-            minute at the start; "cudagraph" captures them (CUDA only). "auto" takes "cudagraph" on a GPU, else "trace".
+            minute at the start; "cudagraph" captures them (CUDA only). "auto" takes "cudagraph" on a GPU; on a CPU "inductor" from a
+            GFLOP a forward pass on, where there is a C++ compiler, else "trace". `execution` tells what that is.
+        channels_last: whether images lie in memory as (N, H, W, C); "auto" does so where steps are compiled for a CPU.
         micro_batches: parts that the real batch is taken in, one after the other, to save memory.
         networks_per_step: inner networks, each with its own draws, whose meta-gradients are averaged in one outer step.
+        side_by_side: whether those are stacked and taken by the same operations, or one after the other; "auto" stacks small ones.
 
     >>> from distilkit.networks import MLP
     >>> from distilkit.functional.optimizers import SGD
@@ -67,20 +71,25 @@ class Unroller:
     adjoint: Any = fields.component("adjoint", ReplayAdjoint(), methods=("__call__",))
     precision: str = fields.choice("float32", ["float32", "tf32", "bfloat16"])
     compile: str = fields.choice("auto", ["auto", "off", "trace", "inductor", "cudagraph"])
+    channels_last: str = fields.choice("auto", ["auto", "on", "off"])
     micro_batches: int = fields.integer(1, least=1)
     networks_per_step: int = fields.integer(1, least=1)
+    side_by_side: str = fields.choice("auto", ["auto", "on", "off"])
 
-    def execution(self, device: torch.device) -> str:
-        """How programs run on a device: what "auto" stands for there.
+    def execution(self, learner: Learner, shape: tuple[int, ...], device: torch.device) -> Execution:
+        """How the functions of a step are run, for a bound learner and inner batches of a shape (B, ...): what "auto" stands for.
 
         Raises:
-            CombinationError: "cudagraph" without a GPU.
+            CombinationError: "cudagraph" without a GPU; a learner that is not a value.
         """
-        if self.compile == "cudagraph" and device.type != "cuda":
-            raise CombinationError(f'compile = "cudagraph" needs a GPU, and the work is on {device}.', fix='compile = "auto"')
-        if self.compile == "auto":
-            return "cudagraph" if device.type == "cuda" else "trace"
-        return "eager" if self.compile == "off" else self.compile
+        try:
+            return choose(learner, self.compile, self.channels_last, self.side_by_side, self.networks_per_step, shape, device)
+        except TypeError as error:
+            raise CombinationError(
+                f"The learner holds a part that is not a value ({error}): its network, optimizer, loss and augment must be hashable, and "
+                "must not change once they are made.",
+                fix="@attrs.frozen above the class",
+            ) from error
 
     def meta_gradient(
         self,
@@ -106,53 +115,37 @@ class Unroller:
         """
         if not 0 <= window.start < window.stop:
             raise CombinationError(f"Window({window.start}, {window.stop}) holds no step: start must be at least 0 and below stop.")
-        if classes is None:
-            classes = distilled.labels.argmax(1)
+        classes = (distilled.labels.argmax(1) if classes is None else classes).cpu()
         # A constant is a constant: whatever graph the caller has is cut here, so the prefix cannot leak a gradient.
         leaves = Leaves(*(x.detach() for x in distilled))
-        end = self._end(learner, real_batch)
-        streams = [stream] if self.networks_per_step == 1 else [stream.fold("of many").fold(i) for i in range(self.networks_per_step)]
-        with torch.no_grad(), _products(self.precision, leaves.images.device):
-            results = [self._one(learner, leaves, window, end, own, classes.cpu()) for own in streams]
-        return MetaGradient(*(torch.stack(parts).mean(0) if len(parts) > 1 else parts[0] for parts in zip(*results, strict=True)))
+        count = self.networks_per_step
+        streams = [stream] if count == 1 else [stream.fold("of many").fold(i) for i in range(count)]
+        rows = learner.rows(classes)
+        execution = self.execution(learner, (rows, *leaves.images.shape[1:]), leaves.images.device)
+        groups = [streams] if execution.side_by_side else [[one] for one in streams]
+        end = self._end(learner, real_batch, execution)
+        with torch.no_grad(), memory.kept(), _products(self.precision, leaves.images.device):
+            results = [self._one(learner, leaves, window, end, group, classes, execution) for group in groups]
+        return MetaGradient(*(parts[0] if count == 1 else sum(parts) / count for parts in zip(*results, strict=True)))
 
-    def _one(self, learner: Learner, leaves: Leaves, window: Window, end: End, stream: Stream, classes: Tensor) -> MetaGradient:
-        """The meta-gradient of one inner network."""
-        images = leaves.images
-        try:
-            programs = _programs(self.execution(images.device), self, learner)
-        except TypeError as error:
-            raise CombinationError(
-                f"The learner holds a part that is not a value ({error}): its network, optimizer, loss and augment must be hashable, and "
-                "must not change once they are made.",
-                fix="@attrs.frozen above the class",
-            ) from error
-        shape = tuple(images.shape[1:])
-        draws = _on_device([learner.draw(stream.fold("draw").fold(t), classes, shape) for t in range(window.stop)], images.device)
-        steps = [Step(self._problem(learner, t), draw) for t, draw in enumerate(draws)]
-        theta, state = learner.init(stream.fold("network"), device=images.device, dtype=images.dtype)
-        for problem, draw in steps[: window.start]:
-            theta, state = programs(f"step {problem.name}", problem.step)(theta, state, leaves, draw)
+    def problem(self, learner: Learner, t: int, execution: Execution) -> InnerProblem:
+        """The inner problem of step t: in bfloat16 from step 1 on, if that is the precision."""
+        return problem(learner, torch.bfloat16 if self.precision == "bfloat16" and t > 0 else None, execution)
+
+    def _one(
+        self, learner: Learner, leaves: Leaves, window: Window, end: End, streams: Sequence[Stream], classes: Tensor, execution: Execution
+    ) -> MetaGradient:
+        """The meta-gradient of one network, or the sum over networks side by side."""
+        programs = _programs(execution, self, learner)
+        made = draws(learner, streams, window.stop, classes, leaves.images, execution)
+        steps = [Step(self.problem(learner, t, execution), draw) for t, draw in enumerate(made)]
+        theta, state = start(learner, streams, leaves.images, execution)
+        for one, draw in steps[: window.start]:
+            theta, state = programs(f"step {one.name}", one.step)(theta, state, leaves, draw)
         loss, gradient = self.adjoint(steps[window.start :], end, theta, state, leaves, programs)
         return MetaGradient(loss, gradient.images, gradient.labels, gradient.log_lr)
 
-    def _problem(self, learner: Learner, t: int) -> InnerProblem:
-        """The inner problem of step t: in bfloat16 from step 1 on, if that is the precision."""
-        dtype = torch.bfloat16 if self.precision == "bfloat16" and t > 0 else None
-
-        def loss(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-            return learner.objective(theta, images, labels, draw, dtype)
-
-        def update(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
-            return learner.update(LearnerState(theta, inner), gradient, log_lr)
-
-        def outer(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-            value: Tensor = learner.loss(learner.logits(theta, images, dtype), labels)
-            return value
-
-        return InnerProblem(loss, update, outer, "in bfloat16" if dtype else "in full")
-
-    def _end(self, learner: Learner, batch: RealBatch) -> End:
+    def _end(self, learner: Learner, batch: RealBatch, execution: Execution) -> End:
         size, parts = len(batch.images), self.micro_batches
         if size % parts:
             raise CombinationError(
@@ -160,21 +153,14 @@ class Unroller:
                 fix=f"micro_batches = {next(p for p in range(parts, size + 1) if size % p == 0)}",
             )
         pieces = zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True)
-        return End(self._problem(learner, 1), list(pieces))
+        return End(self.problem(learner, 1, execution), list(pieces))
 
 
 @lru_cache(maxsize=16)
-def _programs(execution: str, unroller: Unroller, learner: Learner) -> Programs:
+def _programs(execution: Execution, unroller: Unroller, learner: Learner) -> Programs:
     """The programs of an unroller and a learner: built once, for all outer steps. Both are values, so equal ones share them."""
-    return Programs(execution, logger.info)
-
-
-def _on_device(draws: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
-    """All draws of an inner run on the device, in one transfer, so that no inner step waits for one."""
-    if device.type == "cpu" or not optree.tree_leaves(draws[0]):  # type: ignore[arg-type]
-        return draws
-    stacked = optree.tree_map(lambda *parts: torch.stack(parts).pin_memory().to(device, non_blocking=True), *draws)  # type: ignore[arg-type]
-    return [optree.tree_map(lambda x, t=t: x[t], stacked) for t in range(len(draws))]  # type: ignore[misc]
+    logger.info("inner steps: %s", execution)
+    return Programs(execution.kind, logger.info)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ ROOT = Path(distilkit.__file__).parent
 GROUPS = [
     {"errors", "fields"},
     {"functional", "networks", "data"},
-    {"learner", "truncation", "boosting", "unroller", "parts"},
+    {"learner", "truncation", "boosting", "execution", "unroller", "parts"},
     {"evaluation", "storage"},
     {"distiller"},
     {"spec", "report", "recipes"},
@@ -35,6 +35,8 @@ BESIDE = {
     ("fields", "errors"),
     ("networks", "functional"),
     ("data", "functional"),
+    ("execution", "learner"),
+    ("unroller", "execution"),
     ("unroller", "learner"),
     ("unroller", "truncation"),
     ("parts", "truncation"),

@@ -18,16 +18,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from distilkit.data import Split
+from distilkit.execution import SMALL_WORK, STACKED
 from distilkit.functional import optimizers
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner
 
-# Measured by examples/benchmarks/evaluation.py (torch 2.15, one CPU thread, 8 networks, 10 images; medians on a busy machine),
-# time one by one over time side by side: 2.2 for an MLP of 2e5 operations a batch (2.7 when quiet), 2.4 and 1.9 for ConvNets of 9e5
-# and 3e6, 0.8 for one of 5e7, 0.4 for the standard ConvNet-3 (1e9); and 0.5 for an MLP of 2e6 operations but 1e5 parameters,
-# eight of which leave the cache. A GPU takes far more work to fill: there the limit is an estimate, not measured.
-SMALL_WORK = {"cpu": 2e7, "cuda": 2e10}  # floating point operations of one forward pass of one network on one batch
-STACKED = {"cpu": 200_000}  # entries of stacked parameters that stay in a CPU's cache while the optimiser goes over them
 MEMORY = 2**28  # bytes of activations at one time on a CPU; on a GPU, an eighth of what is free
 TEST_BATCH = 2048  # images that go through a network at one time when accuracy is measured, or fewer if they are large
 

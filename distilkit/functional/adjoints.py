@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distilkit import fields
-from distilkit.errors import GradientError
+from distilkit.errors import CombinationError, GradientError
 from distilkit.functional.programs import Programs
 from distilkit.functional.pytrees import split_floating, tensor_map
 
@@ -107,6 +107,8 @@ class ReplayAdjoint:
             the forward derivative, along v, of the gradient with respect to (theta, S), which holds less at a time.
         every: store the state of every k-th step only, and run the steps between once more on the way back: k times less
             memory for the trajectory, three more forward passes a step.
+        keep: the last `keep` steps of a window hold on to what their step computed, and do not compute it again on the way back:
+            nine forward passes a step in place of twelve, for the memory of a step's feature maps each. Needs "reverse-over-reverse".
         store: where the trajectory waits: "device", or "host" (pinned memory, copied while the device works).
 
     >>> ReplayAdjoint().product
@@ -115,7 +117,15 @@ class ReplayAdjoint:
 
     product: str = fields.choice("reverse-over-reverse", ["reverse-over-reverse", "forward-over-reverse"])
     every: int = fields.integer(1, least=1)
+    keep: int = fields.integer(0, least=0)
     store: str = fields.choice("device", ["device", "host"])
+
+    def __attrs_post_init__(self) -> None:
+        if self.keep and self.product != "reverse-over-reverse":
+            raise CombinationError(
+                f"keep = {self.keep} holds on to the graph of a step's gradient, and {self.product} makes none.",
+                fix='product = "reverse-over-reverse"',
+            )
 
     def __call__(
         self, steps: Sequence[Step], end: End, theta: Tensor, state: Any, leaves: Leaves, programs: Programs
@@ -135,16 +145,24 @@ class ReplayAdjoint:
         """
         waiting: list[Any] = []  # (theta, state) at steps 0, every, 2 every, ...
         park, fetch = _parking(self.store, theta.device)
+        held: list[Callable[..., Any]] = []  # the ways back through the last steps
+        replayed = max(0, len(steps) - self.keep)
         for t, (problem, draw) in enumerate(steps):
+            if t >= replayed:
+                (theta, state), finish = programs.halved(f"step and back {problem.name}", begin(problem), late)(theta, state, leaves, draw)
+                held.append(finish)
+                continue
             if t % self.every == 0:
                 waiting.append(park((theta, state)))
             theta, state = programs(f"step {problem.name}", problem.step)(theta, state, leaves, draw)
         loss, lam = _outer(end, theta, programs)
         sig = [torch.zeros_like(s) for s in split_floating(state)[0]]
         total = Leaves(*(torch.zeros_like(x) for x in leaves))
+        while held:
+            lam, sig, total = held.pop()(lam, sig, total)
         while waiting:
             first = (len(waiting) - 1) * self.every
-            here = steps[first : first + self.every]
+            here = steps[first : min(first + self.every, replayed)]
             segment = [fetch(waiting.pop())]
             for problem, draw in here[:-1]:  # the states between, once more
                 segment.append(programs(f"step {problem.name}", problem.step)(*segment[-1], leaves, draw))
@@ -160,14 +178,8 @@ class ReplayAdjoint:
         def reverse(
             theta: Tensor, state: Any, leaves: Leaves, draw: Any, lam: Tensor, sig: list[Tensor], total: Leaves
         ) -> tuple[Tensor, list[Tensor], Leaves]:
-            def gradient_of(th: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-                gradient: Tensor = torch.func.grad(problem.loss)(th, images, labels, draw)
-                return gradient
-
-            gradient, pull = torch.func.vjp(gradient_of, theta, leaves.images, leaves.labels)[:2]
-            pulled, sig, v, d_log_lr = pull_update(problem, theta, state, gradient, leaves.log_lr, lam, sig)
-            h, d_images, d_labels = pull(v)
-            return pulled + h, sig, _sum(total, d_images, d_labels, d_log_lr)
+            back: tuple[Tensor, list[Tensor], Leaves] = begin(problem)(theta, state, leaves, draw)[1](lam, sig, total)
+            return back
 
         def forward(
             theta: Tensor, state: Any, leaves: Leaves, draw: Any, lam: Tensor, sig: list[Tensor], total: Leaves
@@ -175,7 +187,8 @@ class ReplayAdjoint:
             _load_forward_rules()
             gradients = torch.func.grad(problem.loss, argnums=(0, 1, 2))
             gradient = torch.func.grad(problem.loss)(theta, leaves.images, leaves.labels, draw)
-            pulled, sig, v, d_log_lr = pull_update(problem, theta, state, gradient, leaves.log_lr, lam, sig)
+            _, pull_update = update_and_pullback(problem, theta, state, gradient, leaves.log_lr)
+            pulled, sig, v, d_log_lr = pull_update(lam, sig)
             try:
                 product = torch.func.jvp(lambda th: gradients(th, leaves.images, leaves.labels, draw), (theta,), (v,))[1]
             except NotImplementedError as error:
@@ -187,6 +200,37 @@ class ReplayAdjoint:
             return pulled + h, sig, _sum(total, d_images, d_labels, d_log_lr)
 
         return forward if self.product == "forward-over-reverse" else reverse
+
+
+def begin(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], Callable[..., Any]]]:
+    """One step that can be gone back through.
+
+    Returns:
+        a function of (theta, state, leaves, draw) that gives the new (theta, state), and the function of one step back, from
+        (lam, sig, total) after the step to those before it.
+    """
+
+    def forwards(theta: Tensor, state: Any, leaves: Leaves, draw: Any) -> tuple[tuple[Tensor, Any], Callable[..., Any]]:
+        def gradient_of(th: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+            gradient: Tensor = torch.func.grad(problem.loss)(th, images, labels, draw)
+            return gradient
+
+        gradient, pull = torch.func.vjp(gradient_of, theta, leaves.images, leaves.labels)[:2]
+        new, pull_update = update_and_pullback(problem, theta, state, gradient, leaves.log_lr)
+
+        def back(lam: Tensor, sig: list[Tensor], total: Leaves) -> tuple[Tensor, list[Tensor], Leaves]:
+            pulled, before, v, d_log_lr = pull_update(lam, sig)
+            h, d_images, d_labels = pull(v)
+            return pulled + h, before, _sum(total, d_images, d_labels, d_log_lr)
+
+        return new, back
+
+    return forwards
+
+
+def late(theta: Tensor, state: Any, leaves: Leaves, _: Any) -> tuple[Tensor, list[Tensor], Leaves]:
+    """Tensors that look like the cotangents and sums (lam, sig, total) after a step of these arguments; none is one of those."""
+    return tensor_map(torch.clone, (theta, split_floating(state)[0], leaves))  # type: ignore[no-any-return]
 
 
 def _sum(total: Leaves, images: Tensor, labels: Tensor, log_lr: Tensor) -> Leaves:
@@ -233,19 +277,20 @@ def _load_forward_rules() -> None:
         torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 
-def pull_update(
-    problem: InnerProblem, theta: Tensor, state: Any, gradient: Tensor, log_lr: Tensor, lam: Tensor, sig: list[Tensor]
-) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-    """Pull the cotangents (lam, sig) of an update's results back to its arguments.
+def update_and_pullback(
+    problem: InnerProblem, theta: Tensor, state: Any, gradient: Tensor, log_lr: Tensor
+) -> tuple[tuple[Tensor, Any], Callable[[Tensor, list[Tensor]], tuple[Tensor, list[Tensor], Tensor, Tensor]]]:
+    """An update, and its pullback.
 
     Returns:
-        cotangents of (theta, floating leaves of the state, gradient, log_lr).
+        the new (theta, state), and a function from cotangents (lam, sig) of them to those of (theta, floating leaves of the state,
+        gradient, log_lr).
     """
     floats, rebuild = split_floating(state)
 
-    def update(th: Tensor, st: list[Tensor], g: Tensor, lr: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def update(th: Tensor, st: list[Tensor], g: Tensor, lr: Tensor) -> tuple[tuple[Tensor, list[Tensor]], Any]:
         th, new = problem.update(th, rebuild(st), g, lr)
-        return th, split_floating(new)[0]
+        return (th, split_floating(new)[0]), new
 
-    pullback = torch.func.vjp(update, theta, floats, gradient, log_lr)[1]
-    return pullback((lam, sig))  # type: ignore[no-any-return]
+    (new_theta, new_floats), pullback, new = torch.func.vjp(update, theta, floats, gradient, log_lr, has_aux=True)  # type: ignore[misc]
+    return (new_theta, split_floating(new)[1](new_floats)), lambda lam, sig: pullback((lam, sig))

@@ -75,3 +75,10 @@ def split_floating(tree: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], An
 def tensor_map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply a function to every tensor of a tree; other leaves stay."""
     return optree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
+
+
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """Move every tensor of a tree to a device; to a GPU from pinned memory, so that nothing waits for the copy."""
+    if torch.device(device).type != "cuda":
+        return tensor_map(lambda x: x.to(device), tree)
+    return tensor_map(lambda x: x if x.is_cuda else x.pin_memory().to(device, non_blocking=True), tree)

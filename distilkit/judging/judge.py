@@ -22,7 +22,7 @@ from distilkit.data import DataBundle, DistilledSet
 from distilkit.errors import CombinationError, RunError
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC
-from distilkit.functional import threads
+from distilkit.functional import memory, threads
 from distilkit.functional.streams import Stream
 from distilkit.judging.runs import is_run, pipeline_of
 from distilkit.learner import Learner
@@ -191,7 +191,7 @@ def _tables(case: Case, training: TrainingSet, stream: Stream, notice: Notice) -
     splits = {"test": case.data.test}
     if case.evaluation.select == "validation" and len(case.data.validation):
         splits["validation"] = case.data.validation
-    with threads.use(_threads(case, training)):
+    with threads.use(_threads(case, training)), memory.kept():
         return measure(case.learner, training, splits, case.evaluation, stream, notice)
 
 
@@ -257,7 +257,7 @@ def _baselines(case: Case, names: Sequence[str], stream: Stream, notice: Notice)
 
 def _ranking(case: Case, stream: Stream, notice: Notice) -> dict[str, xr.Variable]:
     one = _judges(case, None)[""]
-    with threads.use(_threads(one, training_set(one.distilled, one.data))):
+    with threads.use(_threads(one, training_set(one.distilled, one.data))), memory.kept():
         found = rank(one.learner, one.distilled, one.data, one.evaluation, stream, notice=lambda name: notice(f"DD-Ranking: {name}"))
     scores = {
         "hard_label_recovery": "HLR of DD-Ranking, less is better",

@@ -5,14 +5,16 @@ import logging
 
 import pytest
 import torch
+import torchopt
 from torch.nn import functional as F
 
 import distilkit as dk
 from distilkit.errors import CombinationError, GradientError
+from distilkit.execution import choose
 from distilkit.functional.adjoints import Leaves
 from distilkit.functional.programs import Programs
 from distilkit.unroller import RealBatch, _programs
-from tests.truth.problems import learner, problem, reference, relative
+from tests.truth.problems import SHAPE, learner, problem, reference, relative
 
 UNROLLERS = {
     "trace": dk.Unroller(compile="trace"),
@@ -21,8 +23,14 @@ UNROLLERS = {
     "trace, micro-batches": dk.Unroller(compile="trace", micro_batches=4),
     "micro-batches": dk.Unroller(compile="off", micro_batches=3),
     "autograd, micro-batches": dk.Unroller(dk.AutogradAdjoint(), micro_batches=2),
+    "keep": dk.Unroller(dk.ReplayAdjoint(keep=9), compile="off"),
+    "trace, keep": dk.Unroller(dk.ReplayAdjoint(keep=9), compile="trace"),
+    "trace, keep two, every second state": dk.Unroller(dk.ReplayAdjoint(keep=2, every=2), compile="trace"),
+    "trace, channels last": dk.Unroller(compile="trace", channels_last="on"),
     "host": dk.Unroller(dk.ReplayAdjoint(store="host"), compile="off"),
     "inductor": pytest.param(dk.Unroller(compile="inductor"), marks=pytest.mark.slow),
+    "inductor, keep": pytest.param(dk.Unroller(dk.ReplayAdjoint(keep=2), compile="inductor"), marks=pytest.mark.slow),
+    "cudagraph, keep": pytest.param(dk.Unroller(dk.ReplayAdjoint(keep=2), compile="cudagraph"), marks=pytest.mark.gpu),
     "cudagraph": pytest.param(dk.Unroller(compile="cudagraph"), marks=pytest.mark.gpu),
 }
 
@@ -63,16 +71,31 @@ def test_float32_is_close_to_float64(unroller):
     assert relative(meta.images.cpu().double(), truth.images) < 1e-4
 
 
-def test_many_networks_are_the_mean_of_single_ones():
-    inner = learner(dk.Adam(lr=0.01))
-    leaves, batch, classes = problem()
-    many = dk.Unroller(networks_per_step=3).meta_gradient(inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes)
-    singles = [
-        dk.Unroller().meta_gradient(inner, leaves, dk.Window(1, 4), batch, dk.Stream(5).fold("of many").fold(i), classes).images
-        for i in range(3)
-    ]
-    assert relative(many.images, torch.stack(singles).mean(0)) < 1e-12
-    assert relative(singles[0], singles[1]) > 1e-2
+MANY = {
+    "one by one": dk.Unroller(networks_per_step=3, side_by_side="off"),
+    "side by side": dk.Unroller(networks_per_step=3, side_by_side="on"),
+    "side by side, eager": dk.Unroller(networks_per_step=3, side_by_side="on", compile="off"),
+    "side by side, forward over reverse": dk.Unroller(
+        dk.ReplayAdjoint(product="forward-over-reverse"), networks_per_step=3, side_by_side="on"
+    ),
+    "side by side, whole-window autograd": dk.Unroller(dk.AutogradAdjoint(), networks_per_step=3, side_by_side="on"),
+}
+
+
+@pytest.mark.parametrize(
+    "optimizer", [dk.Adam(lr=0.01), dk.TorchOpt(lambda: torchopt.sgd(lr=0.05, momentum=0.5))], ids=["Adam", "TorchOpt"]
+)
+@pytest.mark.parametrize("unroller", MANY.values(), ids=MANY)
+def test_many_networks_are_the_mean_of_single_ones(unroller, optimizer):
+    inner = learner(optimizer, batch_per_class=2, learn_lr=True, augment=dk.FlipRotate())
+    leaves, batch, classes = problem(lr=optimizer.lr)
+    window, stream = dk.Window(1, 4), dk.Stream(5)
+    many = unroller.meta_gradient(inner, leaves, window, batch, stream, classes)
+    singles = [dk.Unroller().meta_gradient(inner, leaves, window, batch, stream.fold("of many").fold(i), classes) for i in range(3)]
+    for name in ("loss", "images", "labels", "log_lr"):
+        expected = torch.stack([getattr(one, name) for one in singles]).mean(0)
+        assert relative(getattr(many, name), expected) < 1e-12, name
+    assert relative(singles[0].images, singles[1].images) > 1e-2
 
 
 def smooth_problem():
@@ -116,7 +139,8 @@ def test_programs_are_built_once():
     _programs.cache_clear()
     for k, window in enumerate([dk.Window(2, 5), dk.Window(0, 6), dk.Window(4, 7)]):
         unroller.meta_gradient(inner, leaves, window, batch, dk.Stream(k), classes)
-        built = _programs("trace", unroller, inner).built
+        execution = unroller.execution(inner, (6, *SHAPE), leaves.images.device)
+        built = _programs(execution, unroller, inner).built
         assert {key[0] for key in built} == {"step in full", "back in full", "end in full"}
         assert len(built) == 3
 
@@ -182,6 +206,49 @@ def test_a_program_that_disagrees_is_refused():
         Programs("trace")("drifting", drifting)(torch.ones(3))
 
 
+def test_one_tensor_in_two_places_is_two_inputs():
+    """A program recorded while two arguments were the same tensor must not take them for one later."""
+    programs = Programs("trace")
+    add = programs("add", lambda x, y: x + 2 * y)
+    same = torch.ones(3)
+    assert torch.equal(add(same, same), 3 * torch.ones(3))
+    assert torch.equal(add(torch.ones(3), torch.zeros(3)), torch.ones(3))
+
+
+def test_keep_needs_a_graph():
+    with pytest.raises(CombinationError, match="makes none"):
+        dk.ReplayAdjoint(keep=1, product="forward-over-reverse")
+
+
+AUTO = {
+    "small, on a CPU": (dk.Unroller(), dk.ConvNet(width=16), 10, ("trace", False, False)),
+    "large, on a CPU": (dk.Unroller(), dk.ConvNet(width=128), 100, ("inductor", True, False)),
+    "large, recorded as asked": (dk.Unroller(compile="trace"), dk.ConvNet(width=128), 100, ("trace", False, False)),
+    "off": (dk.Unroller(compile="off"), dk.ConvNet(width=128), 100, ("eager", False, False)),
+    "small ones together": (dk.Unroller(networks_per_step=2), dk.MLP(hidden=(8,)), 10, ("trace", False, True)),
+    "large ones one by one": (dk.Unroller(networks_per_step=2), dk.ConvNet(width=64), 10, ("trace", False, False)),
+}
+
+
+@pytest.mark.parametrize(("unroller", "network", "rows", "expected"), AUTO.values(), ids=AUTO)
+def test_auto_picks_by_size(unroller, network, rows, expected, monkeypatch):
+    monkeypatch.setattr("distilkit.execution._compiler", lambda: "/usr/bin/g++")
+    inner = dk.Learner(network, dk.Adam()).bind((3, 32, 32), 10)
+    choose.cache_clear()
+    execution = unroller.execution(inner, (rows, 3, 32, 32), torch.device("cpu"))
+    assert execution[:3] == expected
+
+
+def test_auto_says_that_there_is_no_compiler(monkeypatch):
+    monkeypatch.setattr("distilkit.execution._compiler", lambda: None)
+    choose.cache_clear()
+    inner = dk.Learner(dk.ConvNet(), dk.Adam()).bind((3, 32, 32), 10)
+    execution = dk.Unroller().execution(inner, (100, 3, 32, 32), torch.device("cpu"))
+    choose.cache_clear()
+    assert execution.kind == "trace"
+    assert "no C++ compiler" in str(execution)
+
+
 def test_cudagraph_without_a_gpu_is_refused():
     leaves, batch, classes = problem()
     with pytest.raises(CombinationError, match="needs a GPU"):
@@ -195,11 +262,13 @@ def test_micro_batches_that_do_not_divide_are_explained():
 
 
 @pytest.mark.gpu
-def test_no_synchronisation_in_the_inner_loop():
+@pytest.mark.parametrize("networks", [1, 3])
+def test_no_synchronisation_in_the_inner_loop(networks):
+    """With the classes on the CPU nothing waits for the GPU, from the fresh network to the gradient."""
     inner = learner(dk.Adam(lr=0.01), batch_per_class=2, augment=dk.FlipRotate())
     leaves, batch, classes = problem(torch.float32)
     leaves, batch = on("cuda", leaves, batch)
-    unroller = dk.Unroller(compile="cudagraph")
+    unroller = dk.Unroller(compile="cudagraph", networks_per_step=networks)
     unroller.meta_gradient(inner, leaves, dk.Window(2, 6), batch, dk.Stream(0), classes)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,0 +1,176 @@
+"""How an inner problem is run: as it is, recorded or compiled; in which layout; one network at a time or several side by side."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from distilkit.errors import CombinationError
+from distilkit.functional import optimizers
+from distilkit.functional.adjoints import InnerProblem
+from distilkit.functional.pytrees import to_device
+from distilkit.functional.streams import Stream
+from distilkit.learner import Arithmetic, Draw, Learner, LearnerState
+
+# Floating point operations of one forward pass of one network on an inner batch from which on compiling, which costs seconds to a
+# minute, is soon won back: it saves a third of every step of the standard ConvNet-3.
+WORTH_COMPILING = 1e9
+# Below this many, starting operations takes longer than doing them, and networks side by side share the starts. Measured with four or
+# eight networks of 10 images (torch 2.15; examples/benchmarks/networks.py and evaluation.py): twice as fast for an MLP of 2e5
+# operations and a ConvNet of 9e5, 1.6 times for one of 3e6, even at 1.4e7, slower from 5e7 on. A GPU takes far more work to
+# fill: there the limit is an estimate, not measured.
+SMALL_WORK = {"cpu": 2e7, "cuda": 2e10}
+STACKED = {"cpu": 200_000}  # entries of stacked parameters that stay in a CPU's cache while the optimiser goes over them
+
+
+class Execution(NamedTuple):
+    """How the functions of a step are run.
+
+    Args:
+        kind: one of `distilkit.functional.programs.EXECUTIONS`.
+        channels_last: whether images lie in memory as (N, H, W, C).
+        side_by_side: whether the networks of an outer step are stacked, or taken one after the other.
+        why: the reason, for people.
+    """
+
+    kind: str
+    channels_last: bool
+    side_by_side: bool
+    why: str
+
+    def __str__(self) -> str:
+        layout = ", channels last" if self.channels_last else ""
+        return f"{_WORDS[self.kind]}{layout}{', networks side by side' if self.side_by_side else ''} ({self.why})"
+
+
+_WORDS = {
+    "eager": "operations as they are",
+    "trace": "recorded operations",
+    "inductor": "recorded operations, compiled",
+    "cudagraph": "recorded operations, as CUDA graphs",
+}
+
+
+@lru_cache(maxsize=64)
+def choose(
+    learner: Learner, compile: str, channels_last: str, side_by_side: str, networks: int, shape: tuple[int, ...], device: torch.device
+) -> Execution:
+    """Pick how to run, where the user left it open ("auto").
+
+    Args:
+        learner: bound.
+        compile: "auto", or "off", "trace", "inductor" or "cudagraph".
+        channels_last: "auto", "on" or "off".
+        side_by_side: "auto", "on" or "off".
+        networks: networks in an outer step.
+        shape: of the images of an inner step, (B, ...).
+        device: where the work is done.
+
+    Raises:
+        CombinationError: "cudagraph" without a GPU.
+    """
+    if compile == "cudagraph" and device.type != "cuda":
+        raise CombinationError(f'compile = "cudagraph" needs a GPU, and the work is on {device}.', fix='compile = "auto"')
+    work = operations(learner, shape)
+    kind, why = compile, "as asked for"
+    if compile == "off":
+        kind = "eager"
+    elif compile == "auto" and device.type == "cuda":
+        kind, why = "cudagraph", "on a GPU"
+    elif compile == "auto":
+        large = work >= WORTH_COMPILING
+        kind = "inductor" if large and _compiler() else "trace"
+        why = f"a forward pass takes {work / 1e9:.2g} GFLOP" + (", but there is no C++ compiler" if large and not _compiler() else "")
+    small = work <= SMALL_WORK.get(device.type, 0) and networks * learner.layout.size <= STACKED.get(device.type, 2**62)
+    stack = networks > 1 and (side_by_side == "on" or (side_by_side == "auto" and small))
+    # Recorded operations run as they are would copy to and fro between layouts; a compiler does not.
+    last = channels_last == "on" or (channels_last == "auto" and kind == "inductor" and device.type == "cpu" and not stack)
+    return Execution(kind, last and len(shape) == 4, stack, why)
+
+
+def operations(learner: Learner, shape: tuple[int, ...]) -> float:
+    """Floating point operations of one forward pass of one network on images of a shape (B, ...): products and convolutions."""
+    some = min(2, shape[0])  # one image is none to a network with batch norm
+    params = learner.init(Stream(0, ("work",))).params
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        learner.logits(params, torch.zeros(some, *shape[1:]))
+    return float(counter.get_total_flops()) * shape[0] / some
+
+
+def _compiler() -> str | None:
+    """A C++ compiler that torch.compile will find."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution) -> InnerProblem:
+    """The inner problem of one network, parameters (P,), or of several side by side, parameters (networks, P).
+
+    Side by side, each loss is a sum over the networks. A network's loss knows its own parameters only, so the derivative of the
+    sum with respect to those is its own, and that with respect to the images the sum of all: any adjoint serves as it is.
+    """
+    arithmetic = Arithmetic(dtype, execution.channels_last)
+    name = "in bfloat16" if dtype else "in full"
+
+    def loss(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
+        return learner.objective(theta, images, labels, draw, arithmetic)
+
+    def update(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
+        return learner.update(LearnerState(theta, inner), gradient, log_lr)
+
+    def outer(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = learner.loss(learner.logits(theta, images, arithmetic), labels)
+        return value
+
+    if not execution.side_by_side:
+        return InnerProblem(loss, update, outer, name)
+
+    def losses(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
+        own = Draw(*(None if part is None else 0 for part in draw))  # type: ignore[arg-type]
+        total: Tensor = torch.func.vmap(loss, in_dims=(0, None, None, own))(theta, images, labels, draw).sum()
+        return total
+
+    def updates(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
+        lr = log_lr.exp() if learner.learn_lr else None
+        return optimizers.update_many(learner.optimizer, gradient, inner, theta, lr)
+
+    def outers(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        total: Tensor = torch.func.vmap(outer, in_dims=(0, None, None))(theta, images, labels).sum()
+        return total
+
+    return InnerProblem(losses, updates, outers, f"{name}, side by side")
+
+
+def start(learner: Learner, streams: Sequence[Stream], images: Tensor, execution: Execution) -> LearnerState:
+    """Fresh networks, one for each stream: a single one, or all stacked to (networks, P)."""
+    fresh = [learner.init(stream.fold("network"), device=images.device, dtype=images.dtype) for stream in streams]
+    if not execution.side_by_side:
+        return fresh[0]
+    params = torch.stack([one.params for one in fresh])
+    return LearnerState(params, optimizers.init_many(learner.optimizer, params))
+
+
+def draws(learner: Learner, streams: Sequence[Stream], count: int, classes: Tensor, images: Tensor, execution: Execution) -> Sequence[Draw]:
+    """What is random in `count` inner steps, on the device; side by side, stacked to (networks, ...)."""
+    shape = tuple(images.shape[1:])
+    made = [[learner.draw(stream.fold("draw").fold(t), classes, shape) for stream in streams] for t in range(count)]
+    return _on_device([_stack(each) if execution.side_by_side else each[0] for each in made], images.device)
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return optree.tree_map(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def _on_device(made: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
+    """All draws of an inner run on the device, in one transfer, so that no inner step waits for one."""
+    if device.type == "cpu" or not optree.tree_leaves(made[0]):  # type: ignore[arg-type]
+        return made
+    stacked = to_device(_stack(made), device)
+    return [optree.tree_map(lambda x, t=t: x[t], stacked) for t in range(len(made))]  # type: ignore[misc]

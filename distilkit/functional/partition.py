@@ -1,0 +1,110 @@
+"""Cutting a recorded program in two: what can be computed before some of its inputs are there, and what cannot."""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+# Cheap to do again, and then its result need not wait: what makes one large tensor out of others that wait anyway.
+_POINTWISE = {
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default, aten.relu.default),
+    *(aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar, aten.threshold_backward.default, aten._to_copy.default),
+    *(aten.avg_pool2d.default, aten.avg_pool2d_backward.default, aten.clone.default, aten.sum.dim_IntList, aten.mean.dim),
+}
+
+
+class Halves(NamedTuple):
+    """A program in two parts.
+
+    Args:
+        first: takes the early inputs; gives the early results and what waits.
+        second: takes what waits, the early inputs named in `again`, and the late inputs; gives the late results.
+        again: places of the early inputs that the second part takes too.
+        waiting: bytes of what waits.
+    """
+
+    first: fx.GraphModule
+    second: fx.GraphModule
+    again: tuple[int, ...]
+    waiting: int
+
+
+def halve(program: fx.GraphModule, early: int, results: int) -> Halves:
+    """Cut a recorded program.
+
+    Args:
+        program: a list of operations without mutations.
+        early: how many of its inputs are there at first; the rest comes late.
+        results: how many of its results are wanted at first; none of them may depend on a late input.
+
+    Returns:
+        the two parts. Results that cost little to compute again from others do not wait.
+
+    Raises:
+        ValueError: an early result depends on a late input.
+    """
+    nodes = list(program.graph.nodes)
+    inputs = [n for n in nodes if n.op == "placeholder"]
+    late: set[fx.Node] = set(inputs[early:])
+    for node in nodes:
+        if any(used in late for used in node.all_input_nodes):
+            late.add(node)
+    outputs = list(nodes[-1].args[0])
+    wanted, after = outputs[:results], outputs[results:]
+    if any(node in late for node in wanted):
+        raise ValueError("An early result depends on a late input.")
+    late.discard(nodes[-1])
+    operations = [n for n in nodes if n in late and n.op == "call_function"]
+    waits = {used for n in operations for used in n.all_input_nodes if used not in late}
+    waits |= {n for n in after if isinstance(n, fx.Node) and n not in late}
+    repeated: set[fx.Node] = set()
+    for node in reversed(nodes):  # from the last on, so that what a repeated one needs comes up after it
+        if node in waits and _is_repeatable(node, waits):
+            waits.discard(node)
+            repeated.add(node)
+            waits.update(node.all_input_nodes)
+    order = [n for n in nodes if n in waits]
+    stored = [n for n in order if n.op != "placeholder"]
+    again = tuple(i for i, n in enumerate(inputs[:early]) if n in waits)
+    before, coming = inputs[:early], [*(inputs[i] for i in again), *inputs[early:]]
+    first = _part(program, before, [n for n in nodes if n not in late], [*wanted, *stored])
+    second = _part(program, [*stored, *coming], [n for n in nodes if n in repeated or n in late], after)
+    return Halves(first, second, again, sum(_bytes(n) for n in stored))
+
+
+def _is_repeatable(node: fx.Node, waits: set[fx.Node]) -> bool:
+    """Whether to compute a node again: it is a view or a constant, or a cheap operation on what waits anyway."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    if not node.all_input_nodes:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None and schema.returns and schema.returns[0].alias_info is not None:
+        return True
+    if node.target not in _POINTWISE:
+        return False
+    size = sum(_bytes(used) for used in node.all_input_nodes if used not in waits and used.op != "placeholder")
+    return size < _bytes(node)
+
+
+def _part(program: fx.GraphModule, inputs: list[fx.Node], nodes: list[fx.Node], outputs: list[fx.Node]) -> fx.GraphModule:
+    graph = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+    for k, node in enumerate(inputs):
+        made[node] = graph.placeholder(f"input_{k}")
+        made[node].meta = dict(node.meta)
+    for node in nodes:
+        if node not in made and node.op in ("call_function", "get_attr"):
+            made[node] = graph.node_copy(node, lambda n: made[n])
+    graph.output([made[n] if isinstance(n, fx.Node) else n for n in outputs])
+    graph.eliminate_dead_code()
+    return fx.GraphModule(program, graph)
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

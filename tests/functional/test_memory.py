@@ -1,0 +1,59 @@
+"""Keeping freed memory, and measuring it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from distilkit.functional import memory
+
+CHILD = """
+import resource, sys
+import torch
+from distilkit.functional import memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(16 << 20)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with memory.kept():
+    with memory.kept():
+        faults()
+    inside = faults()
+    held = memory.resident()
+outside = faults()
+print(inside, outside, held - memory.resident())
+"""
+
+
+def in_a_process(**environment):
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True, env=os.environ | environment)
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.skipif(memory._glibc() is None, reason="the C library is not glibc, or malloc is set in the environment")
+def test_freed_memory_is_kept_and_then_given_back():
+    """Inside no page is fetched from the system again; outside each of the 20 blocks of 16,384 pages is; and the heap shrinks."""
+    inside, outside, given_back = in_a_process()
+    assert inside < 16384
+    assert outside > 19 * 500  # huge pages count once for 512
+    assert given_back > 60 << 20
+
+
+@pytest.mark.skipif(memory._glibc() is None, reason="the C library is not glibc, or malloc is set in the environment")
+def test_settings_of_the_environment_stand():
+    inside, outside, _ = in_a_process(MALLOC_MMAP_THRESHOLD_="65536")
+    assert inside > 19 * 500
+    assert outside > 19 * 500
+
+
+def test_peak_is_what_was_held_at_one_time():
+    with memory.peak() as found:
+        torch.ones(32 << 20)  # 128 MiB
+    if not found:
+        pytest.skip("the system does not tell")
+    assert found[0] - memory.resident() > 100 << 20
