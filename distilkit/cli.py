@@ -63,6 +63,20 @@ def validate(spec: SpecPath, set_: Overrides = [], trust: Trust = False) -> None
     typer.echo(f"# {spec} is a valid spec.")
 
 
+@app.command()
+def plan(
+    spec: SpecPath,
+    set_: Overrides = [],  # noqa: B006
+    trust: Trust = False,
+    probe: Annotated[bool, typer.Option(help="Run a few inner steps to measure; without, memory is known to a factor of two.")] = True,
+) -> None:
+    """Tell how much memory and time a spec will take, and what to change if it does not fit; nothing is written."""
+    from distilkit import spec as specs
+    from distilkit.display import show_plan
+
+    show_plan(specs.load(spec, set_, trust=trust), probe)
+
+
 recipe_commands = typer.Typer(help="List the recipes that come with distilkit, or show one.")
 app.add_typer(recipe_commands, name="recipes")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from distilkit.errors import RunError
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
     from distilkit.parts import StepInfo
+    from distilkit.planning import Plan
 
 
 class RunDisplay:
@@ -80,13 +84,82 @@ def show_run(distiller: Distiller, directory: Path) -> None:
     """Run a distiller, show how it goes on, then its table and where everything lies."""
     console = Console()
     try:
-        with RunDisplay(console, distiller.outer_steps) as display:
+        with log_lines(console), RunDisplay(console, distiller.outer_steps) as display:
             tree = distiller.run(directory, display)
     except KeyboardInterrupt:
         raise RunError(f"Stopped. What was done until then is in {directory}.") from None
     console.print(results_table(tree))
     for line in (f"Look at   {directory / 'distilled.png'}", f"Open it   xarray.open_datatree({str(directory / 'results.zarr')!r})"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_plan(distiller: Distiller, probe: bool) -> None:
+    """Estimate what a run takes, and print it."""
+    from distilkit.planning import plan
+
+    console = Console(highlight=False, soft_wrap=True)
+    with log_lines(console):
+        found = plan(distiller, probe=probe, notice=console.print)
+    console.print(plan_table(found, distiller.title))
+    if found.seconds is None:
+        console.print(f"inner steps: {found.execution}", markup=False)
+    if not found.fits:
+        console.print(f"This will not fit into {_gib(found.total)}. Try one or more of:")
+    for words, line in found.advice:
+        console.print(f"  {line}   ({words})", markup=False)
+
+
+def plan_table(found: Plan, title: str) -> Table:
+    """Memory by what holds it, and time."""
+    table = Table(title=Text(f"{title}: what a run takes"), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    what = "process, libraries and real data" if found.device == "CPU" else "real data"
+    table.add_row(Text(f"Memory at its peak, of {_gib(found.total)} on this {found.device}"), _gib(found.peak))
+    for words, size in ((what, found.held), ("loading the data", found.loading)):
+        table.add_row(f"  {words}", _gib(size))
+    table.add_row(f"  trajectory of {found.longest} steps", _gib(found.trajectory))
+    table.add_row("  one step, and what checks it", _gib(found.work))
+    table.add_row("  or training and testing networks", _gib(found.evaluation) if found.seconds is not None else "not probed")
+    total, through = found.inner_steps
+    table.add_row("Inner steps of an outer step, on average", f"{total:.0f}, the gradient through {through:.0f}")
+    if found.seconds is not None and found.first is not None:
+        table.add_row("Time of an outer step", f"{found.seconds:.3g} s")
+        table.add_row("  building programs, once", f"{found.first:.3g} s")
+        table.add_row(f"  all {found.outer_steps} outer steps, without evaluation", _duration(found.seconds * found.outer_steps))
+    return table
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def log_lines(console: Console) -> Iterator[None]:
+    """Print what the library says on its logger, such as how steps are run and what is compiled, as lines of the console."""
+    logger = logging.getLogger("distilkit")
+    handler = _Lines(console)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(record.getMessage(), markup=False, highlight=False)
 
 
 def show_recipes() -> None:

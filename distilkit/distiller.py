@@ -22,6 +22,7 @@ from distilkit.boosting import BoostSchedule, Stage, fitted, groups, require_min
 from distilkit.data import DataBundle, DistilledSet
 from distilkit.errors import CombinationError
 from distilkit.evaluation import Evaluation
+from distilkit.execution import Execution
 from distilkit.functional.adjoints import Leaves
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
@@ -225,6 +226,12 @@ class Distiller:
         """The bound learner, with a minibatch that the union of a stage can serve."""
         learner: Learner = fitted(self.bound, [stage.per_class]) if self.boost is not None else self.bound
         return learner
+
+    def execution(self, stage: Stage) -> Execution:
+        """How the inner steps of a stage are run: what the unroller's "auto" stands for there."""
+        learner = self.stage_learner(stage)
+        shape = (learner.rows(stage.classes(self.bundle.classes)), *self.bundle.image_shape)
+        return self.unroller.execution(learner, shape, self.torch_device)
 
     def distilled(self, state: DistillerState) -> DistilledSet:
         """The distilled set at a state, on the CPU."""

@@ -88,12 +88,17 @@ def choose(
     elif compile == "auto":
         large = work >= WORTH_COMPILING
         kind = "inductor" if large and _compiler() else "trace"
-        why = f"a forward pass takes {work / 1e9:.2g} GFLOP" + (", but there is no C++ compiler" if large and not _compiler() else "")
+        why = f"a forward pass takes {_flop(work)}" + (", but there is no C++ compiler" if large and not _compiler() else "")
     small = work <= SMALL_WORK.get(device.type, 0) and networks * learner.layout.size <= STACKED.get(device.type, 2**62)
     stack = networks > 1 and (side_by_side == "on" or (side_by_side == "auto" and small))
     # Recorded operations run as they are would copy to and fro between layouts; a compiler does not.
     last = channels_last == "on" or (channels_last == "auto" and kind == "inductor" and device.type == "cpu" and not stack)
     return Execution(kind, last and len(shape) == 4, stack, why)
+
+
+def _flop(work: float) -> str:
+    unit, name = next(((u, n) for u, n in ((1e9, "GFLOP"), (1e6, "MFLOP")) if work >= u), (1e3, "kFLOP"))
+    return f"{work / unit:.2g} {name}" if work < 100 * unit else f"{work / unit:.0f} {name}"
 
 
 def operations(learner: Learner, shape: tuple[int, ...]) -> float:

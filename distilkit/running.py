@@ -12,6 +12,7 @@ The store is written whole every half minute and at the end, whatever ends the r
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from distilkit.data import DistilledSet
 from distilkit.errors import DistilkitError, RunError
 from distilkit.evaluation import Score, baseline_scores, require_baselines, score, training_set
 from distilkit.functional import memory, threads
+from distilkit.planning import from_shapes
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
 from distilkit.storage.store import NAME
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from distilkit.parts import DistillerState, StepInfo
 
 SECONDS_BETWEEN_WRITES = 30.0
+
+logger = logging.getLogger("distilkit")
 
 
 class Observer(Protocol):
@@ -106,6 +110,7 @@ def run(distiller: Distiller, directory: Path, observer: Observer | None = None)
     spec = _write_spec(distiller, directory)
     record = _Record(state)
     count = distiller.threads or threads.suggest(lambda: _one_forward(distiller, state))
+    _notice_memory(distiller)
     with threads.use(count), memory.kept():
         try:
             _distil(distiller, record, observer, lambda: _write(distiller, record, spec, directory))
@@ -114,6 +119,16 @@ def run(distiller: Distiller, directory: Path, observer: Observer | None = None)
             tree = _write(distiller, record, spec, directory)
             _draw(distiller, tree, directory)
     return tree
+
+
+def _notice_memory(distiller: Distiller) -> None:
+    """Say what the run will take, by shapes alone, and what to change if it will not fit."""
+    draft = from_shapes(distiller, distiller.template(len(distiller.stages) - 1))
+    what = f"memory: about {draft.peak / 2**30:.1f} GiB at the peak, of {draft.total / 2**30:.1f} GiB"
+    if draft.fits:
+        logger.info(what)
+        return
+    logger.warning("%s: it may not fit. Try %s", what, " or ".join(line for _, line in draft.advice))
 
 
 def _draw(distiller: Distiller, tree: xr.DataTree, directory: Path) -> None:
@@ -189,7 +204,7 @@ def _write(distiller: Distiller, record: _Record, spec: dict[str, Any], director
                 "seconds": [i.seconds for i in record.infos],
             },
             {"stage": layout.variable("outer_step", np.array([i.stage for i in record.infos], np.int64), "stage of the boost schedule")},
-        ),
+        ).assign_attrs(precision=distiller.unroller.precision, execution=str(distiller.execution(distiller.stages[record.state.stage]))),
     }
     if record.best:
         accuracy, best = record.best

@@ -23,7 +23,7 @@ GROUPS = [
     {"evaluation", "storage"},
     {"distiller"},
     {"spec", "report", "recipes"},
-    {"running", "judging"},
+    {"running", "judging", "planning"},
     {"studies"},
     {"display", "study_display"},
     {"cli"},
@@ -42,6 +42,7 @@ BESIDE = {
     ("parts", "truncation"),
     ("evaluation", "storage"),
     ("spec", "recipes"),
+    ("running", "planning"),
 }
 # A method that is a door to the room above: only when it is called, or for types.
 DOORS = {("distiller", "running")}

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 # Numbers of malloc.h. After M_MMAP_MAX = 0 every block lies in the heap; a trim threshold of -1 keeps the heap as large as it was.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 # What glibc arrives at by itself in a process that works with large blocks.
@@ -61,12 +63,9 @@ def give_back() -> None:
         library.malloc_trim(0)
 
 
-def resident() -> int | None:
-    """Bytes of memory that the process holds now, or None where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None
+def resident() -> int:
+    """Bytes of memory that the process holds now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 @contextmanager

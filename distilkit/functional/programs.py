@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import optree
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from distilkit.errors import GradientError
+from distilkit.functional import memory
 from distilkit.functional.partition import halve
 from distilkit.functional.passes import improve
 
@@ -133,6 +134,7 @@ class Programs:
             self.notice(f"{name} runs eagerly: it cannot be recorded ({str(error).splitlines()[0]})")
             return None, None
         truth = function(*arguments)
+        memory.give_back()  # the function held more than the list will
         if not agree(optree.tree_leaves(truth), graph(*_flat(arguments)[0]), roundings=2000):
             raise GradientError(
                 f"The program {name!r} does not give what its function gives: the function is not pure, or its path depends on the "
@@ -165,13 +167,12 @@ class Programs:
         return graph
 
 
-def record(function: Function, arguments: Sequence[Any], mode: Literal["real", "fake"] = "real") -> fx.GraphModule:
-    """Record a pure function of trees of tensors as a list of operations.
+def record(function: Function, arguments: Sequence[Any]) -> fx.GraphModule:
+    """Record a pure function of trees of tensors as a list of operations. Only shapes are worked out: it takes next to no memory.
 
     Args:
         function: called with the arguments.
         arguments: trees; their tensors are inputs of the list, anything else is a constant of it.
-        mode: "real" computes while it records; "fake" only works out shapes, and takes no memory.
 
     Returns:
         the list, which takes the flat arguments and gives the flat result. No operation writes over what another made.
@@ -186,7 +187,7 @@ def record(function: Function, arguments: Sequence[Any], mode: Literal["real", "
         return made
 
     with torch.no_grad():
-        graph = make_fx(torch.func.functionalize(flattened), tracing_mode=mode)(*flat)
+        graph = make_fx(torch.func.functionalize(flattened), tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
     improve(graph)
     return graph
 

@@ -1,149 +1,93 @@
-"""Peak memory of one meta-gradient against the window, each case in a process of its own.
+"""How does the peak memory of one meta-gradient grow with the window, by replay and by whole-window autograd?
 
-    python examples/benchmarks/memory.py            # prints a table, writes docs/results/memory.json
-    python examples/benchmarks/memory.py --width 128 --size 32 --images 100 --windows 5 10 20 40 60
+    python examples/benchmarks/memory.py                           # prints a table, writes docs/results/memory.json and .png
+    python examples/benchmarks/memory.py --width 128 --images 100 --windows 5 10 20 40 60
+    python examples/benchmarks/memory.py --quick --out /tmp/quick  # a test that it works
 
 Replay keeps (theta, optimiser state) of every step of the window and the activations of one; whole-window autograd
 keeps the activations of all. The table's last lines are the growth per step, fitted, beside the bytes of parameters plus
-optimiser state.
+optimiser state. Peaks are above what the process held before, with a malloc that gives back what is freed (`common.ALIVE`).
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
-import json
-import os
-import platform
-import resource
-import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
-import numpy as np
+import common
 
-ADJOINTS = {
+QUESTION = "peak memory of one meta-gradient against the window"
+QUICK = {"windows": [2, 6], "width": 8, "images": 10, "adjoints": ["replay", "autograd"]}
+ADJOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "replay": ("ReplayAdjoint", {}),
     "replay, forward over reverse": ("ReplayAdjoint", {"product": "forward-over-reverse"}),
     "autograd": ("AutogradAdjoint", {}),
 }
-# glibc keeps freed memory in a heap with holes, and that is counted as resident. With these it maps every tensor of more than
-# 64 KiB on its own and gives it back when it dies, so that what is measured is what is alive.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TRIM_THRESHOLD_": "65536"}
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
-def measure(adjoint: str, window: int, options: argparse.Namespace) -> dict[str, float]:
-    """Run one case in this process: peak resident memory in bytes above what the process had before it."""
-    import torch
-
+def measure(adjoint: str, window: int, width: int, size: int, images: int, threads: int, device: str) -> common.Row:
+    """Run one case in this process: peak memory in bytes above what was held before it."""
     import distilkit as dk
-    from distilkit.functional.adjoints import Leaves
     from distilkit.functional.pytrees import split_floating
-    from distilkit.unroller import RealBatch
 
-    torch.set_num_threads(options.threads)
-    stream, shape = dk.Stream(0), (3, options.size, options.size)
-    learner = dk.Learner(dk.ConvNet(width=options.width), dk.Adam(lr=1e-3)).bind(shape, 10)
-    labels = torch.eye(10)[torch.arange(options.images) % 10]
-    leaves = Leaves(stream.fold("images").normal(options.images, *shape), labels, torch.tensor(1e-3).log())
-    batch = RealBatch(stream.fold("real").normal(options.images, *shape), labels)
-    unroller = dk.Unroller(getattr(dk, ADJOINTS[adjoint][0])(**ADJOINTS[adjoint][1]))
-    unroller.meta_gradient(learner, leaves, dk.Window(0, 2), batch, stream)  # loads what is loaded once
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the warm-up freed goes back to the system, or it would count as held before
-    before = _resident()
-    _reset_peak()
-    unroller.meta_gradient(learner, leaves, dk.Window(0, window), batch, stream)
-    state = learner.init(stream)
+    common.prepare(threads, device)
+    problem = common.convnet(width, images, images, device, size)
+    name, arguments = ADJOINTS[adjoint]
+    unroller, stream = dk.Unroller(getattr(dk, name)(**arguments)), dk.Stream(0)
+    unroller.meta_gradient(problem.learner, problem.leaves, common.warm_up(unroller), problem.batch, stream)
+    with common.metered(device, trim=True) as reading:
+        unroller.meta_gradient(problem.learner, problem.leaves, dk.Window(0, window), problem.batch, stream)
+    state = problem.learner.init(stream)
     per_step = 4 * (state.params.numel() + sum(s.numel() for s in split_floating(state.optimizer)[0]))
-    return {"peak": _peak() - before, "state": per_step}
+    return {"peak_bytes": reading.peak - reading.before, "facts": {"state_bytes": per_step}}
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def draw(result: dict[str, object], path: Path) -> None:
+def draw(rows: list[common.Row], growth: dict[str, float], title: str, given: argparse.Namespace) -> None:
     """Plot peak memory against the window."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
+    figure = common.figure(6, 3.8)
     axes = figure.subplots()
-    for (name, peaks), marker in zip(result["peak_bytes"].items(), "os^", strict=True):
-        slope = result["growth_bytes_per_step"][name] / 2**20
-        axes.plot(result["windows"], [p / 2**20 for p in peaks], marker=marker, label=f"{name}: {slope:.2g} MiB a step")
-    axes.set(xlabel="window (inner steps)", ylabel="peak memory (MiB)", yscale="log", title=f"{result['network']}, {result['images']}")
-    axes.legend()
-    figure.savefig(path)
+    for (name, slope), marker, color in zip(growth.items(), "os^", (common.BLUE, common.PURPLE, common.ORANGE), strict=False):
+        peaks = [(row["window"], row["peak_bytes"]["median"] / 2**20) for row in rows if row["adjoint"] == name]
+        axes.plot(*zip(*peaks, strict=True), marker=marker, color=color, label=f"{name}: {slope / 2**20:.2g} MiB a step")
+    axes.set(xlabel="window (inner steps)", ylabel="peak memory (MiB)", xticks=sorted({row["window"] for row in rows}))
+    common.log_axis(axes)
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8)
+    common.save(figure, given)
 
 
 def main() -> None:
     """Measure every case, print the table, write and draw the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__, repeats=3)
+    parser.add_argument("--adjoints", nargs="+", default=list(ADJOINTS), choices=list(ADJOINTS))
     parser.add_argument("--windows", type=int, nargs="+", default=[5, 10, 20, 40])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--images", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
-    parser.add_argument("--case", nargs=2, metavar=("ADJOINT", "WINDOW"), help="run one case and print it as JSON")
-    options = parser.parse_args()
-    if options.case:
-        print(json.dumps(measure(options.case[0], int(options.case[1]), options)))
+    given = common.parse(parser, QUICK)
+    if given.case:
+        common.answer(measure(**given.case))
         return
-    import torch
-
-    same = [f"--{k}={getattr(options, k)}" for k in ("width", "size", "images", "threads")]
-    peaks: dict[str, list[float]] = {}
-    state = 0.0
-    for adjoint in ADJOINTS:
-        for window in options.windows:
-            command = [sys.executable, __file__, *same, "--case", adjoint, str(window)]
-            found = []
-            for _ in range(options.repeats):
-                done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | MALLOC)
-                case = json.loads(done.stdout.splitlines()[-1])
-                found.append(case["peak"])
-                state = case["state"]
-            peaks.setdefault(adjoint, []).append(float(np.median(found)))
-            print(f"{adjoint:30s} window {window:3d}   peak {np.median(found) / 2**20:8.1f} MiB", flush=True)
-    growth = {a: float(np.polyfit(options.windows, p, 1)[0]) for a, p in peaks.items()}
-    for adjoint, slope in growth.items():
-        print(f"{adjoint:30s} grows by {slope / 2**20:7.2f} MiB a step, {slope / state:6.2f} times parameters plus optimiser state")
-    result = {
-        "question": "peak memory of one meta-gradient against the window",
-        "network": f"ConvNet-3 of width {options.width}",
-        "images": f"{options.images} images of 3x{options.size}x{options.size}",
-        "optimizer": "Adam",
-        "windows": options.windows,
-        "peak_bytes": peaks,
-        "growth_bytes_per_step": growth,
-        "state_bytes": state,
-        "n": options.repeats,
-        "statistic": "median over processes",
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {options.threads} threads",
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, options.out.with_suffix(".png"))
-    if any(growth[a] > 1.5 * state for a in growth if a.startswith("replay")):
+    settings = {name: getattr(given, name) for name in ("width", "size", "images", "threads", "device")}
+    cases = [{"adjoint": adjoint, "window": window} for adjoint in given.adjoints for window in given.windows]
+    rows = common.run(cases, settings, given, env=common.ALIVE)
+    good = [row for row in rows if "failed" not in row]
+    for row in good:
+        print(f"{row['adjoint']:30s} window {row['window']:3d}   peak {row['peak_bytes']['median'] / 2**20:8.1f} MiB")
+    growth, state = {}, good[0]["state_bytes"] if good else 0
+    for adjoint in given.adjoints:
+        points = [(row["window"], row["peak_bytes"]["median"]) for row in good if row["adjoint"] == adjoint]
+        if len(points) > 1:
+            growth[adjoint] = slope = common.line(points)[0]
+            print(f"{adjoint:30s} grows by {slope / 2**20:7.2f} MiB a step, {slope / state:6.2f} times parameters plus optimiser state")
+    network = f"ConvNet-3 of width {given.width}, Adam"
+    common.write(given, QUESTION, settings, rows, network=network, growth_bytes_per_step=growth, state_bytes=state)
+    title = f"ConvNet-3 of width {given.width}, {given.images} images of 3x{given.size}x{given.size}"
+    draw(good, growth, title, given)
+    common.finish(given, rows)
+    if not given.quick and any(slope > 1.5 * state for adjoint, slope in growth.items() if adjoint.startswith("replay")):
         sys.exit("replay grows by more than 1.5 times parameters plus optimiser state a step")
-    print(f"written to {options.out} and {options.out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,34 @@
-"""One meta-gradient beside `higher` 0.2.1 and TorchOpt's MetaAdam: seconds and peak memory, each case in fresh processes.
+"""What does one meta-gradient cost, in seconds and memory, beside `higher` 0.2.1 and TorchOpt's MetaAdam?
 
     pip install higher==0.2.1
-    python examples/benchmarks/unroll.py --windows 10 --repeats 3      # prints a table, writes docs/results/unroll.json
+    python examples/benchmarks/unroll.py                           # prints a table, writes docs/results/unroll.json and .png
+    python examples/benchmarks/unroll.py --windows 10 --repeats 1
+    python examples/benchmarks/unroll.py --quick --out /tmp/quick  # a test that it works
 
 Every side trains the same ConvNet-3 by Adam on the same images for a window from step 0, takes the loss on as many real images, and
-differentiates it with respect to the training images. The warm-up (a window of two steps, which loads libraries and records programs)
-is outside of the clock.
+differentiates it with respect to the training images. The warm-up (a window of two steps, which loads libraries and builds programs)
+is outside of the clock. Peak memory is the most that the process held during the call that is timed, its libraries included.
+
+"recorded" runs programs as they were recorded, not compiled. "freed memory kept" runs a rival inside of
+`distilkit.functional.memory.kept`, which `Unroller` enters in every call: what that gains is the allocator's, not ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+import importlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-import numpy as np
+import common
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+QUESTION = "seconds and peak memory of one meta-gradient against the window, beside higher and TorchOpt's MetaAdam"
+QUICK = {"windows": [2, 3], "width": 8, "images": 10, "sides": ["distilkit, float32", "higher", "TorchOpt MetaAdam"]}
+Taker = Callable[[int], Tensor]  # a window's length to the meta-gradient of the images
 
 
 def network(width: int) -> nn.Module:
@@ -38,120 +41,189 @@ def network(width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 16, 10))
 
 
-def distilkit_side(**unroller: object) -> Callable[..., Callable[[int], torch.Tensor]]:
-    """Our side: a function of the window that gives the meta-gradient of the images."""
+def distilkit_side(problem: common.Problem, width: int, **unroller: Any) -> Taker:
+    """Our side."""
+    import distilkit as dk
 
-    def make(images: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, width: int) -> Callable[[int], torch.Tensor]:
-        import distilkit as dk
-        from distilkit.functional.adjoints import Leaves
-        from distilkit.unroller import RealBatch
+    taker = dk.Unroller(**unroller)
 
-        learner = dk.Learner(dk.ConvNet(width=width), dk.Adam(lr=1e-3)).bind((3, 32, 32), 10)
-        leaves, batch = (
-            Leaves(images, F.one_hot(labels, 10).float(), torch.tensor(1e-3).log()),
-            RealBatch(real, F.one_hot(labels, 10).float()),
-        )
-        taker = dk.Unroller(**unroller)
-        return lambda window: taker.meta_gradient(learner, leaves, dk.Window(0, window), batch, dk.Stream(0)).images
+    def take(window: int) -> Tensor:
+        return taker.meta_gradient(problem.learner, problem.leaves, dk.Window(0, window), problem.batch, dk.Stream(0)).images
 
-    return make
+    take(common.warm_up(taker).length)
+    return take
 
 
-def higher_side(images: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, width: int) -> Callable[[int], torch.Tensor]:
+def higher_side(problem: common.Problem, width: int) -> Taker:
     """The engine of the reference implementation: reverse mode over a window of `higher`'s differentiable Adam."""
-    import higher
+    higher = importlib.import_module("higher")
+    images, labels, real, real_labels = _tensors(problem)
+    net = network(width).to(images.device)
 
-    net = network(width)
-
-    def run(window: int) -> torch.Tensor:
+    def take(window: int) -> Tensor:
         x = images.clone().requires_grad_()
         with higher.innerloop_ctx(net, torch.optim.Adam(net.parameters(), lr=1e-3), copy_initial_weights=True) as (copy, steps):
             for _ in range(window):
                 steps.step(F.cross_entropy(copy(x), labels))
-            return torch.autograd.grad(F.cross_entropy(copy(real), labels), x)[0]
+            return torch.autograd.grad(F.cross_entropy(copy(real), real_labels), x)[0]
 
-    return run
+    return take
 
 
-def torchopt_side(images: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, width: int) -> Callable[[int], torch.Tensor]:
+def torchopt_side(problem: common.Problem, width: int) -> Taker:
     """TorchOpt's own differentiable Adam, with the eps_root that it needs for a finite meta-gradient."""
-    import torchopt
-
-    net = network(width)
+    torchopt = importlib.import_module("torchopt")
+    images, labels, real, real_labels = _tensors(problem)
+    net = network(width).to(images.device)
     start = torchopt.extract_state_dict(net, by="copy")
 
-    def run(window: int) -> torch.Tensor:
+    def take(window: int) -> Tensor:
         torchopt.recover_state_dict(net, start)
         optimizer = torchopt.MetaAdam(net, lr=1e-3, eps_root=1e-16)
         x = images.clone().requires_grad_()
         for _ in range(window):
             optimizer.step(F.cross_entropy(net(x), labels))
-        return torch.autograd.grad(F.cross_entropy(net(real), labels), x)[0]
+        return torch.autograd.grad(F.cross_entropy(net(real), real_labels), x)[0]
 
-    return run
+    return take
 
 
-SIDES = {
-    "distilkit, float32": distilkit_side(),
-    "distilkit, float32, inductor": distilkit_side(compile="inductor"),
-    "distilkit, bfloat16": distilkit_side(precision="bfloat16"),
-    "distilkit, bfloat16, inductor": distilkit_side(precision="bfloat16", compile="inductor"),
+def kept_side(problem: common.Problem, width: int, side: Callable[[common.Problem, int], Taker]) -> Taker:
+    """A rival whose freed memory is kept for the length of a call, as `Unroller` keeps its own."""
+    from distilkit.functional import memory
+
+    take = side(problem, width)
+
+    def kept(window: int) -> Tensor:
+        with memory.kept():
+            return take(window)
+
+    return kept
+
+
+def _tensors(problem: common.Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    leaves, batch = problem.leaves, problem.batch
+    return leaves.images, leaves.labels.argmax(1), batch.images, batch.labels.argmax(1)
+
+
+SIDES: dict[str, Callable[[common.Problem, int], Taker]] = {
+    "distilkit, float32": distilkit_side,
+    "distilkit, float32, recorded": partial(distilkit_side, compile="trace"),
+    "distilkit, bfloat16": partial(distilkit_side, precision="bfloat16"),
+    "distilkit, bfloat16, recorded": partial(distilkit_side, precision="bfloat16", compile="trace"),
     "higher": higher_side,
+    "higher, freed memory kept": partial(kept_side, side=higher_side),
     "TorchOpt MetaAdam": torchopt_side,
+    "TorchOpt MetaAdam, freed memory kept": partial(kept_side, side=torchopt_side),
 }
+NEEDS = {"higher": "higher", "TorchOpt": "torchopt"}  # how a side's name begins: the package
+COLORS = {"distilkit, float32": common.BLUE, "distilkit, bfloat16": common.PURPLE, "higher": common.ORANGE, "TorchOpt": common.GREEN}
 
 
-def measure(side: str, window: int, options: argparse.Namespace) -> dict[str, float]:
+def measure(side: str, window: int, width: int, images: int, threads: int, device: str) -> common.Row:
     """Run one case in this process."""
-    torch.set_num_threads(options.threads)
-    generator = torch.Generator().manual_seed(0)
-    images, real = (torch.randn(options.images, 3, 32, 32, generator=generator) for _ in range(2))
-    labels = torch.arange(options.images) % 10
-    run = SIDES[side](images, labels, real, options.width)
-    run(2)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    Path("/proc/self/clear_refs").write_text("5")
-    began = time.perf_counter()
-    gradient = run(window)
-    seconds = time.perf_counter() - began
-    assert gradient.isfinite().all()
-    peak = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"seconds": seconds, "peak": peak, "before": before}
+    common.prepare(threads, device)
+    torch.manual_seed(0)
+    take = SIDES[side](common.convnet(width, images, images, device), width)
+    take(2)
+    with common.metered(device) as reading:
+        gradient = take(window)
+    if not gradient.isfinite().all():
+        raise FloatingPointError(f"the meta-gradient of {side} is not finite")
+    return {"seconds": reading.seconds, "peak_bytes": reading.peak, "before_bytes": reading.before}
+
+
+def skipped(side: str, window: int, rows: Sequence[common.Row], given: argparse.Namespace) -> str | None:
+    """Why a side is not run at a window, given what it took at others; None if it is run."""
+    for start, package in NEEDS.items():
+        if side.startswith(start) and not common.installed(package):
+            return f"{package} is not installed"
+    if common.on_gpu(given.device) and "kept" in side:
+        return "on a GPU torch keeps freed memory by itself"
+    earlier = [row for row in rows if row["side"] == side and row["window"] < window]
+    if any("failed" in row for row in earlier):
+        return "it failed at a smaller window"
+    points = [(row["window"], row["peak_bytes"]["median"]) for row in earlier if row["peak_bytes"]]
+    if len(points) == 1:
+        points.append((0, next(row["before_bytes"]["median"] for row in earlier if row["peak_bytes"])))
+    if len(points) < 2:
+        return None
+    slope, intercept = common.line(points)
+    peak = (slope * window + intercept) / 2**30
+    if peak <= given.max_gib:
+        return None
+    return f"it would take about {peak:.3g} GiB, going by smaller windows, and the limit is {given.max_gib:g} GiB"
+
+
+def compare(rows: Sequence[common.Row]) -> None:
+    """Add to each row of one window how many times as fast as `higher` it is."""
+    base = next((row["seconds"]["median"] for row in rows if row["side"] == "higher" and row.get("seconds")), None)
+    for row in rows:
+        row["times_as_fast_as_higher"] = base / row["seconds"]["median"] if base and row.get("seconds") else None
+
+
+def show(row: common.Row) -> None:
+    """Print one line of the table."""
+    start = f"window {row['window']:3d}  {row['side']:38s}"
+    if not row.get("seconds"):
+        print(f"{start} {row.get('reason') or row['failed']}", flush=True)
+        return
+    ratio = row["times_as_fast_as_higher"]
+    words = "" if ratio is None else f"   {ratio:5.2f} times as fast as higher"
+    print(f"{start} {row['seconds']['median']:8.2f} s   peak {row['peak_bytes']['median'] / 2**30:6.2f} GiB{words}", flush=True)
+
+
+def draw(rows: Sequence[common.Row], title: str, given: argparse.Namespace) -> None:
+    """Plot seconds and peak memory against the window."""
+    figure = common.figure(9.5, 5)
+    left, right = figure.subplots(1, 2)
+    for side in dict.fromkeys(row["side"] for row in rows):
+        found = [row for row in rows if row["side"] == side and row.get("seconds")]
+        if not found:
+            continue
+        color = next(c for start, c in COLORS.items() if side.startswith(start))
+        extra = side.endswith(("recorded", "kept"))
+        look: dict[str, Any] = {"color": color, "linestyle": "--" if extra else "-", "marker": "s" if extra else "o", "markersize": 4}
+        windows = [row["window"] for row in found]
+        left.plot(windows, [row["seconds"]["median"] for row in found], label=side, **look)
+        right.plot(windows, [row["peak_bytes"]["median"] / 2**30 for row in found], **look)
+    for axes, label in ((left, "seconds"), (right, "peak memory (GiB)")):
+        axes.set(xlabel="window (inner steps)", ylabel=label, xticks=sorted({row["window"] for row in rows}))
+        common.log_axis(axes)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    common.save(figure, given)
 
 
 def main() -> None:
-    """Measure every side, interleaved, and print and write the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure every side, interleaved; print, write and draw the medians."""
+    parser = common.parser(__doc__, repeats=3)
     parser.add_argument("--windows", type=int, nargs="+", default=[5, 10, 20, 40, 60])
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), metavar="SIDE", help=f"of {list(SIDES)}")
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS / "unroll.json")
-    parser.add_argument("--case", nargs=2, metavar=("SIDE", "WINDOW"), help="run one case and print it as JSON")
-    options = parser.parse_args()
-    if options.case:
-        print(json.dumps(measure(options.case[0], int(options.case[1]), options)))
+    parser.add_argument("--images", type=int, default=100, help="distilled images, and real ones")
+    parser.add_argument("--max-gib", type=float, default=20, help="a side that would need more at a window is left out there")
+    given = common.parse(parser, QUICK)
+    if given.case:
+        common.answer(measure(**given.case))
         return
-    same = [f"--{k}={getattr(options, k)}" for k in ("width", "images", "threads")]
-    rows = []
-    for window in options.windows:
-        found: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}
-        for _ in range(options.repeats):
-            for side in options.sides:
-                done = subprocess.run(
-                    [sys.executable, __file__, *same, "--case", side, str(window)], capture_output=True, text=True, check=True
-                )
-                found[side].append(json.loads(done.stdout.splitlines()[-1]))
-        for side, cases in found.items():
-            row = {"window": window, "side": side} | {key: float(np.median([c[key] for c in cases])) for key in ("seconds", "peak")}
-            rows.append(row)
-            print(f"window {window:3d}  {side:32s} {row['seconds']:8.2f} s   peak {row['peak'] / 2**30:6.2f} GiB", flush=True)
-    versions = {"torch": torch.__version__, "machine": f"{platform.machine()}, {options.threads} threads", "n": options.repeats}
-    words = {"network": f"ConvNet-3 of width {options.width}", "images": options.images, "statistic": "median over processes"}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(words | versions | {"rows": rows}, indent=1) + "\n")
+    settings = {name: getattr(given, name) for name in ("width", "images", "threads", "device")}
+    rows: list[common.Row] = []
+    for window in sorted(given.windows):
+        why = {side: skipped(side, window, rows, given) for side in given.sides}
+        found = common.run([{"side": side, "window": window} for side in given.sides if why[side] is None], settings, given)
+        empty = {"seconds": None, "peak_bytes": None}
+        here = [{"side": s, "window": window, **empty, "reason": reason} for s, reason in why.items() if reason] + found
+        here.sort(key=lambda row: given.sides.index(row["side"]))
+        compare(here)
+        for row in here:
+            show(row)
+        rows += here
+        words = {"network": f"ConvNet-3 of width {given.width}, Adam", "max_gib": given.max_gib}
+        common.write(given, QUESTION, settings, rows, packages=["higher", "torchopt"], **words)
+    title = f"One meta-gradient: ConvNet-3 of width {given.width}, {given.images} images of 3x32x32, Adam"
+    draw(rows, title, given)
+    common.finish(given, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,148 @@
+"""What a run will take, before it starts."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+
+import distilkit as dk
+from distilkit import planning, spec
+from distilkit.functional import memory
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def digits(**parts):
+    learner = dk.Learner(dk.MLP(hidden=(16,)), dk.Adam(lr=0.01))
+    return dk.Distiller(dk.Digits(), learner, dk.RandomTruncation(12, 6), **{"outer": dk.Outer(steps=50, batch_size=100)} | parts)
+
+
+def test_a_plan_has_memory_and_time():
+    found = planning.plan(digits())
+    assert found.fits
+    assert memory.resident() / 2 < found.peak < found.total
+    assert found.longest == 6
+    assert 6 <= found.inner_steps[0] <= 12
+    assert found.inner_steps[1] == 6
+    assert 0 < found.seconds < found.first < 60
+    assert found.outer_steps == 50
+    assert found.advice == ()
+
+
+def test_shapes_alone_compute_nothing_and_know_no_time():
+    found = planning.plan(digits(), probe=False)
+    assert found.seconds is None
+    assert found.work > 0
+    assert found.trajectory == 6 * 3 * 4 * (64 * 16 + 16 + 16 * 10 + 10)  # parameters and Adam's two moments, in float32
+
+
+TRAJECTORIES = {
+    "all": (dk.ReplayAdjoint(), 60 * 8),
+    "every fourth, and the segment": (dk.ReplayAdjoint(every=4), (15 + 3) * 8),
+    "ten kept": (dk.ReplayAdjoint(keep=10), 50 * 8 + 10 * 100),
+    "all kept": (dk.ReplayAdjoint(keep=99), 60 * 100),
+    "whole window": (dk.AutogradAdjoint(), 60 * 108),
+}
+
+
+@pytest.mark.parametrize(("adjoint", "expected"), TRAJECTORIES.values(), ids=TRAJECTORIES)
+def test_trajectory(adjoint, expected):
+    assert planning._trajectory(adjoint, 60, entry=8, kept=100, device=torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    ("unroller", "words"),
+    {
+        "replay": (dk.Unroller(), "micro_batches=2"),
+        "autograd": (dk.Unroller(dk.AutogradAdjoint()), 'kind = "ReplayAdjoint"'),
+        "bfloat16": (dk.Unroller(), "precision=bfloat16"),
+    }.values(),
+)
+def test_what_does_not_fit_is_said_before_anything_is_run(unroller, words, monkeypatch):
+    monkeypatch.setattr(planning, "_total", lambda device: 1 << 20)
+    monkeypatch.setattr(planning, "_probe", lambda *_: pytest.fail("it ran"))
+    found = planning.plan(digits(unroller=unroller))
+    assert not found.fits
+    assert any(words in line for _, line in found.advice)
+
+
+def test_advice_can_be_typed(monkeypatch, tmp_path):
+    """Every line of advice is an override that the spec takes."""
+    monkeypatch.setattr(planning, "_total", lambda device: 1 << 20)
+    path = tmp_path / "spec.toml"
+    for adjoint in (dk.AutogradAdjoint(), dk.ReplayAdjoint(every=2)):
+        distiller = digits(unroller=dk.Unroller(adjoint), images=dk.Images(per_class=2))
+        path.write_text(spec.dumps(distiller))
+        advice = planning.plan(distiller, probe=False).advice
+        assert len(advice) >= 3
+        for _, line in advice:
+            _, override = shlex.split(line)
+            assert spec.load(path, [override]) != distiller
+
+
+def test_room_to_spare_is_used_to_keep_steps():
+    draft = planning.plan(digits(), probe=False)
+    slow = attrs.evolve(draft, seconds=10.0, longest=60)
+    ((words, line),) = planning._advice(digits(), slow, kept=1 << 20)
+    assert "keep = 60" in line
+    assert "room" in words
+    assert planning._advice(digits(), slow, kept=draft.total) == ()
+
+
+def test_the_last_stage_is_planned_for():
+    boosted = digits(boost=dk.BoostSchedule(blocks=(1, 2)))
+    found = planning.plan(boosted)
+    assert found.outer_steps == boosted.outer_steps
+    assert found.fits
+
+
+def test_a_run_says_how_it_runs_and_what_it_takes(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="distilkit"):
+        tree = digits(outer=dk.Outer(steps=2), evaluation=dk.Evaluation(seeds=1, steps=(2,), baselines=())).run(tmp_path / "run")
+    assert "memory: about" in caplog.text
+    assert tree["history"].attrs["precision"] == "float32"
+    assert "recorded" in tree["history"].attrs["execution"]
+
+
+def test_command_line(tmp_path):
+    def plan(*words):
+        command = [sys.executable, "-m", "distilkit", "plan", str(ROOT / "examples" / "digits.toml"), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+
+    done = plan()
+    assert done.returncode == 0, done.stderr
+    for words in ("Memory at its peak", "GiB", "Time of an outer step", "all 400 outer steps", "recorded operations"):
+        assert words in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert "not probed" in plan("--no-probe").stdout
+    wrong = plan("--set", "unroller.compile=fast")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.slow
+def test_a_plan_is_within_a_quarter_of_what_a_run_takes(tmp_path):
+    specs = ["digits, MLP", "ConvNet-3, whole-window autograd", "wide MLP, every eighth state"]
+    command = [
+        sys.executable,
+        str(ROOT / "examples/benchmarks/plan.py"),
+        "--steps",
+        "3",
+        "--out",
+        str(tmp_path / "plan.json"),
+        "--specs",
+        *specs,
+    ]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert [row["spec"] for row in rows] == specs
+    for row in rows:
+        assert 0.75 < row["memory_ratio"] < 1.25, row["spec"]
