@@ -159,7 +159,7 @@ class _Lines(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(record.getMessage(), markup=False, highlight=False)
+        self._console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
 
 
 def show_recipes() -> None:

@@ -230,7 +230,7 @@ class Distiller:
     def execution(self, stage: Stage) -> Execution:
         """How the inner steps of a stage are run: what the unroller's "auto" stands for there."""
         learner = self.stage_learner(stage)
-        shape = (learner.rows(stage.classes(self.bundle.classes)), *self.bundle.image_shape)
+        shape = (learner.rows(groups(stage, self.boost, self.bundle.classes)), *self.bundle.image_shape)
         return self.unroller.execution(learner, shape, self.torch_device)
 
     def distilled(self, state: DistillerState) -> DistilledSet:

@@ -75,11 +75,17 @@ def choose(
         device: where the work is done.
 
     Raises:
-        CombinationError: "cudagraph" without a GPU.
+        CombinationError: "cudagraph" without a GPU; a layout asked for that networks side by side cannot have.
     """
+    if channels_last == "on" and side_by_side == "on" and networks > 1:
+        raise CombinationError(
+            'channels_last = "on" and side_by_side = "on" do not go together: stacked networks have no such layout.',
+            fix='channels_last = "auto"',
+        )
     if compile == "cudagraph" and device.type != "cuda":
         raise CombinationError(f'compile = "cudagraph" needs a GPU, and the work is on {device}.', fix='compile = "auto"')
-    work = operations(learner, shape)
+    open_ = (compile == "auto" and device.type != "cuda") or (networks > 1 and side_by_side == "auto")
+    work = operations(learner, shape, device) if open_ else 0.0
     kind, why = compile, "as asked for"
     if compile == "off":
         kind = "eager"
@@ -90,7 +96,7 @@ def choose(
         kind = "inductor" if large and _compiler() else "trace"
         why = f"a forward pass takes {_flop(work)}" + (", but there is no C++ compiler" if large and not _compiler() else "")
     small = work <= SMALL_WORK.get(device.type, 0) and networks * learner.layout.size <= STACKED.get(device.type, 2**62)
-    stack = networks > 1 and (side_by_side == "on" or (side_by_side == "auto" and small))
+    stack = networks > 1 and (side_by_side == "on" or (side_by_side == "auto" and small and channels_last != "on"))
     # Recorded operations run as they are would copy to and fro between layouts; a compiler does not.
     last = channels_last == "on" or (channels_last == "auto" and kind == "inductor" and device.type == "cpu" and not stack)
     return Execution(kind, last and len(shape) == 4, stack, why)
@@ -101,12 +107,12 @@ def _flop(work: float) -> str:
     return f"{work / unit:.2g} {name}" if work < 100 * unit else f"{work / unit:.0f} {name}"
 
 
-def operations(learner: Learner, shape: tuple[int, ...]) -> float:
+def operations(learner: Learner, shape: tuple[int, ...], device: torch.device | str = "cpu") -> float:
     """Floating point operations of one forward pass of one network on images of a shape (B, ...): products and convolutions."""
     some = min(2, shape[0])  # one image is none to a network with batch norm
-    params = learner.init(Stream(0, ("work",))).params
+    params = learner.init(Stream(0, ("work",)), device=device).params
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        learner.logits(params, torch.zeros(some, *shape[1:]))
+        learner.logits(params, torch.zeros(some, *shape[1:], device=device))
     return float(counter.get_total_flops()) * shape[0] / some
 
 
@@ -177,5 +183,8 @@ def _on_device(made: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
     """All draws of an inner run on the device, in one transfer, so that no inner step waits for one."""
     if device.type == "cpu" or not optree.tree_leaves(made[0]):  # type: ignore[arg-type]
         return made
+    shapes = {tuple(x.shape for x in optree.tree_leaves(draw)) for draw in made}  # type: ignore[arg-type,var-annotated]
+    if len(shapes) > 1:
+        return [to_device(draw, device) for draw in made]  # random classes with unequal numbers of images
     stacked = to_device(_stack(made), device)
     return [optree.tree_map(lambda x, t=t: x[t], stacked) for t in range(len(made))]  # type: ignore[misc]

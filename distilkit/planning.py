@@ -6,9 +6,11 @@ would never fit. The probe then runs windows of a few steps, as the run's first 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,15 +19,16 @@ import psutil
 import torch
 from torch import Tensor
 
+from distilkit.boosting import Stage, groups
 from distilkit.evaluation import training_set
 from distilkit.evaluation.protocol import selection_split, streams
-from distilkit.evaluation.training import accuracy, train
+from distilkit.evaluation.training import TEST_BATCH, accuracy, train
 from distilkit.execution import draws, start
 from distilkit.functional import memory, threads
 from distilkit.functional.adjoints import AutogradAdjoint, ReplayAdjoint, begin, late
 from distilkit.functional.liveness import peak_bytes
 from distilkit.functional.partition import halve
-from distilkit.functional.programs import record
+from distilkit.functional.programs import UNRECORDABLE, record
 from distilkit.functional.pytrees import split_floating
 from distilkit.truncation import Window
 
@@ -38,6 +41,7 @@ WINDOWS = 200  # outer steps whose windows are drawn, to know how long they are
 # through. Measured on ConvNet-3 of width 128 and 100 images: 1.13 GiB, and 0.49 alive in the recorded list.
 CHECK = 2.3
 PROBING = 5.0  # seconds after which a time is not taken again
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container, v2 and v1
 
 
 @attrs.frozen
@@ -55,9 +59,11 @@ class Plan:
         total: what there is for all of this.
         longest: inner steps of the longest window.
         inner_steps: inner steps of an outer step, mean, and how many of them the gradient flows through.
-        seconds: of an outer step, or None where it was not probed.
-        first: of the first, which builds programs.
+        seconds: of an outer step, the mean over all, or None where it was not probed.
+        first: of building programs.
         outer_steps: how many there are.
+        sizes: of what is stored of a step, and of what a step that is kept holds.
+        by_shapes: whether the shapes could be worked out; a network that cannot be recorded is known by the probe only.
         advice: what to change, as words and a line to type: because it will not fit, or because there is room to spare.
     """
 
@@ -74,6 +80,8 @@ class Plan:
     seconds: float | None
     first: float | None
     outer_steps: int
+    sizes: tuple[int, int] = (0, 0)
+    by_shapes: bool = True
     advice: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -90,6 +98,8 @@ class Plan:
 def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], None] = lambda _: None) -> Plan:
     """Estimate what a distiller's run takes. The data is loaded; nothing is written.
 
+    Windows are drawn as the run will draw them; a policy that learns from how the run goes is taken as it starts.
+
     Args:
         distiller: the pipeline.
         probe: run a few inner steps and measure; otherwise go by shapes alone, which knows memory to a factor of two, and no time.
@@ -98,53 +108,70 @@ def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], No
     Raises:
         DistilkitError: what would end the run at its start.
     """
-    device = distiller.torch_device
     notice("loading data")
-    with _peak(device) as loading:
+    with _peak(distiller.torch_device) as loading:
         state = distiller.template(len(distiller.stages) - 1)
-    drawn = _windows(distiller)
     count = distiller.threads or threads.suggest(lambda: _forward(distiller, state))
+    drafts = []
     with threads.use(count):
-        notice("working out shapes")
-        draft, spare = _shapes(distiller, state, drawn, loading[0] if loading else 0)
-        if probe and draft.held + (draft.work / CHECK + draft.trajectory) < draft.total:
-            notice("probing: windows of a few inner steps")
-            draft = _probe(distiller, state, draft, drawn)
-    return attrs.evolve(draft, advice=_advice(distiller, draft, spare))
+        for stage in distiller.stages:
+            drawn = _windows(distiller, stage)
+            notice("working out shapes" if len(distiller.stages) == 1 else f"working out shapes of stage {stage.number + 1}")
+            draft = _shapes(distiller, stage, drawn, *loading)
+            if probe and draft.held + draft.work < draft.total:
+                notice("probing: windows of a few inner steps")
+                draft = _probe(distiller, distiller.template(stage.number), draft, drawn)
+            drafts.append(draft)
+    return _together(distiller, drafts)
 
 
-def from_shapes(distiller: Distiller, state: DistillerState) -> Plan:
+def from_shapes(distiller: Distiller) -> Plan:
     """The part of `plan` that computes nothing."""
-    draft, spare = _shapes(distiller, state, _windows(distiller), 0)
-    return attrs.evolve(draft, advice=_advice(distiller, draft, spare))
+    return _together(distiller, [_shapes(distiller, stage, _windows(distiller, stage)) for stage in distiller.stages])
 
 
-def _shapes(distiller: Distiller, state: DistillerState, drawn: list[Window], loading: int) -> tuple[Plan, int]:
-    """The estimate from shapes, and the bytes that one more kept step would take."""
-    stage, device, unroller, adjoint = distiller.stages[-1], distiller.torch_device, distiller.unroller, distiller.unroller.adjoint
-    learner, classes = distiller.stage_learner(stage), stage.classes(distiller.bundle.classes)
+def _together(distiller: Distiller, drafts: list[Plan]) -> Plan:
+    """One plan for all stages: memory is that of the worst, time the mean over all outer steps."""
+    worst = max(drafts, key=lambda draft: draft.peak)
+    steps = [stage.steps for stage in distiller.stages]
+    times = [draft.seconds for draft in drafts if draft.seconds is not None]
+    seconds = sum(n * t for n, t in zip(steps, times, strict=True)) / sum(steps) if len(times) == len(drafts) else None
+    firsts = [draft.first for draft in drafts if draft.first is not None]
+    found = attrs.evolve(worst, seconds=seconds, first=sum(firsts) if len(firsts) == len(drafts) else None)
+    return attrs.evolve(found, advice=_advice(distiller, found))
+
+
+def _shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: int = 0) -> Plan:
+    """The estimate from shapes, for one stage."""
+    device, unroller, data = distiller.torch_device, distiller.unroller, distiller.bundle
+    learner, classes = distiller.stage_learner(stage), groups(stage, distiller.boost, data.classes)
+    leaves = distiller.template(stage.number).leaves
     execution = distiller.execution(stage)
-    problem = unroller.problem(learner, 1, execution)
+    # In bfloat16, step 0 is in float32, and needs the more.
+    problem = unroller.problem(learner, 0 if any(w.start == 0 for w in drawn) else 1, execution)
     own = [distiller.stream.fold("plan").fold(i) for i in range(unroller.networks_per_step if execution.side_by_side else 1)]
-    fresh = start(learner, own, state.leaves.images, execution)
-    one_step = (fresh.params, fresh.optimizer, state.leaves, draws(learner, own, 1, classes, state.leaves.images, execution)[0])
-    size = min(distiller.outer.batch_size, len(distiller.bundle.train)) // unroller.micro_batches
-    rows = torch.arange(size, device=device)
-    real = distiller.real_batch(rows, distiller.stream.fold("plan"))
-    end = peak_bytes(record(problem.end, (fresh.params, *real)))
-    both = record(lambda early, coming: _both(problem, early, coming), (one_step, late(*one_step)))
-    results = len(optree.tree_leaves((fresh.params, fresh.optimizer)))  # type: ignore[arg-type]
-    spare = halve(both, len(optree.tree_leaves(one_step)), results).waiting  # type: ignore[arg-type]
+    fresh = start(learner, own, leaves.images, execution)
+    one_step = (fresh.params, fresh.optimizer, leaves, draws(learner, own, 1, classes, leaves.images, execution)[0])
+    batch = min(distiller.outer.batch_size, len(data.train))
+    real = distiller.real_batch(torch.arange(unroller.micro_batch(batch), device=device), distiller.stream.fold("plan"))
+    try:
+        outer = unroller.problem(learner, 1, execution)
+        end = peak_bytes(record(outer.end, (fresh.params, *real)))
+        both = record(lambda early, coming: _both(problem, early, coming), (one_step, late(*one_step)), mutations=False)
+        alive = max(end, peak_bytes(both))
+        results = len(optree.tree_leaves((fresh.params, fresh.optimizer)))  # type: ignore[arg-type]
+        kept = halve(both, len(optree.tree_leaves(one_step)), results).waiting  # type: ignore[arg-type]
+    except UNRECORDABLE:  # the run will say so, and go on without
+        end = alive = kept = 0
     entry = _bytes([fresh.params, *split_floating(fresh.optimizer)[0]])
     longest = max(w.length for w in drawn)
-    batch = _bytes(real) * unroller.micro_batches
-    draft = Plan(
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+    return Plan(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
         execution=str(execution),
         held=_held(device),
         loading=loading,
-        trajectory=_trajectory(adjoint, longest, entry, spare, device),
-        work=int(CHECK * max(end, peak_bytes(both))) + batch,
+        trajectory=_trajectory(unroller.adjoint, longest, entry, kept, device),
+        work=int(CHECK * alive) + _bytes(real) * unroller.micro_batches,
         evaluation=0,
         total=_total(device),
         longest=longest,
@@ -152,8 +179,9 @@ def _shapes(distiller: Distiller, state: DistillerState, drawn: list[Window], lo
         seconds=None,
         first=None,
         outer_steps=distiller.outer_steps,
+        sizes=(entry, kept),
+        by_shapes=alive > 0,
     )
-    return draft, spare if isinstance(adjoint, ReplayAdjoint) and adjoint.product == "reverse-over-reverse" else 0
 
 
 def _both(problem: Any, early: Any, coming: Any) -> Any:
@@ -167,14 +195,14 @@ def _trajectory(adjoint: Any, length: int, entry: int, kept: int, device: torch.
         return length * (entry + kept)
     replayed = max(0, length - adjoint.keep)
     stored = 0 if adjoint.store == "host" and device.type == "cuda" else -(-replayed // adjoint.every)
-    return (stored + adjoint.every - 1) * entry + (length - replayed) * kept
+    between = max(0, min(adjoint.every, replayed) - 1)
+    return (stored + between) * entry + (length - replayed) * kept
 
 
 def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list[Window]) -> Plan:
     """Measure short windows at the run's own shapes, and draw the line from there to the longest window."""
     device, adjoint = distiller.torch_device, distiller.unroller.adjoint
-    short = 2 + (adjoint.keep if isinstance(adjoint, ReplayAdjoint) and adjoint.keep < draft.longest else 0)
-    short = min(short, draft.longest)
+    short = min(draft.longest, 2 + getattr(adjoint, "keep", 0))
 
     def once(window: Window) -> float:
         began = time.perf_counter()
@@ -190,82 +218,97 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
 
     with memory.kept():
         try:
-            with _peak(device) as found:
+            with _peak(device) as built:
                 first = once(Window(0, short))
-            held = [found[0] - draft.held]
             base = best(Window(0, short))
-            more = max(2, min(20, int(2 / base * short))) if base > 0 else 20
-            with _peak(device) as found:
-                longer = best(Window(0, short + more))
-            held.append(found[0] - draft.held)
-            prefix = best(Window(more, more + short))
-            with _peak(device) as found:
+            ahead = max(2, min(20, int(2 * short / max(base, 1e-9))))
+            before = max(0.0, best(Window(ahead, ahead + short)) - base) / ahead
+            more = min(ahead, draft.longest - short)
+            with _peak(device) as longer:
+                through = (best(Window(0, short + more)) - base) / more if more else base / short
+            with _peak(device) as evaluated:
                 _evaluate(distiller, state)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if "memory" not in str(error):
+            if not any(words in str(error) for words in ("out of memory", "not enough memory", "can't allocate memory")):
                 raise
             return attrs.evolve(draft, work=max(draft.work, draft.total))  # it did not fit, and now that is known
-    through, before = (longer - base) / more, (prefix - base) / more
     mean, length = draft.inner_steps
-    seconds = base + (length - short) * through + (mean - length) * before
+    seconds = max(base + (length - short) * through + (mean - length) * before, base / 2)  # differences of short times may be off
+    timed = attrs.evolve(draft, seconds=seconds, first=first)
+    if not built:  # the system does not tell how much was held
+        return timed
+
+    def waiting(steps: int) -> int:
+        return _trajectory(adjoint, steps, *draft.sizes, device)
+
+    work, grown = built[0] - draft.held, longer[0] - draft.held
     if isinstance(adjoint, AutogradAdjoint):
-        growth = max(0, held[1] - held[0]) / more
-        work, trajectory = held[0], int((draft.longest - short) * growth)
+        rest = int((draft.longest - short) * max(0, grown - work) / more) if more else 0
     else:
-        per_step = draft.trajectory / draft.longest
-        work, trajectory = max(held[0], held[1] - int(more * per_step)), draft.trajectory - int(short * per_step)
-    evaluation = found[0] - draft.held
-    return attrs.evolve(
-        draft,
-        work=work,
-        trajectory=trajectory,
-        evaluation=evaluation,
-        seconds=max(seconds, base * length / (2 * draft.longest)),
-        first=first,
-    )
+        work, rest = max(work, grown - waiting(short + more) + waiting(short)), waiting(draft.longest) - waiting(short)
+    return attrs.evolve(timed, work=work, trajectory=rest, evaluation=evaluated[0] - draft.held)
 
 
 def _evaluate(distiller: Distiller, state: DistillerState) -> None:
-    """A training step of the networks that judge the set, and one look at some real images."""
+    """A few training steps of the networks that judge the set, and one look at some real images."""
     data, evaluation = distiller.bundle, distiller.evaluation
-    learner, training = evaluation.trainer(distiller.bound, training_set(distiller.distilled(state), data))
+    learner = distiller.stage_learner(distiller.stages[state.stage])
+    learner, training = evaluation.trainer(learner, training_set(distiller.distilled(state), data))
     for _, params in train(learner, training, streams(evaluation, distiller.stream.fold("plan")), (2,)):
         split = selection_split(data)
-        accuracy(learner, params, attrs.evolve(split, images=split.images[:512], labels=split.labels[:512]))
+        accuracy(learner, params, attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH]))
 
 
-def _advice(distiller: Distiller, draft: Plan, kept: int) -> tuple[tuple[str, str], ...]:
+def _advice(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]:
     """What would make it fit; or faster, where there is room."""
     unroller, adjoint = distiller.unroller, distiller.unroller.adjoint
-    room = 0.8 * draft.total - draft.peak
-    if draft.fits:
-        steps = min(draft.longest, int(room / kept)) if kept else 0
-        if steps > max(2, draft.longest // 10) and not adjoint.keep and draft.seconds is not None and draft.seconds > 1:
-            words = f"there is room to keep {steps} of the {draft.longest} steps of a window, a quarter less time for each"
-            return ((words, f"--set 'unroller.adjoint={{kind = \"ReplayAdjoint\", keep = {steps}}}'"),)
-        return ()
+    replay = isinstance(adjoint, ReplayAdjoint)
+    if found.fits:
+        kept = found.sizes[1]
+        slow = found.seconds is not None and found.seconds > 1
+        can = slow and replay and adjoint.product == "reverse-over-reverse" and not adjoint.keep
+        steps = min(found.longest, int((0.8 * found.total - found.peak) / kept)) if can and kept else 0
+        if steps <= max(2, found.longest // 10):
+            return ()
+        words = f"there is room to keep {steps} of the {found.longest} steps of a window, a quarter less time for each"
+        return ((words, _adjoint_line(adjoint, keep=steps)),)
+    if found.peak == found.held + found.evaluation:
+        return (("the most is held while networks are tested", "--set evaluation.seeds=1"),)
+    if found.peak == found.loading:
+        return ()  # the table says so, and nothing in the spec changes it
     lines = []
-    if not isinstance(adjoint, ReplayAdjoint):
-        lines.append(("the graph of the whole window is alive at once", "--set 'unroller.adjoint={kind = \"ReplayAdjoint\"}'"))
-    elif draft.trajectory > draft.work:
-        every = max(2, round(draft.longest**0.5))
-        lines.append(("most of it is the trajectory", f"--set 'unroller.adjoint={{kind = \"ReplayAdjoint\", every = {every}}}'"))
+    if not replay:
+        lines.append(("the graph of the whole window is alive at once", _adjoint_line(ReplayAdjoint())))
+    elif adjoint.keep:
+        lines.append(("kept steps take the most", _adjoint_line(adjoint, keep=adjoint.keep // 2)))
+    elif found.trajectory > found.work:
+        every = max(2 * adjoint.every, round(found.longest**0.5))
+        lines.append(("most of it is the trajectory", _adjoint_line(adjoint, every=every)))
     size = min(distiller.outer.batch_size, len(distiller.bundle.train))
     parts = next((p for p in range(2 * unroller.micro_batches, size + 1) if size % p == 0), size)
-    lines.append(("take the real batch in smaller parts", f"--set unroller.micro_batches={parts}"))
+    if parts > unroller.micro_batches and getattr(distiller.learner.network, "norm", None) != "batch":
+        lines.append(("take the real batch in smaller parts", f"--set unroller.micro_batches={parts}"))
     if unroller.precision == "float32":
-        lines.append(("bfloat16 halves feature maps", "--set unroller.precision=bfloat16"))
+        lines.append(("bfloat16 halves feature maps, but for step 0", "--set unroller.precision=bfloat16"))
     if distiller.learner.batch_per_class is None and distiller.per_class > 1:
         lines.append(("draw a minibatch in each inner step", "--set learner.batch_per_class=1"))
     return tuple(lines)
 
 
-def _windows(distiller: Distiller) -> list[Window]:
-    """Windows of the last stage, whose set is the largest."""
-    stage = distiller.stages[-1]
+def _adjoint_line(adjoint: ReplayAdjoint, **changes: int) -> str:
+    """What to type for an adjoint: all that is not as by default."""
+    values, plain = attrs.asdict(adjoint) | changes, attrs.asdict(ReplayAdjoint())
+    words = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value != plain[key]]
+    table = ", ".join(['kind = "ReplayAdjoint"', *words])
+    return f"--set 'unroller.adjoint={{{table}}}'"
+
+
+def _windows(distiller: Distiller, stage: Stage) -> list[Window]:
+    """Windows of a stage, as they will be drawn."""
     policy, made = stage.truncation.init(), []
+    before = sum(other.steps for other in distiller.stages[: stage.number])
     for k in range(min(WINDOWS, stage.steps)):
-        window, policy = stage.truncation.plan(policy, k, distiller.stream.fold("window"))
+        window, policy = stage.truncation.plan(policy, before + k, distiller.stream.fold("window"))
         made.append(window)
     return made
 
@@ -280,26 +323,33 @@ def _bytes(tree: Any) -> int:
 
 
 def _held(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else memory.resident()
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else memory.resident()
 
 
 def _total(device: torch.device) -> int:
-    """Bytes that there are for this process: those it has, and those that are free."""
+    """Bytes that there are for this process: those it has, and those that are free, here and within the limit of a container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return int(psutil.virtual_memory().available) + memory.resident()
+    limits = [_number(path) for path in LIMITS]
+    return min(int(psutil.virtual_memory().available) + memory.resident(), *(limit for limit in limits if limit), 2**62)
+
+
+def _number(path: Path) -> int | None:
+    """A whole number in a file, if there is one."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
 
 
 @contextmanager
 def _peak(device: torch.device) -> Iterator[list[int]]:
-    """Bytes held at most inside of the block; on a CPU by the whole process, or at its end, where the system does not tell more."""
+    """Bytes held at most inside of the block, on a CPU by the whole process; nothing, where the system does not tell."""
     if device.type == "cuda":
         found: list[int] = []
         torch.cuda.reset_peak_memory_stats(device)
         yield found
-        found.append(torch.cuda.max_memory_allocated(device))
+        found.append(torch.cuda.max_memory_reserved(device))
         return
     with memory.peak() as found:
         yield found
-    if not found:
-        found.append(memory.resident())

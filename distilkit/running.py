@@ -123,12 +123,14 @@ def run(distiller: Distiller, directory: Path, observer: Observer | None = None)
 
 def _notice_memory(distiller: Distiller) -> None:
     """Say what the run will take, by shapes alone, and what to change if it will not fit."""
-    draft = from_shapes(distiller, distiller.template(len(distiller.stages) - 1))
+    draft = from_shapes(distiller)
     what = f"memory: about {draft.peak / 2**30:.1f} GiB at the peak, of {draft.total / 2**30:.1f} GiB"
-    if draft.fits:
+    if not draft.by_shapes:
+        logger.info("memory: not known, since the network cannot be recorded; distilkit plan measures it")
+    elif draft.fits:
         logger.info(what)
-        return
-    logger.warning("%s: it may not fit. Try %s", what, " or ".join(line for _, line in draft.advice))
+    else:
+        logger.warning("%s: it may not fit. Try %s", what, " or ".join(line for _, line in draft.advice))
 
 
 def _draw(distiller: Distiller, tree: xr.DataTree, directory: Path) -> None:

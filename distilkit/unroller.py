@@ -16,7 +16,7 @@ from distilkit import fields
 from distilkit.errors import CombinationError
 from distilkit.execution import Execution, choose, draws, problem, start
 from distilkit.functional import memory
-from distilkit.functional.adjoints import End, InnerProblem, Leaves, ReplayAdjoint, Step
+from distilkit.functional.adjoints import AutogradAdjoint, End, InnerProblem, Leaves, ReplayAdjoint, Step
 from distilkit.functional.programs import Programs
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
@@ -55,7 +55,8 @@ class Unroller:
             minute at the start; "cudagraph" captures them (CUDA only). "auto" takes "cudagraph" on a GPU; on a CPU "inductor" from a
             GFLOP a forward pass on, where there is a C++ compiler, else "trace". `execution` tells what that is.
         channels_last: whether images lie in memory as (N, H, W, C); "auto" does so where steps are compiled for a CPU.
-        micro_batches: parts that the real batch is taken in, one after the other, to save memory.
+        micro_batches: parts that the real batch is taken in, one after the other, to save memory. It changes nothing, unless the
+            network normalises over the batch.
         networks_per_step: inner networks, each with its own draws, whose meta-gradients are averaged in one outer step.
         side_by_side: whether those are stacked and taken by the same operations, or one after the other; "auto" stacks small ones.
 
@@ -83,13 +84,17 @@ class Unroller:
             CombinationError: "cudagraph" without a GPU; a learner that is not a value.
         """
         try:
-            return choose(learner, self.compile, self.channels_last, self.side_by_side, self.networks_per_step, shape, device)
+            hash((self, learner))
         except TypeError as error:
             raise CombinationError(
-                f"The learner holds a part that is not a value ({error}): its network, optimizer, loss and augment must be hashable, and "
-                "must not change once they are made.",
+                f"The learner or the unroller holds a part that is not a value ({error}): network, optimizer, loss, augment and adjoint "
+                "must be hashable, and must not change once they are made.",
                 fix="@attrs.frozen above the class",
             ) from error
+        found = choose(learner, self.compile, self.channels_last, self.side_by_side, self.networks_per_step, shape, device)
+        if isinstance(self.adjoint, AutogradAdjoint):
+            return found._replace(why=f"{found.why}; the window as it is, by AutogradAdjoint")
+        return found
 
     def meta_gradient(
         self,
@@ -145,13 +150,22 @@ class Unroller:
         loss, gradient = self.adjoint(steps[window.start :], end, theta, state, leaves, programs)
         return MetaGradient(loss, gradient.images, gradient.labels, gradient.log_lr)
 
-    def _end(self, learner: Learner, batch: RealBatch, execution: Execution) -> End:
-        size, parts = len(batch.images), self.micro_batches
+    def micro_batch(self, size: int) -> int:
+        """Images of a micro-batch of a real batch of this size.
+
+        Raises:
+            CombinationError: the parts would not be equal.
+        """
+        parts = self.micro_batches
         if size % parts:
             raise CombinationError(
                 f"micro_batches = {parts} does not divide the {size} images of the real batch into equal parts.",
-                fix=f"micro_batches = {next(p for p in range(parts, size + 1) if size % p == 0)}",
+                fix=f"micro_batches = {next((p for p in range(parts, size + 1) if size % p == 0), size)}",
             )
+        return size // parts
+
+    def _end(self, learner: Learner, batch: RealBatch, execution: Execution) -> End:
+        parts = len(batch.images) // self.micro_batch(len(batch.images))
         pieces = zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True)
         return End(self.problem(learner, 1, execution), list(pieces))
 
@@ -160,7 +174,7 @@ class Unroller:
 def _programs(execution: Execution, unroller: Unroller, learner: Learner) -> Programs:
     """The programs of an unroller and a learner: built once, for all outer steps. Both are values, so equal ones share them."""
     logger.info("inner steps: %s", execution)
-    return Programs(execution.kind, logger.info)
+    return Programs(execution.kind, logger.info, logger.warning)
 
 
 @contextmanager

@@ -13,7 +13,9 @@ import torch
 
 import distilkit as dk
 from distilkit import planning, spec
+from distilkit.errors import CombinationError
 from distilkit.functional import memory
+from distilkit.unroller import _programs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,6 +26,7 @@ def digits(**parts):
 
 
 def test_a_plan_has_memory_and_time():
+    _programs.cache_clear()  # or another test has built them
     found = planning.plan(digits())
     assert found.fits
     assert memory.resident() / 2 < found.peak < found.total
@@ -46,6 +49,7 @@ TRAJECTORIES = {
     "all": (dk.ReplayAdjoint(), 60 * 8),
     "every fourth, and the segment": (dk.ReplayAdjoint(every=4), (15 + 3) * 8),
     "ten kept": (dk.ReplayAdjoint(keep=10), 50 * 8 + 10 * 100),
+    "few steps, every eighth": (dk.ReplayAdjoint(every=80), (1 + 59) * 8),
     "all kept": (dk.ReplayAdjoint(keep=99), 60 * 100),
     "whole window": (dk.AutogradAdjoint(), 60 * 108),
 }
@@ -88,18 +92,59 @@ def test_advice_can_be_typed(monkeypatch, tmp_path):
 
 def test_room_to_spare_is_used_to_keep_steps():
     draft = planning.plan(digits(), probe=False)
-    slow = attrs.evolve(draft, seconds=10.0, longest=60)
-    ((words, line),) = planning._advice(digits(), slow, kept=1 << 20)
+    slow = attrs.evolve(draft, seconds=10.0, longest=60, sizes=(1, 1 << 20))
+    host = digits(unroller=dk.Unroller(dk.ReplayAdjoint(store="host")))
+    ((words, line),) = planning._advice(host, slow)
+    assert 'store = "host", ' in line or 'keep = 60, store = "host"' in line
     assert "keep = 60" in line
     assert "room" in words
-    assert planning._advice(digits(), slow, kept=draft.total) == ()
+    assert planning._advice(digits(), attrs.evolve(slow, sizes=(1, draft.total))) == ()
 
 
-def test_the_last_stage_is_planned_for():
+def test_every_stage_is_planned_for():
     boosted = digits(boost=dk.BoostSchedule(blocks=(1, 2)))
     found = planning.plan(boosted)
     assert found.outer_steps == boosted.outer_steps
     assert found.fits
+    assert found.seconds > 0
+
+
+class Forked:
+    """A network whose path depends on its input: it cannot be recorded."""
+
+    def init(self, stream):
+        return {"w": stream.normal(10, 64)}
+
+    def apply(self, params, x):
+        x = x.flatten(1)
+        return x @ params["w"].T if x.sum() > 0 else -x @ params["w"].T
+
+
+def test_what_cannot_be_recorded_is_planned_and_run(tmp_path, caplog):
+    learner = dk.Learner(Forked(), dk.SGD(lr=0.05))
+    evaluation = dk.Evaluation(seeds=1, steps=(2,), baselines=())
+    distiller = attrs.evolve(digits(), learner=learner, outer=dk.Outer(steps=2), evaluation=evaluation)
+    found = planning.plan(distiller)
+    assert not found.by_shapes
+    assert found.seconds > 0
+    distiller.run(tmp_path / "run")
+    assert "runs eagerly" in caplog.text
+
+
+@pytest.mark.parametrize(("word", "limited"), [("1000000", True), ("max", False), (None, False)])
+def test_the_limit_of_a_container_counts(word, limited, tmp_path, monkeypatch):
+    path = tmp_path / "memory.max"
+    if word is not None:
+        path.write_text(word + "\n")
+    monkeypatch.setattr(planning, "LIMITS", (path,))
+    total = planning._total(torch.device("cpu"))
+    assert (total == 1000000) == limited
+    assert total > 0
+
+
+def test_micro_batches_that_do_not_divide_are_refused():
+    with pytest.raises(CombinationError, match="does not divide"):
+        planning.plan(digits(unroller=dk.Unroller(micro_batches=7)), probe=False)
 
 
 def test_a_run_says_how_it_runs_and_what_it_takes(tmp_path, caplog):
@@ -130,7 +175,7 @@ def test_command_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_plan_is_within_a_quarter_of_what_a_run_takes(tmp_path):
-    specs = ["digits, MLP", "ConvNet-3, whole-window autograd", "wide MLP, every eighth state"]
+    specs = ["digits, MLP", "ConvNet-3, whole-window autograd", "wide MLP, every eighth state", "ConvNet-2, 5 of 20 steps kept"]
     command = [
         sys.executable,
         str(ROOT / "examples/benchmarks/plan.py"),

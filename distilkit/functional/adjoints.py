@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distilkit import fields
 from distilkit.errors import CombinationError, GradientError
+from distilkit.functional.parking import Parking
 from distilkit.functional.programs import Programs
 from distilkit.functional.pytrees import split_floating, tensor_map
 
@@ -144,7 +145,7 @@ class ReplayAdjoint:
             (outer loss at the window's end, its gradient with respect to the leaves).
         """
         waiting: list[Any] = []  # (theta, state) at steps 0, every, 2 every, ...
-        park, fetch = _parking(self.store, theta.device)
+        parking = Parking(self.store, theta.device)
         held: list[Callable[..., Any]] = []  # the ways back through the last steps
         replayed = max(0, len(steps) - self.keep)
         for t, (problem, draw) in enumerate(steps):
@@ -153,17 +154,18 @@ class ReplayAdjoint:
                 held.append(finish)
                 continue
             if t % self.every == 0:
-                waiting.append(park((theta, state)))
+                waiting.append(parking.park((theta, state)))
             theta, state = programs(f"step {problem.name}", problem.step)(theta, state, leaves, draw)
         loss, lam = _outer(end, theta, programs)
         sig = [torch.zeros_like(s) for s in split_floating(state)[0]]
         total = Leaves(*(torch.zeros_like(x) for x in leaves))
         while held:
             lam, sig, total = held.pop()(lam, sig, total)
-        while waiting:
-            first = (len(waiting) - 1) * self.every
+        coming = parking.fetch(waiting.pop()) if waiting else None
+        for first in reversed(range(0, replayed, self.every)):
+            segment = [parking.take(coming)]
+            coming = parking.fetch(waiting.pop()) if waiting else None  # on its way while this segment is gone back through
             here = steps[first : min(first + self.every, replayed)]
-            segment = [fetch(waiting.pop())]
             for problem, draw in here[:-1]:  # the states between, once more
                 segment.append(programs(f"step {problem.name}", problem.step)(*segment[-1], leaves, draw))
             for problem, draw in reversed(here):
@@ -245,27 +247,6 @@ def _outer(end: End, theta: Tensor, programs: Programs) -> tuple[Tensor, Tensor]
         more_loss, more_lam = function(theta, *batch)
         loss, lam = loss + more_loss, lam + more_lam
     return loss / len(end.batches), lam / len(end.batches)
-
-
-def _parking(store: str, device: torch.device) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """How a part of the trajectory is put away and taken back. On the host, a stream of its own copies while the device works."""
-    if store == "device" or device.type != "cuda":
-        return (lambda tree: tree), (lambda tree: tree)
-    side = torch.cuda.Stream(device)
-
-    def away(x: Tensor) -> Tensor:
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-            host.copy_(x, non_blocking=True)
-            x.record_stream(side)
-        return host
-
-    def back(x: Tensor) -> Tensor:
-        torch.cuda.current_stream(device).wait_stream(side)
-        return x.to(device, non_blocking=True)
-
-    return (lambda tree: tensor_map(away, tree)), (lambda tree: tensor_map(back, tree))
 
 
 @cache

@@ -11,10 +11,11 @@ from torch import fx
 aten = torch.ops.aten
 
 
-def improve(graph: fx.GraphModule) -> None:
-    """Rewrite a recorded list of operations in place; its results stay the same to rounding."""
+def improve(graph: fx.GraphModule, *, faster: bool = True) -> None:
+    """Rewrite a recorded list of operations in place; its results stay the same to rounding, and to the bit if not `faster`."""
     shrink(graph.graph)
-    weight_gradients(graph.graph)
+    if faster:
+        weight_gradients(graph.graph)
     graph.recompile()
 
 

@@ -17,6 +17,8 @@ compiled must stay within ten times that, or the recorded list is used.
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +42,8 @@ class Programs:
 
     Args:
         execution: one of `EXECUTIONS`.
-        notice: told what is built, and why something falls back.
+        notice: told what is built.
+        warn: told why something falls back.
 
     >>> programs = Programs("trace")
     >>> twice = programs("twice", lambda tree: {"y": tree["x"] * 2})
@@ -48,9 +51,14 @@ class Programs:
     tensor([2., 2.])
     """
 
-    def __init__(self, execution: str = "eager", notice: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        execution: str = "eager",
+        notice: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.execution = execution
-        self.notice = notice or (lambda _: None)
+        self.notice, self.warn = notice, warn
         self.built: dict[tuple[Any, ...], Function] = {}
         self.pool = torch.cuda.graph_pool_handle() if execution == "cudagraph" else None
 
@@ -106,7 +114,7 @@ class Programs:
             return result, rest(*late)
 
         flat, structure = _flat(early)
-        graph, truth = self._recorded(name, both, (early, late))
+        graph, truth = self._recorded(name, both, (early, late), halved=True)
         if graph is None:
             return lambda *leaves: function(*optree.tree_unflatten(structure, leaves))
         count, result, rest = len(optree.tree_leaves(truth[0])), optree.tree_structure(truth[0]), optree.tree_structure(truth[1])
@@ -114,7 +122,10 @@ class Programs:
         made = halves.first(*flat)
         first = self._fast(f"{name}, first half", halves.first, flat, made)
         waiting = [*made[count:], *(flat[i] for i in halves.again), *_flat(late)[0]]
-        second = self._fast(f"{name}, second half", halves.second, waiting, halves.second(*waiting))
+        after = halves.second(*waiting)
+        if not agree(optree.tree_leaves(truth), [*made[:count], *after], roundings=2000):
+            raise GradientError(f"The halves of {name!r} do not give what the whole gives: a fault of distilkit.", fix="keep = 0")
+        second = self._fast(f"{name}, second half", halves.second, waiting, after)
 
         def begin(*leaves: Any) -> tuple[Any, Function]:
             made = first(*leaves)
@@ -126,16 +137,23 @@ class Programs:
 
         return begin
 
-    def _recorded(self, name: str, function: Function, arguments: Sequence[Any]) -> tuple[fx.GraphModule | None, Any]:
+    def _recorded(
+        self, name: str, function: Function, arguments: Sequence[Any], *, halved: bool = False
+    ) -> tuple[fx.GraphModule | None, Any]:
         """A function as a list of operations, checked against the function itself, and what that gives; no list if it cannot be."""
         try:
-            graph = record(function, arguments)
-        except (RuntimeError, NotImplementedError, TypeError, GradientError) as error:
-            self.notice(f"{name} runs eagerly: it cannot be recorded ({str(error).splitlines()[0]})")
+            graph = record(function, arguments, mutations=not halved)
+        except UNRECORDABLE as error:
+            self.warn(f"{name} runs eagerly: it cannot be recorded ({str(error).splitlines()[0]})")
             return None, None
         truth = function(*arguments)
         memory.give_back()  # the function held more than the list will
-        if not agree(optree.tree_leaves(truth), graph(*_flat(arguments)[0]), roundings=2000):
+        flat, expected = _flat(arguments)[0], optree.tree_leaves(truth)
+        if not agree(expected, graph(*flat), roundings=2000):
+            # Where products are rounded (TF32), another routine for the same may differ by more than that.
+            graph = record(function, arguments, mutations=not halved, faster=False)
+            if agree(expected, graph(*flat), roundings=2000):
+                return graph, truth
             raise GradientError(
                 f"The program {name!r} does not give what its function gives: the function is not pure, or its path depends on the "
                 "values of its input.",
@@ -146,36 +164,54 @@ class Programs:
     def _fast(self, name: str, graph: fx.GraphModule, flat: Sequence[Any], truth: Sequence[Tensor]) -> Function:
         """A recorded program, compiled if that is how programs run here and the compiler keeps its results."""
         run = self._compiled(name, graph, flat)
-        if run is not graph and not agree(truth, run(*flat), roundings=2000, also=[10 * d for d in wobble(graph, flat, truth)]):
-            self.notice(f"{name} runs as recorded: what the compiler made of it differs by more than roundings can")
-            run = graph
-        return run
+        if run is graph:
+            return graph
+        # Twice, with other values: a graph captured on the wrong device would give its first results for ever.
+        moved = nudged(flat)
+        there = graph(*moved)
+        also = [10 * distance(a, b) for a, b in zip(there, truth, strict=True)]
+        if agree(truth, run(*flat), roundings=2000, also=also) and agree(there, run(*moved), roundings=2000, also=also):
+            return run
+        self.warn(f"{name} runs as recorded: what was compiled of it differs by more than roundings can")
+        return graph
 
     def _compiled(self, name: str, graph: fx.GraphModule, flat: Sequence[Any]) -> Function:
         if self.execution == "cudagraph":
-            return captured(graph, flat, self.pool)
+            try:
+                return captured(graph, flat, self.pool)
+            except (RuntimeError, torch.OutOfMemoryError) as error:
+                self.warn(f"{name} is not captured ({str(error).splitlines()[0]}); it runs as recorded")
         if self.execution == "inductor":
             self.notice(f"compiling {name} ({len(graph.graph.nodes)} operations); this takes seconds to a minute, once")
             try:
+                began = time.perf_counter()
                 compiled = torch.compile(graph, fullgraph=True, dynamic=False)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # torch's own, of its own compiler
                     compiled(*flat)
+                self.notice(f"compiled {name} in {time.perf_counter() - began:.0f} s")
                 return compiled
             except Exception as error:  # the compiler raises many kinds; all mean that the recorded list is to be used
-                self.notice(f"{name} is not compiled ({type(error).__name__}: {str(error).splitlines()[0]}); it runs as recorded")
+                self.warn(f"{name} is not compiled ({type(error).__name__}: {str(error).splitlines()[0]}); it runs as recorded")
         return graph
 
 
-def record(function: Function, arguments: Sequence[Any]) -> fx.GraphModule:
+# What torch raises where a function cannot be recorded: for paths that depend on values, for rules that are missing.
+UNRECORDABLE = (RuntimeError, NotImplementedError, TypeError, GradientError)
+
+
+def record(function: Function, arguments: Sequence[Any], *, mutations: bool = True, faster: bool = True) -> fx.GraphModule:
     """Record a pure function of trees of tensors as a list of operations. Only shapes are worked out: it takes next to no memory.
 
     Args:
         function: called with the arguments.
         arguments: trees; their tensors are inputs of the list, anything else is a constant of it.
+        mutations: take a list in which operations write over what others made, where torch cannot do without (it cannot for
+            a `torch.autograd.Function` of the network).
+        faster: put faster operations in the place of some.
 
     Returns:
-        the list, which takes the flat arguments and gives the flat result. No operation writes over what another made.
+        the list, which takes the flat arguments and gives the flat result.
     """
     flat, structure = _flat(arguments)
     # The recorder knows tensors by identity: one that comes twice would be one input, and its other place would be forgotten.
@@ -186,9 +222,17 @@ def record(function: Function, arguments: Sequence[Any]) -> fx.GraphModule:
         made: list[Tensor] = optree.tree_leaves(function(*optree.tree_unflatten(structure, leaves)))
         return made
 
-    with torch.no_grad():
-        graph = make_fx(torch.func.functionalize(flattened), tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
-    improve(graph)
+    def recorded(function: Function) -> fx.GraphModule:
+        with torch.no_grad():
+            return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
+
+    try:
+        graph = recorded(torch.func.functionalize(flattened))
+    except UNRECORDABLE:
+        if not mutations:
+            raise
+        graph = recorded(flattened)
+    improve(graph, faster=faster)
     return graph
 
 
@@ -206,43 +250,56 @@ def captured(graph: fx.GraphModule, flat: Sequence[Any], pool: Any = None) -> Fu
 
     Graphs of one memory pool share their scratch memory: they are replayed one after the other.
     """
-    buffers = [x.clone() if isinstance(x, Tensor) else x for x in flat]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # warm up outside of the capture, as torch.cuda.graph asks
-        for _ in range(3):
-            graph(*buffers)
-    torch.cuda.current_stream().wait_stream(side)
-    recorded = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recorded, pool=pool):
-        results = graph(*buffers)
+    device = next(x.device for x in flat if isinstance(x, Tensor))
+    with torch.cuda.device(device):
+        buffers = [x.clone() if isinstance(x, Tensor) else x for x in flat]
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):  # warm up outside of the capture, as torch.cuda.graph asks
+            for _ in range(3):
+                graph(*buffers)
+        torch.cuda.current_stream(device).wait_stream(side)
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded, pool=pool, stream=side):
+            results = graph(*buffers)
 
     def replay(*leaves: Any) -> list[Tensor]:
-        for buffer, leaf in zip(buffers, leaves, strict=True):
-            if isinstance(buffer, Tensor) and buffer.data_ptr() != leaf.data_ptr():
-                buffer.copy_(leaf, non_blocking=True)
-        recorded.replay()
-        return [r.clone() for r in results]
+        with torch.cuda.device(device):
+            for buffer, leaf in zip(buffers, leaves, strict=True):
+                if isinstance(buffer, Tensor) and buffer.data_ptr() != leaf.data_ptr():
+                    buffer.copy_(leaf, non_blocking=True)
+            recorded.replay()
+            return [r.clone() for r in results]
 
     return replay
 
 
 def agree(truth: Sequence[Tensor], given: Sequence[Tensor], *, roundings: int, also: Sequence[float] | None = None) -> bool:
     """Whether every tensor agrees in norm: to so many roundings of its dtype, or to an absolute distance of its own."""
-    for expected, actual, distance in zip(truth, given, also or [0.0] * len(truth), strict=True):
+    for expected, actual, near in zip(truth, given, also or [0.0] * len(truth), strict=True):
         if not expected.is_floating_point():
             if not torch.equal(expected, actual):
                 return False
             continue
-        scale = expected.double().norm()
-        allowed = max(float(roundings * torch.finfo(expected.dtype).eps * scale), distance)
-        if scale.isfinite() and not bool((expected.double() - actual.double()).norm() <= allowed):
+        scale = float(_exact(expected).norm())
+        allowed = max(roundings * torch.finfo(expected.dtype).eps * scale, near)
+        if math.isfinite(scale) and not distance(expected, actual) <= allowed:
             return False
     return True
 
 
-def wobble(graph: Function, flat: Sequence[Any], truth: Sequence[Tensor], *, roundings: int = 8) -> list[float]:
-    """How far each result moves, in norm, when every input moves by so many roundings of its dtype: what nobody can know better."""
+def distance(a: Tensor, b: Tensor) -> float:
+    """Norm of the difference, in float64."""
+    return float((_exact(a) - _exact(b)).norm())
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float64, which not every device has."""
+    return x.double() if x.device.type in ("cpu", "cuda") else x.cpu().double()
+
+
+def nudged(flat: Sequence[Any], *, roundings: int = 8) -> list[Any]:
+    """The same inputs, moved by so many roundings of their dtype. What a result changes by, nobody can know better."""
 
     def moved(x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -250,4 +307,4 @@ def wobble(graph: Function, flat: Sequence[Any], truth: Sequence[Tensor], *, rou
         noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(0), dtype=x.dtype, device=x.device)
         return x * (1 + roundings * torch.finfo(x.dtype).eps * noise)
 
-    return [float((a.double() - b.double()).norm()) for a, b in zip(graph(*map(moved, flat)), truth, strict=True)]
+    return [moved(x) for x in flat]

@@ -81,4 +81,4 @@ def to_device(tree: Any, device: torch.device | str) -> Any:
     """Move every tensor of a tree to a device; to a GPU from pinned memory, so that nothing waits for the copy."""
     if torch.device(device).type != "cuda":
         return tensor_map(lambda x: x.to(device), tree)
-    return tensor_map(lambda x: x if x.is_cuda else x.pin_memory().to(device, non_blocking=True), tree)
+    return tensor_map(lambda x: x.to(device) if x.is_cuda else x.pin_memory().to(device, non_blocking=True), tree)

@@ -7,6 +7,7 @@
     /best         the same for the iterate selected on validation (attrs outer_step, validation_accuracy), when there was one;
                   attr preprocessing_group names the group that holds its preprocessing arrays
     /history      by outer_step: outer_loss, meta_gradient_norm, clip_scale, window_start, window_stop, seconds
+                  attrs of a run: precision, execution (how inner steps were run)
     /evaluation   accuracy (seed), tested once; validation_accuracy (outer_step, seed); attrs: set ("best" or "last"), protocol (JSON)
     /baselines    accuracy (baseline, seed)
 

@@ -25,6 +25,7 @@ SPECS = {
     "ConvNet-3, whole-window autograd": ["width=64", "ipc=2", "window=12", "horizon=20", "batch=100", "adjoint=autograd"],
     "wide MLP, long window": ["hidden=1000", "ipc=1", "window=60", "horizon=80", "batch=500"],
     "wide MLP, every eighth state": ["hidden=1000", "ipc=1", "window=60", "horizon=80", "batch=500", "every=8"],
+    "ConvNet-2, 5 of 20 steps kept": ["width=32", "depth=2", "ipc=5", "window=20", "horizon=30", "batch=200", "keep=5"],
     "ConvNet-2, 8 networks side by side": ["width=8", "depth=2", "ipc=1", "window=20", "horizon=30", "batch=500", "networks=8"],
 }
 QUICK = ["digits, MLP"]

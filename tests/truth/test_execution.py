@@ -31,6 +31,7 @@ UNROLLERS = {
     "inductor": pytest.param(dk.Unroller(compile="inductor"), marks=pytest.mark.slow),
     "inductor, keep": pytest.param(dk.Unroller(dk.ReplayAdjoint(keep=2), compile="inductor"), marks=pytest.mark.slow),
     "cudagraph, keep": pytest.param(dk.Unroller(dk.ReplayAdjoint(keep=2), compile="cudagraph"), marks=pytest.mark.gpu),
+    "cudagraph, host": pytest.param(dk.Unroller(dk.ReplayAdjoint(store="host", every=2), compile="cudagraph"), marks=pytest.mark.gpu),
     "cudagraph": pytest.param(dk.Unroller(compile="cudagraph"), marks=pytest.mark.gpu),
 }
 
@@ -161,6 +162,20 @@ def test_inductor_does_not_recompile():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keep", [0, 3])
+def test_compiled_steps_give_the_same_bits_again(keep):
+    """Built anew, and called again."""
+    inner = learner(dk.Adam(lr=0.02), batch_per_class=2)
+    leaves, batch, classes = problem(torch.float32)
+    unroller = dk.Unroller(dk.ReplayAdjoint(keep=keep), compile="inductor")
+    found = []
+    for _ in range(2):
+        _programs.cache_clear()
+        found += [unroller.meta_gradient(inner, leaves, dk.Window(2, 7), batch, dk.Stream(1), classes) for _ in range(2)]
+    assert all(torch.equal(one.images, found[0].images) for one in found)
+
+
+@pytest.mark.slow
 def test_memory_does_not_grow_over_500_outer_steps():
     distiller = dk.Distiller(
         dk.Digits(), dk.Learner(dk.MLP(hidden=(8,)), dk.Adam(lr=0.01)), dk.RandomTruncation(6, 3), outer=dk.Outer(steps=500, batch_size=64)
@@ -193,6 +208,46 @@ def test_what_cannot_be_recorded_runs_eagerly_and_says_so(caplog):
     eager = dk.Unroller(compile="off").meta_gradient(inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes)
     assert torch.equal(traced.images, eager.images)
     assert "runs eagerly" in caplog.text
+
+
+class Straight(torch.autograd.Function):
+    """A straight-through estimator: torch can record it, but not without mutations."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.round()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 1.0
+
+
+class Rounded:
+    def init(self, stream):
+        return {"w": stream.normal(3, 64)}
+
+    def apply(self, params, x):
+        return Straight.apply(4 * x.flatten(1) @ params["w"].T) / 4
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+def test_own_derivatives_of_a_network_are_taken(keep):
+    leaves, batch, classes = problem()
+    inner = dk.Learner(Rounded(), dk.SGD(lr=0.05))
+    found = [
+        dk.Unroller(dk.ReplayAdjoint(keep=keep), compile=compile).meta_gradient(
+            inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes
+        )
+        for compile in ("off", "trace")
+    ]
+    assert relative(found[1].images, found[0].images) < 1e-12
+    assert found[0].images.norm() > 1e-6
 
 
 def test_a_program_that_disagrees_is_refused():
@@ -247,6 +302,23 @@ def test_auto_says_that_there_is_no_compiler(monkeypatch):
     choose.cache_clear()
     assert execution.kind == "trace"
     assert "no C++ compiler" in str(execution)
+
+
+def test_layouts_that_do_not_go_together_are_refused():
+    leaves, batch, classes = problem()
+    unroller = dk.Unroller(networks_per_step=2, side_by_side="on", channels_last="on")
+    with pytest.raises(CombinationError, match="do not go together"):
+        unroller.meta_gradient(learner(dk.SGD()), leaves, dk.Window(0, 2), batch, dk.Stream(0), classes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])
+def test_tf32_is_a_choice(precision, allowed):
+    from distilkit.unroller import _products
+
+    with _products(precision, torch.device("cuda")):
+        assert torch.backends.cuda.matmul.allow_tf32 == allowed
+        assert torch.backends.cudnn.allow_tf32 == allowed
 
 
 def test_cudagraph_without_a_gpu_is_refused():

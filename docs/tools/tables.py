@@ -1,0 +1,176 @@
+"""MkDocs hook: tables of pages are made of the data, so that the two cannot differ.
+
+`<!-- table: NAME -->` becomes a table of docs/results/NAME.json, and `<!-- table: NAME of FILE -->` one of another file there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+Record = dict[str, Any]
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill in every table of a page."""
+    return re.sub(r"<!-- table: (\w+)(?: of (\w+))? -->", lambda found: table(found[1], found[2] or found[1]), markdown)
+
+
+def table(name: str, source: str) -> str:
+    """A table of a benchmark's JSON, and what that was measured on."""
+    record = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    hardware = record["hardware"]
+    machine = f"{hardware.get('gpu') or hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
+    return f"{TABLES[name](record)}\n\n*{machine}; {versions}; {record['date']}. All numbers: [{source}.json](results/{source}.json).*"
+
+
+def _unroll(record: Record) -> str:
+    rows = []
+    for row in record["rows"]:
+        if not row.get("seconds"):
+            rows.append([row["window"], row["side"], row.get("reason") or row["failed"], "", "", "", ""])
+            continue
+        beside = [r for r in record["rows"] if r["window"] == row["window"] and r["side"] == "higher" and r.get("seconds")]
+        times, part = "-", "-"
+        if beside:
+            times = f"{beside[0]['seconds']['median'] / row['seconds']['median']:.1f}"
+            part = f"{row['peak_bytes']['median'] / beside[0]['peak_bytes']['median']:.2f}"
+        seconds = row["seconds"]
+        rows.append([row["window"], row["side"], f"{seconds['median']:.2f}", _gib(row["peak_bytes"]), times, part, seconds["n"]])
+    return _markdown(["window", "side", "seconds", "peak GiB", "times faster than higher", "of its memory", "n"], rows)
+
+
+def _limits(record: Record) -> str:
+    rows = [
+        [
+            row["program"],
+            row["precision"],
+            f"{1e3 * row['seconds']['median']:.0f}",
+            f"{1e3 * row['as_recorded_seconds']['median']:.0f}",
+            f"{row['operations'] / 1e9:.1f}",
+            f"{row['operations_per_second'] / 1e9:.0f}",
+            f"{row['over_matrix_product']:.2f}",
+            f"{row['over_convolution']:.2f}",
+            f"{row['limit_over_seconds']:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+    headings = ["program", "precision", "ms", "ms, only recorded", "GFLOP", "GFLOP/s"]
+    headings += ["of a matrix product", "of its convolution", "of the limit"]
+    rates = [
+        [machine["precision"], *(f"{machine[name]['median'] / 1e9:.0f}" for name in ("matrix_product", "convolution", "copy"))]
+        for machine in record["machine"]
+    ]
+    machine = _markdown(["precision", "matrix product, GFLOP/s", "convolution, GFLOP/s", "copy, GB/s"], rates)
+    return f"{_markdown(headings, rows)}\n\n{machine}"
+
+
+def _operators(record: Record) -> str:
+    """Shares of the time of a step back, as recorded, by operator and precision."""
+    backs = {row["precision"]: row["operators"] for row in record["rows"] if row["program"] == "step back"}
+    names = list(dict.fromkeys(each["operator"] for operators in backs.values() for each in operators))
+    share = {(p, each["operator"]): f"{100 * each['share']:.1f}" for p, operators in backs.items() for each in operators}
+    return _markdown(["operator", *(f"{p}, percent" for p in backs)], [[f"`{n}`", *(share.get((p, n), "") for p in backs)] for n in names])
+
+
+def _slopes(record: Record) -> str:
+    units = {"window": "a step of the window", "prefix": "a step before it", "images_per_class": "an image per class", "width": "width"}
+    rows = []
+    for name, fits in record["fits"].items():
+        seconds, alive = fits["seconds"], fits["alive_bytes"]
+        if "exponent" in seconds:
+            rows.append([units[name], f"width to the {seconds['exponent']:.2f}", f"width to the {alive['exponent']:.2f}"])
+        else:
+            rows.append([units[name], f"{1e3 * seconds['slope']:.1f} ms", f"{alive['slope'] / 2**20:.1f} MiB"])
+    return _markdown(["of", "time", "memory alive"], rows)
+
+
+def _evaluation(record: Record) -> str:
+    rows = [
+        [
+            row["network"],
+            f"{row['operations']:.1e}",
+            *(f"{1e3 * row[key]['median']:.1f}" for key in ("one_by_one_seconds", "side_by_side_seconds")),
+            f"{row['ratio']['median']:.2f}",
+            row["picked"],
+        ]
+        for row in record["rows"]
+        if "ratio" in row
+    ]
+    return _markdown(["network", "operations", "one by one, ms", "side by side, ms", "times faster", "picked"], rows)
+
+
+def _plan(record: Record) -> str:
+    rows = [
+        [
+            row["spec"],
+            *(_gib(row[side]["bytes"]) for side in ("planned", "ran")),
+            f"{row['memory_ratio']:.2f}",
+            *(f"{row[side]['seconds']['median']:.3g}" for side in ("planned", "ran")),
+            f"{row['time_ratio']:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+    headings = ["spec", "planned GiB", "measured GiB", "ratio", "planned seconds a step", "measured", "ratio"]
+    return _markdown(headings, rows)
+
+
+def _outer_steps(record: Record) -> str:
+    rows = [
+        [
+            row["ipc"],
+            row["precision"],
+            f"{row['window'][1]}",
+            row["window"][1] - row["window"][0],
+            row["real_batch"],
+            f"{row['seconds']['median']:.1f}",
+            f"{row['inner_steps_per_second']['median']:.2f}",
+            _gib(row["peak_bytes"]),
+        ]
+        for row in record["rows"]
+        if "seconds" in row
+    ]
+    headings = ["images per class", "precision", "inner steps", "window", "real batch", "seconds an outer step"]
+    headings += ["inner steps/s", "peak GiB"]
+    return _markdown(headings, rows)
+
+
+def _networks(record: Record) -> str:
+    rows = [
+        [
+            row["name"],
+            f"{row['operations']:.1e}",
+            *(f"{1e3 * row[key]['median']:.1f}" for key in ("one_by_one_seconds", "side_by_side_seconds")),
+            f"{row['times_faster']['median']:.2f}",
+        ]
+        for row in record["rows"]
+        if "times_faster" in row
+    ]
+    return _markdown(["network", "operations", "one by one, ms", "side by side, ms", "times faster"], rows)
+
+
+def _gib(values: Record) -> str:
+    return f"{values['median'] / 2**30:.2f}"
+
+
+def _markdown(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    headings = list(headings)
+    lines = [headings, ["---"] * len(headings), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+TABLES: dict[str, Callable[[Record], str]] = {
+    "unroll": _unroll,
+    "limits": _limits,
+    "operators": _operators,
+    "plan": _plan,
+    "outer_steps": _outer_steps,
+    "networks": _networks,
+    "slopes": _slopes,
+    "evaluation": _evaluation,
+}
