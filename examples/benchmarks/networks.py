@@ -66,11 +66,16 @@ def draw(given: common.argparse.Namespace, rows: list[common.Row]) -> None:
     figure = common.figure(7, 4)
     axes = figure.subplots()
     axes.axhline(1, color=common.GRAY, linewidth=1)
-    for row in rows:
+    for k, row in enumerate(rows):
         color = common.ORANGE if row["name"].startswith("MLP") else common.BLUE
         axes.plot(row["operations"], row["times_faster"]["median"], "o", color=color)
         axes.annotate(
-            row["name"], (row["operations"], row["times_faster"]["median"]), textcoords="offset points", xytext=(4, 5), fontsize=7
+            row["name"],
+            (row["operations"], row["times_faster"]["median"]),
+            textcoords="offset points",
+            xytext=(0, -13 if k % 2 else 8),
+            fontsize=7,
+            ha="center",
         )
     axes.set(
         xscale="log",

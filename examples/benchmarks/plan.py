@@ -95,9 +95,10 @@ def draw(given: common.argparse.Namespace, rows: list[common.Row]) -> None:
         axes.axvspan(1 - ALLOWED, 1 + ALLOWED, color=common.GRAY, alpha=0.15, linewidth=0)
         axes.axvline(1, color=common.GRAY, linewidth=1)
         axes.plot([row[key] for row in rows], names, "o", color=color)
-        axes.set(title=f"{title}: planned over measured", xlim=(0, max(2.0, 1.1 * max(row[key] for row in rows))))
+        axes.set(title=title, xlim=(0, max(2.0, 1.1 * max(row[key] for row in rows))))
         axes.grid(alpha=0.3, axis="x")
     left.invert_yaxis()
+    figure.suptitle("planned over measured", fontsize=10)
     common.save(figure, given)
 
 
