@@ -12,7 +12,7 @@ import distilkit as dk
 from distilkit.errors import CombinationError, GradientError
 from distilkit.execution import choose
 from distilkit.functional.adjoints import Leaves
-from distilkit.functional.programs import Programs
+from distilkit.functional.programs import Programs, faithful
 from distilkit.unroller import RealBatch, _programs
 from tests.truth.problems import SHAPE, learner, problem, reference, relative
 
@@ -208,6 +208,22 @@ def test_what_cannot_be_recorded_runs_eagerly_and_says_so(caplog):
     eager = dk.Unroller(compile="off").meta_gradient(inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes)
     assert torch.equal(traced.images, eager.images)
     assert "runs eagerly" in caplog.text
+
+
+def test_what_is_faithful():
+    """A rounding, a spike in a few entries where the program itself has spikes; not a wrong sign, and not a wrong number."""
+    generator = torch.Generator().manual_seed(0)
+    truth, noise = torch.randn(2, 10_000, generator=generator)
+    nearby = truth + 1e-3 * noise
+    spiked = truth + 1e-3 * noise.flip(0)
+    spiked[:3] += 100
+    assert faithful([truth], [truth * (1 + 1e-6)], [truth])
+    assert faithful([truth], [spiked], [nearby])
+    assert not faithful([truth], [-truth], [nearby])
+    assert not faithful([truth], [truth * 1.1], [nearby])
+    assert not faithful([torch.tensor(1.0)], [torch.tensor(1.1)], [torch.tensor(1.001)])
+    assert not faithful([torch.tensor(1)], [torch.tensor(2)], [torch.tensor(1)])
+    assert not faithful([truth], [truth * torch.nan], [nearby])
 
 
 class Straight(torch.autograd.Function):
