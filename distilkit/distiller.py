@@ -23,6 +23,7 @@ from distilkit.data import DataBundle, DistilledSet
 from distilkit.errors import CombinationError
 from distilkit.evaluation import Evaluation
 from distilkit.execution import Execution
+from distilkit.functional import threads
 from distilkit.functional.adjoints import Leaves
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
@@ -226,6 +227,15 @@ class Distiller:
         """The bound learner, with a minibatch that the union of a stage can serve."""
         learner: Learner = fitted(self.bound, [stage.per_class]) if self.boost is not None else self.bound
         return learner
+
+    def cpu_threads(self, state: DistillerState) -> int:
+        """CPU threads of `run`: what `threads` says, or what a forward pass on the set at a state is worth."""
+
+        def forward() -> Tensor:
+            fresh = self.bound.init(self.stream.fold("threads"), device=self.torch_device)
+            return self.bound.logits(fresh.params, state.leaves.images)
+
+        return self.threads or threads.suggest(forward)
 
     def execution(self, stage: Stage) -> Execution:
         """How the inner steps of a stage are run: what the unroller's "auto" stands for there."""

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
 from distilkit.functional.adjoints import InnerProblem
-from distilkit.functional.pytrees import to_device
+from distilkit.functional.pytrees import stack, to_device
 from distilkit.functional.streams import Stream
 from distilkit.learner import Arithmetic, Draw, Learner, LearnerState
 
@@ -96,10 +96,10 @@ def choose(
         kind = "inductor" if large and _compiler() else "trace"
         why = f"a forward pass takes {_flop(work)}" + (", but there is no C++ compiler" if large and not _compiler() else "")
     small = work <= SMALL_WORK.get(device.type, 0) and networks * learner.layout.size <= STACKED.get(device.type, 2**62)
-    stack = networks > 1 and (side_by_side == "on" or (side_by_side == "auto" and small and channels_last != "on"))
+    together = networks > 1 and (side_by_side == "on" or (side_by_side == "auto" and small and channels_last != "on"))
     # Recorded operations run as they are would copy to and fro between layouts; a compiler does not.
-    last = channels_last == "on" or (channels_last == "auto" and kind == "inductor" and device.type == "cpu" and not stack)
-    return Execution(kind, last and len(shape) == 4, stack, why)
+    last = channels_last == "on" or (channels_last == "auto" and kind == "inductor" and device.type == "cpu" and not together)
+    return Execution(kind, last and len(shape) == 4, together, why)
 
 
 def _flop(work: float) -> str:
@@ -144,8 +144,7 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution) -
         return InnerProblem(loss, update, outer, name)
 
     def losses(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        own = Draw(*(None if part is None else 0 for part in draw))  # type: ignore[arg-type]
-        total: Tensor = torch.func.vmap(loss, in_dims=(0, None, None, own))(theta, images, labels, draw).sum()
+        total: Tensor = torch.func.vmap(loss, in_dims=(0, None, None, draw.stacked))(theta, images, labels, draw).sum()
         return total
 
     def updates(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
@@ -172,11 +171,7 @@ def draws(learner: Learner, streams: Sequence[Stream], count: int, classes: Tens
     """What is random in `count` inner steps, on the device; side by side, stacked to (networks, ...)."""
     shape = tuple(images.shape[1:])
     made = [[learner.draw(stream.fold("draw").fold(t), classes, shape) for stream in streams] for t in range(count)]
-    return _on_device([_stack(each) if execution.side_by_side else each[0] for each in made], images.device)
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-    return optree.tree_map(lambda *leaves: torch.stack(leaves), *trees)
+    return _on_device([stack(each) if execution.side_by_side else each[0] for each in made], images.device)
 
 
 def _on_device(made: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
@@ -186,5 +181,5 @@ def _on_device(made: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
     shapes = {tuple(x.shape for x in optree.tree_leaves(draw)) for draw in made}  # type: ignore[arg-type,var-annotated]
     if len(shapes) > 1:
         return [to_device(draw, device) for draw in made]  # random classes with unequal numbers of images
-    stacked = to_device(_stack(made), device)
+    stacked = to_device(stack(made), device)
     return [optree.tree_map(lambda x, t=t: x[t], stacked) for t in range(len(made))]  # type: ignore[misc]

@@ -42,6 +42,11 @@ class Draw(NamedTuple):
         moved: Draw = to_device(self, device)
         return moved
 
+    @property
+    def stacked(self) -> Draw:
+        """For `torch.func.vmap`, where these are the stacked draws of several networks: dimension 0 of each part that there is."""
+        return Draw(*(None if part is None else 0 for part in self))  # type: ignore[arg-type]
+
 
 class Arithmetic(NamedTuple):
     """How a network computes: in which dtype (None: that of its input), and with images as (N, H, W, C) in memory or not."""

@@ -111,7 +111,7 @@ def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], No
     notice("loading data")
     with _peak(distiller.torch_device) as loading:
         state = distiller.template(len(distiller.stages) - 1)
-    count = distiller.threads or threads.suggest(lambda: _forward(distiller, state))
+    count = distiller.cpu_threads(state)
     drafts = []
     with threads.use(count):
         for stage in distiller.stages:
@@ -311,11 +311,6 @@ def _windows(distiller: Distiller, stage: Stage) -> list[Window]:
         window, policy = stage.truncation.plan(policy, before + k, distiller.stream.fold("window"))
         made.append(window)
     return made
-
-
-def _forward(distiller: Distiller, state: DistillerState) -> Tensor:
-    fresh = distiller.bound.init(distiller.stream.fold("threads"), device=distiller.torch_device)
-    return distiller.bound.logits(fresh.params, state.leaves.images)
 
 
 def _bytes(tree: Any) -> int:

@@ -109,7 +109,7 @@ def run(distiller: Distiller, directory: Path, observer: Observer | None = None)
     require_baselines(distiller.evaluation, distiller.bundle, distiller.per_class)
     spec = _write_spec(distiller, directory)
     record = _Record(state)
-    count = distiller.threads or threads.suggest(lambda: _one_forward(distiller, state))
+    count = distiller.cpu_threads(state)
     _notice_memory(distiller)
     with threads.use(count), memory.kept():
         try:
@@ -267,12 +267,6 @@ def _write_spec(distiller: Distiller, directory: Path) -> dict[str, Any]:
         return {"unwritable": error.message, "pipeline": repr(distiller)}
     (directory / "spec.toml").write_text(dumps(distiller), encoding="utf-8")
     return tree
-
-
-def _one_forward(distiller: Distiller, state: DistillerState) -> torch.Tensor:
-    learner = distiller.bound
-    fresh = learner.init(distiller.stream.fold("threads"), device=distiller.torch_device)
-    return learner.logits(fresh.params, state.leaves.images)
 
 
 def _some_real(distiller: Distiller) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:

@@ -9,10 +9,9 @@ ones on a CPU. `side_by_side` is the rule; both ways give the same results to ro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import attrs
-import optree
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distilkit.data import Split
 from distilkit.execution import SMALL_WORK, STACKED
 from distilkit.functional import optimizers
+from distilkit.functional.pytrees import stack
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner
 
@@ -213,16 +213,10 @@ class _Group:
 
     def _losses_together(self, params: Tensor, draws: Sequence[Draw]) -> Tensor:
         own = 0 if self.training.own else None
-        made = _stack(draws).to(self.training.images.device)
-        dims = Draw(*(None if part is None else 0 for part in made))  # type: ignore[arg-type]
-        losses = torch.func.vmap(self.learner.objective, in_dims=(0, own, own, dims))
+        made = stack(draws).to(self.training.images.device)
+        losses = torch.func.vmap(self.learner.objective, in_dims=(0, own, own, made.stacked))
         values: Tensor = losses(params, self.training.images, self.training.labels, made)
         return values
-
-
-def _stack(draws: Sequence[Draw]) -> Draw:
-    stacked: Draw = optree.tree_map(lambda *leaves: torch.stack(leaves), *cast("Sequence[Any]", draws))  # type: ignore[assignment]
-    return stacked
 
 
 def _memory(device: torch.device) -> int:

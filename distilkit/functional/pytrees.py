@@ -7,7 +7,7 @@ whatever the depth of the network. TorchOpt states are trees whose counters are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -75,6 +75,11 @@ def split_floating(tree: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], An
 def tensor_map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply a function to every tensor of a tree; other leaves stay."""
     return optree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Trees of the same shape as one, whose tensors have one more dimension in front."""
+    return optree.tree_map(lambda *leaves: torch.stack(leaves), *trees)
 
 
 def to_device(tree: Any, device: torch.device | str) -> Any:
