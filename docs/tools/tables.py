@@ -91,18 +91,20 @@ def _slopes(record: Record) -> str:
 
 
 def _evaluation(record: Record) -> str:
-    rows = [
-        [
-            row["network"],
-            f"{row['operations']:.1e}",
-            *(f"{1e3 * row[key]['median']:.1f}" for key in ("one_by_one_seconds", "side_by_side_seconds")),
-            f"{row['ratio']['median']:.2f}",
-            row["picked"],
-        ]
-        for row in record["rows"]
-        if "ratio" in row
-    ]
-    return _markdown(["network", "operations", "one by one, ms", "side by side, ms", "times faster", "picked"], rows)
+    rows = [[*_two_ways(row, row["network"], row["ratio"]), row["picked"]] for row in record["rows"] if "ratio" in row]
+    return _markdown([*TWO_WAYS, "picked"], rows)
+
+
+def _networks(record: Record) -> str:
+    return _markdown(TWO_WAYS, [_two_ways(row, row["name"], row["times_faster"]) for row in record["rows"] if "times_faster" in row])
+
+
+TWO_WAYS = ["network", "operations", "one by one, ms", "side by side, ms", "times faster"]
+
+
+def _two_ways(row: Record, name: str, ratio: Record) -> list[str]:
+    times = [f"{1e3 * row[key]['median']:.1f}" for key in ("one_by_one_seconds", "side_by_side_seconds")]
+    return [name, f"{row['operations']:.1e}", *times, f"{ratio['median']:.2f}"]
 
 
 def _plan(record: Record) -> str:
@@ -138,20 +140,6 @@ def _outer_steps(record: Record) -> str:
     headings = ["images per class", "precision", "inner steps", "window", "real batch", "seconds an outer step"]
     headings += ["inner steps/s", "peak GiB"]
     return _markdown(headings, rows)
-
-
-def _networks(record: Record) -> str:
-    rows = [
-        [
-            row["name"],
-            f"{row['operations']:.1e}",
-            *(f"{1e3 * row[key]['median']:.1f}" for key in ("one_by_one_seconds", "side_by_side_seconds")),
-            f"{row['times_faster']['median']:.2f}",
-        ]
-        for row in record["rows"]
-        if "times_faster" in row
-    ]
-    return _markdown(["network", "operations", "one by one, ms", "side by side, ms", "times faster"], rows)
 
 
 def _gib(values: Record) -> str:
