@@ -293,6 +293,24 @@ def convnet(width: int = 128, images: int = 100, real: int = 100, device: str = 
     return Problem(learner, leaves, RealBatch(stream.fold("real").normal(real, *shape).to(device), labels[1]))
 
 
+def noise(train: int, test: int, validation: int = 0) -> dk.Arrays:
+    """Noise of CIFAR-10's shapes in the place of real images, so that nothing is downloaded."""
+    import torch
+
+    import distilkit as dk
+
+    stream = dk.Stream(0)
+    return dk.Arrays(
+        name="noise",
+        validation=validation,
+        preprocessing=dk.Identity(),
+        train_images=stream.fold("train").normal(train, 3, 32, 32),
+        train_labels=torch.arange(train) % 10,
+        test_images=stream.fold("test").normal(test, 3, 32, 32),
+        test_labels=torch.arange(test) % 10,
+    )
+
+
 def warm_up(unroller: dk.Unroller) -> dk.Window:
     """A window after which all programs of any other one are built: it holds step 0 and another, and the last, which may be kept."""
     import distilkit as dk

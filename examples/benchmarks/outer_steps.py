@@ -36,7 +36,6 @@ def measure(
 ) -> common.Row:
     """Run one case in this process."""
     import attrs
-    import torch
 
     import distilkit as dk
     from distilkit import spec
@@ -46,17 +45,8 @@ def measure(
     values = {"outer.batch_size": batch, "truncation.window": window, "truncation.horizon": horizon, "learner.network.width": width}
     changes = [f"{key}={value}" for key, value in values.items() if value is not None]
     recipe = spec.load(f"paper/cifar10-ipc{ipc}", [*changes, f'unroller.precision="{precision}"', f'unroller.compile="{compile}"'])
-    real, stream = recipe.outer.batch_size, dk.Stream(0)
-    count = max(2 * real, 10 * ipc)
-    data = dk.Arrays(
-        name="noise",
-        validation=0,
-        preprocessing=dk.Identity(),
-        train_images=stream.fold("train").normal(count, 3, 32, 32),
-        train_labels=torch.arange(count) % 10,
-        test_images=stream.fold("test").normal(10, 3, 32, 32),
-        test_labels=torch.arange(10),
-    )
+    real = recipe.outer.batch_size
+    data = common.noise(max(2 * real, 10 * ipc), 10)
     unroller = recipe.unroller
     if not common.on_gpu(device):
         unroller = attrs.evolve(unroller, micro_batches=next(p for p in range(-(-real // AT_A_TIME), real + 1) if real % p == 0))

@@ -33,8 +33,6 @@ QUICK = ["digits, MLP"]
 
 def pipeline(words: list[str], steps: int):  # type: ignore[no-untyped-def]
     """The distiller of a spec, with a short evaluation."""
-    import torch
-
     import distilkit as dk
 
     options = dict(word.split("=") for word in words)
@@ -44,16 +42,7 @@ def pipeline(words: list[str], steps: int):  # type: ignore[no-untyped-def]
         learner = dk.Learner(dk.MLP(hidden=(128,)), dk.Adam(lr=0.01))
         outer = dk.Outer(steps=steps)
         return dk.Distiller(dk.Digits(), learner, dk.RandomTruncation(40, 20), outer=outer, evaluation=evaluation)
-    stream, count = dk.Stream(0), 2000
-    data = dk.Arrays(
-        name="noise",
-        validation=200,
-        preprocessing=dk.Identity(),
-        train_images=stream.fold("train").normal(count, 3, 32, 32),
-        train_labels=torch.arange(count) % 10,
-        test_images=stream.fold("test").normal(200, 3, 32, 32),
-        test_labels=torch.arange(200) % 10,
-    )
+    data = common.noise(2000, 200, validation=200)
     network = dk.MLP(hidden=(number["hidden"],)) if "hidden" in number else dk.ConvNet(width=number["width"], depth=number.get("depth", 3))
     replay = dk.ReplayAdjoint(every=number.get("every", 1), keep=number.get("keep", 0))
     unroller = dk.Unroller(
