@@ -228,8 +228,8 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
                 through = (best(Window(0, short + more)) - base) / more if more else base / short
             with _peak(device) as evaluated:
                 _evaluate(distiller, state)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not any(words in str(error) for words in ("out of memory", "not enough memory", "can't allocate memory")):
+        except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            if not memory.is_exhausted(error):
                 raise
             return attrs.evolve(draft, work=max(draft.work, draft.total))  # it did not fit, and now that is known
     mean, length = draft.inner_steps

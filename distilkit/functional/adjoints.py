@@ -35,16 +35,23 @@ class Leaves(NamedTuple):
 
 
 class InnerProblem(NamedTuple):
-    """The inner problem as pure functions. `name` tells problems apart that are one but for their precision.
+    """The inner problem as pure functions.
 
     loss(theta, images, labels, draw) -> ();  update(theta, state, gradient, log_lr) -> (theta, state);
-    outer(theta, images, labels) -> ().
+    outer(theta, images, labels) -> ().  `name` tells problems apart that are one but for their precision. `plain` is the same problem
+    with images in the usual layout, to fall back to; None where this one has that layout.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     update: Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
     outer: Callable[[Tensor, Tensor, Tensor], Tensor]
     name: str = ""
+    plain: InnerProblem | None = None
+
+    @property
+    def ways(self) -> tuple[InnerProblem, ...]:
+        """This problem, and what to fall back to."""
+        return (self,) if self.plain is None else (self, self.plain)
 
     def step(self, theta: Tensor, state: Any, leaves: Leaves, draw: Any) -> tuple[Tensor, Any]:
         """One inner step: the new (theta, state)."""
@@ -150,12 +157,14 @@ class ReplayAdjoint:
         replayed = max(0, len(steps) - self.keep)
         for t, (problem, draw) in enumerate(steps):
             if t >= replayed:
-                (theta, state), finish = programs.halved(f"step and back {problem.name}", begin(problem), late)(theta, state, leaves, draw)
+                (theta, state), finish = programs.halved(f"step and back {problem.name}", late, *map(begin, problem.ways))(
+                    theta, state, leaves, draw
+                )
                 held.append(finish)
                 continue
             if t % self.every == 0:
                 waiting.append(parking.park((theta, state)))
-            theta, state = programs(f"step {problem.name}", problem.step)(theta, state, leaves, draw)
+            theta, state = step(programs, problem)(theta, state, leaves, draw)
         loss, lam = _outer(end, theta, programs)
         sig = [torch.zeros_like(s) for s in split_floating(state)[0]]
         total = Leaves(*(torch.zeros_like(x) for x in leaves))
@@ -167,10 +176,10 @@ class ReplayAdjoint:
             coming = parking.fetch(waiting.pop()) if waiting else None  # on its way while this segment is gone back through
             here = steps[first : min(first + self.every, replayed)]
             for problem, draw in here[:-1]:  # the states between, once more
-                segment.append(programs(f"step {problem.name}", problem.step)(*segment[-1], leaves, draw))
+                segment.append(step(programs, problem)(*segment[-1], leaves, draw))
             for problem, draw in reversed(here):
                 theta, state = segment.pop()
-                back = programs(f"back {problem.name}", self.back(problem))
+                back = programs(f"back {problem.name}, {self.product}", *map(self.back, problem.ways))
                 lam, sig, total = back(theta, state, leaves, draw, lam, sig, total)
         return loss, total
 
@@ -202,6 +211,11 @@ class ReplayAdjoint:
             return pulled + h, sig, _sum(total, d_images, d_labels, d_log_lr)
 
         return forward if self.product == "forward-over-reverse" else reverse
+
+
+def step(programs: Programs, problem: InnerProblem) -> Callable[[Tensor, Any, Leaves, Any], tuple[Tensor, Any]]:
+    """One inner step, made fast: (theta, state, leaves, draw) -> (theta, state)."""
+    return programs(f"step {problem.name}", *(way.step for way in problem.ways))
 
 
 def begin(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], Callable[..., Any]]]:
@@ -241,7 +255,7 @@ def _sum(total: Leaves, images: Tensor, labels: Tensor, log_lr: Tensor) -> Leave
 
 def _outer(end: End, theta: Tensor, programs: Programs) -> tuple[Tensor, Tensor]:
     """The outer loss over all micro-batches and its gradient: both are means over equal micro-batches."""
-    function = programs(f"end {end.problem.name}", end.problem.end)
+    function = programs(f"end {end.problem.name}", *(way.end for way in end.problem.ways))
     loss, lam = function(theta, *end.batches[0])
     for batch in end.batches[1:]:
         more_loss, more_lam = function(theta, *batch)

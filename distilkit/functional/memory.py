@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 # Numbers of malloc.h. After M_MMAP_MAX = 0 every block lies in the heap; a trim threshold of -1 keeps the heap as large as it was.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -66,6 +67,16 @@ def give_back() -> None:
 def resident() -> int:
     """Bytes of memory that the process holds now."""
     return int(psutil.Process().memory_info().rss)
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left.
+
+    >>> is_exhausted(MemoryError()), is_exhausted(ValueError("no such thing"))
+    (True, False)
+    """
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(said in str(error) for said in words)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ aten = torch.ops.aten
 def improve(graph: fx.GraphModule, *, faster: bool = True) -> None:
     """Rewrite a recorded list of operations in place; its results stay the same to rounding, and to the bit if not `faster`."""
     shrink(graph.graph)
+    any_strides(graph.graph)
     if faster:
         weight_gradients(graph.graph)
     graph.recompile()
@@ -30,6 +31,21 @@ def shrink(graph: fx.Graph) -> None:
         if node.target is aten.detach.default:  # nothing is differentiated any more
             node.replace_all_uses_with(node.args[0])
     graph.eliminate_dead_code()
+
+
+def any_strides(graph: fx.Graph) -> None:
+    """Make a program right whatever strides its operations give.
+
+    A program is recorded from shapes: torch's own account of an operation promises strides, and a view is taken where those allow one.
+    The account of group norm promises contiguous results (torch up to 2.14), and a CPU gives channels last; a recorded view then fails. A
+    reshape is a view where there can be one, and a copy where there cannot. Where operations write over what others made, a view
+    must stay what it is.
+    """
+    if any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.nodes):
+        return
+    for node in graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
 
 
 def weight_gradients(graph: fx.Graph) -> None:

@@ -10,14 +10,17 @@ after differentiation, recorded once as a plain list of tensor operations (`make
     "cudagraph"   the list captured as a CUDA graph and replayed (CUDA only)
 
 The first call of a program also runs the eager function and compares. The recorded list does the same operations, so it must agree
-to a few roundings, or it is an error. A compiler orders and fuses them, and where Adam divides a gradient that is nothing but
-rounding by its own size, two right answers differ by as much as one answer does when its input is rounded otherwise: what is
-compiled must stay within ten times that, or the recorded list is used.
+to a few roundings. A compiler orders and fuses them, and where Adam divides a gradient that is nothing but rounding by its own
+size, two right answers differ by as much as one answer does when its input is rounded otherwise: what is compiled must stay within
+ten times that (`agreement`).
+
+A program never takes a run down. What goes wrong while it is recorded, compiled or first run falls back one level: compiled or
+captured -> recorded -> recorded in plain layout -> the function itself. That is said once, and noted in `Programs.fallbacks`. A recorded
+list that gives a wrong result is an error all the same, and memory that runs out is not fallen back from: the next level takes more.
 """
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,11 +33,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from distilkit.errors import GradientError
 from distilkit.functional import memory
+from distilkit.functional.agreement import agree, faithful, nudged
 from distilkit.functional.partition import halve
 from distilkit.functional.passes import improve
 
 EXECUTIONS = ("eager", "trace", "inductor", "cudagraph")
 Function = Callable[..., Any]
+
+
+class WrongProgramError(GradientError):
+    """A recorded program does not give what its function gives."""
 
 
 class Programs:
@@ -44,6 +52,9 @@ class Programs:
         execution: one of `EXECUTIONS`.
         notice: told what is built.
         warn: told why something falls back.
+
+    Attributes:
+        fallbacks: by the name of a program that does not run as `execution` says, how it runs and why.
 
     >>> programs = Programs("trace")
     >>> twice = programs("twice", lambda tree: {"y": tree["x"] * 2})
@@ -60,48 +71,81 @@ class Programs:
         self.execution = execution
         self.notice, self.warn = notice, warn
         self.built: dict[tuple[Any, ...], Function] = {}
+        self.fallbacks: dict[str, str] = {}
         self.pool = torch.cuda.graph_pool_handle() if execution == "cudagraph" else None
 
-    def __call__(self, name: str, function: Function) -> Function:
-        """Return `function`, made fast. It must be pure, and hold no tensor that changes from call to call."""
-        if self.execution == "eager":
-            return function
-
-        return self._by_shapes(name, lambda arguments: self._whole(name, function, arguments))
-
-    def halved(self, name: str, function: Function, late: Function) -> Function:
-        """Return `function` made fast, where it gives a function itself: (result, rest), and rest(*late arguments) another result.
+    def __call__(self, name: str, *ways: Function) -> Function:
+        """Return a function, made fast.
 
         Args:
             name: of the program.
-            function: pure, of trees of tensors.
-            late: from the arguments of `function`, tensors of the shapes that the late arguments will have.
+            ways: the function; and what gives the same in plain layout, to fall back to. Each is pure, and holds no tensor that changes
+                from call to call.
+        """
+        if self.execution != "eager":
+            return self._by_shapes(name, ways, lambda way, arguments: self._whole(name, way, arguments))
+        if len(ways) == 1:
+            return ways[0]
+        return self._by_shapes(name, ways, self._tried)
+
+    def halved(self, name: str, late: Function, *ways: Function) -> Function:
+        """Return a function made fast, where it gives a function itself: (result, rest), and rest(*late arguments) another result.
+
+        Args:
+            name: of the program.
+            late: from the arguments of the function, tensors of the shapes that the late arguments will have.
+            ways: as in `__call__`.
         """
         if self.execution == "eager":
-            return function
+            return ways[0]
 
-        return self._by_shapes(name, lambda arguments: self._halves(name, function, arguments, late(*arguments)))
+        return self._by_shapes(name, ways, lambda way, arguments: self._halves(name, way, arguments, late(*arguments)))
 
-    def _by_shapes(self, name: str, build: Callable[[Sequence[Any]], Function]) -> Function:
+    def _by_shapes(self, name: str, ways: Sequence[Function], build: Callable[[Function, Sequence[Any]], Function]) -> Function:
         """A function that has a program built the first time it sees arguments of some shapes, and calls that with the flat arguments."""
 
         def call(*arguments: Any) -> Any:
             flat, structure = _flat(arguments)
             key = _key(name, flat, structure)
             if key not in self.built:
-                self.built[key] = build(arguments)
+                self.built[key] = self._build(name, ways, build, arguments)
             return self.built[key](*flat)
 
         return call
 
+    def _build(
+        self, name: str, ways: Sequence[Function], build: Callable[[Function, Sequence[Any]], Function], arguments: Sequence[Any]
+    ) -> Function:
+        """The first way that can be built; the last one as it is, if none can."""
+        for left, way in zip(reversed(range(len(ways))), ways, strict=True):
+            try:
+                return build(way, arguments)
+            except WrongProgramError:
+                raise
+            except Exception as error:  # torch raises many kinds; all mean the same here
+                if memory.is_exhausted(error):
+                    raise
+                eagerly = self.execution == "eager" or not left
+                self._fall_back(name, "eagerly" + (", in plain layout" if left else "") if eagerly else "recorded in plain layout", error)
+        return _unflattened(ways[-1], arguments)
+
+    def _fall_back(self, name: str, how: str, error: Exception | str) -> None:
+        """Say and note how a program runs instead, and why: once, however many shapes it is built for."""
+        why = error if isinstance(error, str) else f"{type(error).__name__}: {(str(error).strip() or 'no words').splitlines()[0]}"
+        if self.fallbacks.get(name, "").split(" (")[0] != how:
+            self.warn(f"{name} runs {how}: {why}")
+        self.fallbacks[name] = f"{how} ({why})"
+
+    def _tried(self, function: Function, arguments: Sequence[Any]) -> Function:
+        """A function that is not recorded, once it has been seen to work."""
+        function(*arguments)
+        return _unflattened(function, arguments)
+
     def _whole(self, name: str, function: Function, arguments: Sequence[Any]) -> Function:
         """Record, check and compile one program; it is called with the flat arguments."""
-        flat, structure = _flat(arguments)
         graph, truth = self._recorded(name, function, arguments)
-        if graph is None:
-            return lambda *leaves: function(*optree.tree_unflatten(structure, leaves))
         result = optree.tree_structure(truth)
-        run = self._fast(name, graph, flat, optree.tree_leaves(truth))
+        run = self._fast(name, graph, _flat(arguments)[0], optree.tree_leaves(truth))
         return lambda *leaves: optree.tree_unflatten(result, run(*leaves))
 
     def _halves(self, name: str, function: Function, early: Sequence[Any], late: Sequence[Any]) -> Function:
@@ -111,86 +155,92 @@ class Programs:
             result, rest = function(*early)
             return result, rest(*late)
 
-        flat, structure = _flat(early)
+        flat = _flat(early)[0]
         graph, truth = self._recorded(name, both, (early, late), halved=True)
-        if graph is None:
-            return lambda *leaves: function(*optree.tree_unflatten(structure, leaves))
         count, result, rest = len(optree.tree_leaves(truth[0])), optree.tree_structure(truth[0]), optree.tree_structure(truth[1])
         halves = halve(graph, len(flat), count)
+
+        def waiting(made: Sequence[Tensor], leaves: Sequence[Any]) -> list[Any]:
+            return [*made[count:], *(leaves[i] for i in halves.again)]
+
+        def through_both(*leaves: Any) -> list[Tensor]:
+            made = halves.first(*leaves[: len(flat)])
+            return [*made[:count], *halves.second(*waiting(made, leaves), *leaves[len(flat) :])]
+
+        if not _same(through_both, [*flat, *_flat(late)[0]], optree.tree_leaves(truth)):
+            raise WrongProgramError(f"The halves of {name!r} do not give what the whole gives: a fault of distilkit.", fix="keep = 0")
         made = halves.first(*flat)
         first = self._fast(f"{name}, first half", halves.first, flat, made)
-        waiting = [*made[count:], *(flat[i] for i in halves.again), *_flat(late)[0]]
-        after = halves.second(*waiting)
-        if not agree(optree.tree_leaves(truth), [*made[:count], *after], roundings=2000):
-            raise GradientError(f"The halves of {name!r} do not give what the whole gives: a fault of distilkit.", fix="keep = 0")
-        second = self._fast(f"{name}, second half", halves.second, waiting, after)
+        between = [*waiting(made, flat), *_flat(late)[0]]
+        second = self._fast(f"{name}, second half", halves.second, between, halves.second(*between))
 
         def begin(*leaves: Any) -> tuple[Any, Function]:
             made = first(*leaves)
-            waiting = [*made[count:], *(leaves[i] for i in halves.again)]
+            between = waiting(made, leaves)
             return (
                 optree.tree_unflatten(result, made[:count]),
-                lambda *late: optree.tree_unflatten(rest, second(*waiting, *_flat(late)[0])),
+                lambda *late: optree.tree_unflatten(rest, second(*between, *_flat(late)[0])),
             )
 
         return begin
 
-    def _recorded(
-        self, name: str, function: Function, arguments: Sequence[Any], *, halved: bool = False
-    ) -> tuple[fx.GraphModule | None, Any]:
-        """A function as a list of operations, checked against the function itself, and what that gives; no list if it cannot be."""
-        try:
-            graph = record(function, arguments, mutations=not halved)
-        except UNRECORDABLE as error:
-            self.warn(f"{name} runs eagerly: it cannot be recorded ({str(error).splitlines()[0]})")
-            return None, None
+    def _recorded(self, name: str, function: Function, arguments: Sequence[Any], *, halved: bool = False) -> tuple[fx.GraphModule, Any]:
+        """A function as a list of operations, checked against the function itself, and what that gives."""
+        graph = record(function, arguments, mutations=not halved)
         truth = function(*arguments)
         memory.give_back()  # the function held more than the list will
         flat, expected = _flat(arguments)[0], optree.tree_leaves(truth)
-        if not agree(expected, graph(*flat), roundings=2000):
-            # Where products are rounded (TF32), another routine for the same may differ by more than that.
-            graph = record(function, arguments, mutations=not halved, faster=False)
-            if agree(expected, graph(*flat), roundings=2000):
-                return graph, truth
-            raise GradientError(
-                f"The program {name!r} does not give what its function gives: the function is not pure, or its path depends on the "
-                "values of its input.",
-                fix='--set unroller.compile="off"',
-            )
-        return graph, truth
+        if _same(graph, flat, expected):
+            return graph, truth
+        # Where products are rounded (TF32), another routine for the same may differ by more than that.
+        graph = record(function, arguments, mutations=not halved, faster=False)
+        if _same(graph, flat, expected):
+            return graph, truth
+        raise WrongProgramError(
+            f"The program {name!r} does not give what its function gives: the function is not pure, or its path depends on the "
+            "values of its input.",
+            fix='compile = "off"',
+        )
 
     def _fast(self, name: str, graph: fx.GraphModule, flat: Sequence[Any], truth: Sequence[Tensor]) -> Function:
         """A recorded program, compiled if that is how programs run here and the compiler keeps its results."""
-        run = self._compiled(name, graph, flat)
-        if run is graph:
+        if self.execution not in ("inductor", "cudagraph"):
             return graph
-        # Twice, with other values: a graph captured on the wrong device would give its first results for ever.
-        moved = nudged(flat)
-        there = graph(*moved)
-        if faithful(truth, run(*flat), there) and faithful(there, run(*moved), truth):
-            return run
-        self.warn(f"{name} runs as recorded: what was compiled of it differs by more than roundings can")
+        try:
+            run = captured(graph, flat, self.pool) if self.execution == "cudagraph" else self._compiled(name, graph, flat)
+            # Twice, with other values: a graph captured on the wrong device would give its first results for ever.
+            moved = nudged(flat)
+            there = graph(*moved)
+            if faithful(truth, run(*flat), there) and faithful(there, run(*moved), truth):
+                return run
+            why: Exception | str = "what was compiled of it differs by more than roundings can"
+        except Exception as error:  # compilers raise many kinds; all mean that the recorded list is to be used
+            why = error
+        self._fall_back(name, "as recorded", why)
         return graph
 
     def _compiled(self, name: str, graph: fx.GraphModule, flat: Sequence[Any]) -> Function:
-        if self.execution == "cudagraph":
-            try:
-                return captured(graph, flat, self.pool)
-            except (RuntimeError, torch.OutOfMemoryError) as error:
-                self.warn(f"{name} is not captured ({str(error).splitlines()[0]}); it runs as recorded")
-        if self.execution == "inductor":
-            self.notice(f"compiling {name} ({len(graph.graph.nodes)} operations); this takes seconds to a minute, once")
-            try:
-                began = time.perf_counter()
-                compiled = torch.compile(graph, fullgraph=True, dynamic=False)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # torch's own, of its own compiler
-                    compiled(*flat)
-                self.notice(f"compiled {name} in {time.perf_counter() - began:.0f} s")
-                return compiled
-            except Exception as error:  # the compiler raises many kinds; all mean that the recorded list is to be used
-                self.warn(f"{name} is not compiled ({type(error).__name__}: {str(error).splitlines()[0]}); it runs as recorded")
-        return graph
+        """A recorded program compiled by torch.compile, and called once."""
+        self.notice(f"compiling {name} ({len(graph.graph.nodes)} operations); this takes seconds to a minute, once")
+        began = time.perf_counter()
+        compiled: Function = torch.compile(graph, fullgraph=True, dynamic=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of its own compiler
+            compiled(*flat)
+        self.notice(f"compiled {name} in {time.perf_counter() - began:.0f} s")
+        return compiled
+
+
+def _same(program: Function, flat: Sequence[Any], truth: Sequence[Tensor]) -> bool:
+    """Whether a program gives the truth: to a few roundings, or as nearly as it gives the same for inputs that are rounded otherwise."""
+    given = program(*flat)
+    return agree(truth, given, roundings=2000) or faithful(given, truth, program(*nudged(flat)))
+
+
+def _unflattened(function: Function, arguments: Sequence[Any]) -> Function:
+    """A function that takes the leaves of its arguments."""
+    structure = _flat(arguments)[1]
+    return lambda *leaves: function(*optree.tree_unflatten(structure, leaves))
 
 
 # What torch raises where a function cannot be recorded: for paths that depend on values, for rules that are missing.
@@ -269,57 +319,3 @@ def captured(graph: fx.GraphModule, flat: Sequence[Any], pool: Any = None) -> Fu
             return [r.clone() for r in results]
 
     return replay
-
-
-def agree(truth: Sequence[Tensor], given: Sequence[Tensor], *, roundings: int) -> bool:
-    """Whether every tensor agrees in norm, to so many roundings of its dtype."""
-    for expected, actual in zip(truth, given, strict=True):
-        if not expected.is_floating_point():
-            if not torch.equal(expected, actual):
-                return False
-            continue
-        scale = float(_exact(expected).norm())
-        if math.isfinite(scale) and not distance(expected, actual) <= roundings * torch.finfo(expected.dtype).eps * scale:
-            return False
-    return True
-
-
-def faithful(truth: Sequence[Tensor], given: Sequence[Tensor], nearby: Sequence[Tensor]) -> bool:
-    """Whether results are those of the recorded program, as far as roundings let anybody tell.
-
-    A tensor is, if it agrees to 2,000 roundings; or if it is no more than ten times as far off as the recorded program's own
-    result for nudged inputs, in norm or, where a few entries near a singularity outweigh all others in the norm, in the median.
-    """
-    for expected, actual, other in zip(truth, given, nearby, strict=True):
-        if agree([expected], [actual], roundings=2000):
-            continue
-        if not expected.is_floating_point():
-            return False
-        if distance(expected, actual) <= 10 * distance(expected, other):
-            continue
-        off, wobble = ((_exact(expected) - _exact(x)).abs().median() for x in (actual, other))
-        if expected.numel() < 100 or not off <= 10 * wobble:
-            return False
-    return True
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """Norm of the difference, in float64."""
-    return float((_exact(a) - _exact(b)).norm())
-
-
-def _exact(x: Tensor) -> Tensor:
-    """In float64, which not every device has."""
-    return x.double() if x.device.type in ("cpu", "cuda") else x.cpu().double()
-
-
-def nudged(flat: Sequence[Any], *, roundings: int = 8) -> list[Any]:
-    """The same inputs, moved by so many roundings of their dtype. What a result changes by, nobody can know better."""
-
-    def moved(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            return x
-        noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(0), dtype=x.dtype, device=x.device)
-        return x * (1 + roundings * torch.finfo(x.dtype).eps * noise)
-
-    return [moved(x) for x in flat]

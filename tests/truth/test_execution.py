@@ -12,7 +12,8 @@ import distilkit as dk
 from distilkit.errors import CombinationError, GradientError
 from distilkit.execution import choose
 from distilkit.functional.adjoints import Leaves
-from distilkit.functional.programs import Programs, faithful
+from distilkit.functional.agreement import faithful
+from distilkit.functional.programs import Programs
 from distilkit.unroller import RealBatch, _programs
 from tests.truth.problems import SHAPE, learner, problem, reference, relative
 

@@ -1,0 +1,64 @@
+"""Whether two results of a program are the same, as far as roundings let anybody tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def agree(truth: Sequence[Tensor], given: Sequence[Tensor], *, roundings: int) -> bool:
+    """Whether every tensor agrees in norm, to so many roundings of its dtype."""
+    for expected, actual in zip(truth, given, strict=True):
+        if not expected.is_floating_point():
+            if not torch.equal(expected, actual):
+                return False
+            continue
+        scale = float(_exact(expected).norm())
+        if math.isfinite(scale) and not distance(expected, actual) <= roundings * torch.finfo(expected.dtype).eps * scale:
+            return False
+    return True
+
+
+def faithful(truth: Sequence[Tensor], given: Sequence[Tensor], nearby: Sequence[Tensor]) -> bool:
+    """Whether results are those of the recorded program, as far as roundings let anybody tell.
+
+    A tensor is, if it agrees to 2,000 roundings; or if it is no more than ten times as far off as the recorded program's own
+    result for nudged inputs, in norm or, where a few entries near a singularity outweigh all others in the norm, in the median.
+    """
+    for expected, actual, other in zip(truth, given, nearby, strict=True):
+        if agree([expected], [actual], roundings=2000):
+            continue
+        if not expected.is_floating_point():
+            return False
+        if distance(expected, actual) <= 10 * distance(expected, other):
+            continue
+        off, wobble = ((_exact(expected) - _exact(x)).abs().median() for x in (actual, other))
+        if expected.numel() < 100 or not off <= 10 * wobble:
+            return False
+    return True
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Norm of the difference, in float64."""
+    return float((_exact(a) - _exact(b)).norm())
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float64, which not every device has."""
+    return x.double() if x.device.type in ("cpu", "cuda") else x.cpu().double()
+
+
+def nudged(flat: Sequence[Any], *, roundings: int = 8) -> list[Any]:
+    """The same inputs, moved by so many roundings of their dtype. What a result changes by, nobody can know better."""
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(0), dtype=x.dtype, device=x.device)
+        return x * (1 + roundings * torch.finfo(x.dtype).eps * noise)
+
+    return [moved(x) for x in flat]
