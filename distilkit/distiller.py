@@ -212,7 +212,9 @@ class Distiller:
         batch = self.real_batch(rows, self.stream.fold("augment").fold(state.step))
         stage = self.stages[state.stage]
         learner, drawn_from = self.stage_learner(stage), groups(stage, self.boost, self.bundle.classes)
-        return self.unroller.meta_gradient(learner, state.leaves, window, batch, self.stream.fold("inner").fold(state.step), drawn_from)
+        return self.resolved_unroller.meta_gradient(
+            learner, state.leaves, window, batch, self.stream.fold("inner").fold(state.step), drawn_from
+        )
 
     def real_batch(self, rows: Tensor, stream: Stream) -> RealBatch:
         """Real training images at these rows, int64 (B,), augmented with draws from the stream, and their labels."""
@@ -239,9 +241,19 @@ class Distiller:
 
     def execution(self, stage: Stage) -> Execution:
         """How the inner steps of a stage are run: what the unroller's "auto" stands for there."""
+        return self._execution(self.resolved_unroller, stage)
+
+    @cached_property
+    def resolved_unroller(self) -> Unroller:
+        """The unroller with `precision = "auto"` decided, for all stages by the last: what a run computes in is part of its spec."""
+        if self.unroller.precision != "auto":
+            return self.unroller
+        return attrs.evolve(self.unroller, precision=self._execution(self.unroller, self.stages[-1]).precision)
+
+    def _execution(self, unroller: Unroller, stage: Stage) -> Execution:
         learner = self.stage_learner(stage)
         shape = (learner.rows(groups(stage, self.boost, self.bundle.classes)), *self.bundle.image_shape)
-        return self.unroller.execution(learner, shape, self.torch_device)
+        return unroller.execution(learner, shape, self.torch_device)
 
     def distilled(self, state: DistillerState) -> DistilledSet:
         """The distilled set at a state, on the CPU."""

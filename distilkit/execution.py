@@ -1,11 +1,14 @@
-"""How an inner problem is run: as it is, recorded or compiled; in which layout; one network at a time or several side by side."""
+"""How an inner problem is run: as it is, recorded or compiled; in which precision and layout; one network at a time or side by side."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from math import inf
 from typing import Any, NamedTuple
 
 import optree
@@ -16,19 +19,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
 from distilkit.functional.adjoints import InnerProblem
+from distilkit.functional.programs import Programs
 from distilkit.functional.pytrees import stack, to_device
+from distilkit.functional.rates import convolution_seconds
 from distilkit.functional.streams import Stream
 from distilkit.learner import Arithmetic, Draw, Learner, LearnerState
 
 # Floating point operations of one forward pass of one network on an inner batch from which on compiling, which costs seconds to a
 # minute, is soon won back: it saves a third of every step of the standard ConvNet-3.
 WORTH_COMPILING = 1e9
+WORTH_BUILDING = 5e12  # operations of a whole training, forward passes alone, from which on a minute of compiling is won back
+WORTH_RECORDING = 30  # steps from which on recording one, which takes as long as about ten, is won back
+WORTH_ROUNDING = 0.75  # of its time in float32 that a convolution may take in bfloat16, for "auto" to take that
 # Below this many, starting operations takes longer than doing them, and networks side by side share the starts. Measured with four or
 # eight networks of 10 images (torch 2.15; examples/benchmarks/networks.py and evaluation.py): twice as fast for an MLP of 2e5
 # operations and a ConvNet of 9e5, 1.6 times for one of 3e6, even at 1.4e7, slower from 5e7 on. A GPU takes far more work to
 # fill: there the limit is an estimate, not measured.
 SMALL_WORK = {"cpu": 2e7, "cuda": 2e10}
 STACKED = {"cpu": 200_000}  # entries of stacked parameters that stay in a CPU's cache while the optimiser goes over them
+
+
+logger = logging.getLogger("distilkit")
 
 
 class Execution(NamedTuple):
@@ -38,17 +49,27 @@ class Execution(NamedTuple):
         kind: one of `distilkit.functional.programs.EXECUTIONS`.
         channels_last: whether images lie in memory as (N, H, W, C).
         side_by_side: whether the networks of an outer step are stacked, or taken one after the other.
+        precision: of the arithmetic inside of the network: "float32", "tf32" or "bfloat16".
         why: the reason, for people.
     """
 
     kind: str
     channels_last: bool
     side_by_side: bool
+    precision: str
     why: str
 
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Of a forward pass."""
+        return Arithmetic(torch.bfloat16 if self.precision == "bfloat16" else None, self.channels_last)
+
     def __str__(self) -> str:
-        layout = ", channels last" if self.channels_last else ""
-        return f"{_WORDS[self.kind]}{layout}{', networks side by side' if self.side_by_side else ''} ({self.why})"
+        parts = [_WORDS[self.kind]]
+        parts += [self.precision] if self.precision != "float32" else []
+        parts += ["channels last"] if self.channels_last else []
+        parts += ["networks side by side"] if self.side_by_side else []
+        return f"{', '.join(parts)} ({self.why})"
 
 
 _WORDS = {
@@ -61,7 +82,15 @@ _WORDS = {
 
 @lru_cache(maxsize=64)
 def choose(
-    learner: Learner, compile: str, channels_last: str, side_by_side: str, networks: int, shape: tuple[int, ...], device: torch.device
+    learner: Learner,
+    compile: str,
+    channels_last: str,
+    side_by_side: str,
+    precision: str,
+    networks: int,
+    shape: tuple[int, ...],
+    device: torch.device,
+    calls: float = inf,
 ) -> Execution:
     """Pick how to run, where the user left it open ("auto").
 
@@ -70,9 +99,11 @@ def choose(
         compile: "auto", or "off", "trace", "inductor" or "cudagraph".
         channels_last: "auto", "on" or "off".
         side_by_side: "auto", "on" or "off".
+        precision: "auto", "float32", "tf32" or "bfloat16".
         networks: networks in an outer step.
         shape: of the images of an inner step, (B, ...).
         device: where the work is done.
+        calls: how many steps there will be; building programs is not worth a few.
 
     Raises:
         CombinationError: "cudagraph" without a GPU; a layout asked for that networks side by side cannot have.
@@ -89,17 +120,33 @@ def choose(
     kind, why = compile, "as asked for"
     if compile == "off":
         kind = "eager"
+    elif compile == "auto" and calls < WORTH_RECORDING:
+        kind, why = "eager", f"{calls:.0f} steps are too few to record"
     elif compile == "auto" and device.type == "cuda":
         kind, why = "cudagraph", "on a GPU"
     elif compile == "auto":
         large = work >= WORTH_COMPILING
-        kind = "inductor" if large and _compiler() else "trace"
+        kind = "inductor" if large and work * calls >= WORTH_BUILDING and _compiler() else "trace"
         why = f"a forward pass takes {_flop(work)}" + (", but there is no C++ compiler" if large and not _compiler() else "")
     small = work <= SMALL_WORK.get(device.type, 0) and networks * learner.layout.size <= STACKED.get(device.type, 2**62)
     together = networks > 1 and (side_by_side == "on" or (side_by_side == "auto" and small and channels_last != "on"))
     # Recorded operations run as they are would copy to and fro between layouts; a compiler does not.
     last = channels_last == "on" or (channels_last == "auto" and kind == "inductor" and device.type == "cpu" and not together)
-    return Execution(kind, last and len(shape) == 4, together, why)
+    last = last and len(shape) == 4
+    if precision == "auto":
+        precision, reason = _precision(kind, last, device)
+        why = f"{why}; {reason}"
+    return Execution(kind, last, together, precision, why)
+
+
+def _precision(kind: str, channels_last: bool, device: torch.device) -> tuple[str, str]:
+    """What `precision = "auto"` stands for, and why: the faster one, as a convolution here tells."""
+    if kind not in ("inductor", "cudagraph"):  # what is only recorded spends its time elsewhere, and norms are slow in bfloat16
+        return "float32", "float32, since nothing is compiled"
+    full, rounded = (convolution_seconds(dtype, channels_last, device) for dtype in (torch.float32, torch.bfloat16))
+    share = rounded / full
+    words = f"a convolution in bfloat16 takes {share:.2f} times as long as in float32"
+    return ("bfloat16" if share <= WORTH_ROUNDING else "float32"), words
 
 
 def _flop(work: float) -> str:
@@ -121,14 +168,21 @@ def _compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution) -> InnerProblem:
+def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *, own_sets: bool = False) -> InnerProblem:
     """The inner problem of one network, parameters (P,), or of several side by side, parameters (networks, P).
 
     Side by side, each loss is a sum over the networks. A network's loss knows its own parameters only, so the derivative of the
     sum with respect to those is its own, and that with respect to the images the sum of all: any adjoint serves as it is.
+
+    Args:
+        learner: bound.
+        dtype: of the arithmetic inside of the network; None leaves that of the parameters.
+        execution: how it will be run.
+        own_sets: side by side, each network has images and labels of its own, (networks, N, ...).
     """
     arithmetic = Arithmetic(dtype, execution.channels_last)
     name = "in bfloat16" if dtype else "in full"
+    plain = problem(learner, dtype, execution._replace(channels_last=False), own_sets=own_sets) if execution.channels_last else None
 
     def loss(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
         return learner.objective(theta, images, labels, draw, arithmetic)
@@ -141,10 +195,12 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution) -
         return value
 
     if not execution.side_by_side:
-        return InnerProblem(loss, update, outer, name)
+        return InnerProblem(loss, update, outer, name, plain)
+
+    own = 0 if own_sets else None
 
     def losses(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        total: Tensor = torch.func.vmap(loss, in_dims=(0, None, None, draw.stacked))(theta, images, labels, draw).sum()
+        total: Tensor = torch.func.vmap(loss, in_dims=(0, own, own, draw.stacked))(theta, images, labels, draw).sum()
         return total
 
     def updates(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
@@ -155,7 +211,32 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution) -
         total: Tensor = torch.func.vmap(outer, in_dims=(0, None, None))(theta, images, labels).sum()
         return total
 
-    return InnerProblem(losses, updates, outers, f"{name}, side by side")
+    return InnerProblem(losses, updates, outers, f"{name}, side by side{', a set for each' if own_sets else ''}", plain)
+
+
+def programs_of(execution: Execution, learner: Learner) -> Programs:
+    """The programs of a learner that is run in one way: built once, for all steps. Both are values, so equal ones share them."""
+    return _programs(execution._replace(why=""), learner)
+
+
+@lru_cache(maxsize=16)
+def _programs(execution: Execution, learner: Learner) -> Programs:
+    return Programs(execution.kind, logger.info, logger.warning)
+
+
+@contextmanager
+def products(precision: str, device: torch.device) -> Iterator[None]:
+    """Float32 means float32 on a GPU too: torch lets convolutions round to TF32 unless told otherwise."""
+    if device.type != "cuda":
+        yield
+        return
+    allowed = precision == "tf32"
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def start(learner: Learner, streams: Sequence[Stream], images: Tensor, execution: Execution) -> LearnerState:

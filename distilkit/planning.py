@@ -143,7 +143,7 @@ def _together(distiller: Distiller, drafts: list[Plan]) -> Plan:
 
 def _shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: int = 0) -> Plan:
     """The estimate from shapes, for one stage."""
-    device, unroller, data = distiller.torch_device, distiller.unroller, distiller.bundle
+    device, unroller, data = distiller.torch_device, distiller.resolved_unroller, distiller.bundle
     learner, classes = distiller.stage_learner(stage), groups(stage, distiller.boost, data.classes)
     leaves = distiller.template(stage.number).leaves
     execution = distiller.execution(stage)
@@ -254,14 +254,15 @@ def _evaluate(distiller: Distiller, state: DistillerState) -> None:
     data, evaluation = distiller.bundle, distiller.evaluation
     learner = distiller.stage_learner(distiller.stages[state.stage])
     learner, training = evaluation.trainer(learner, training_set(distiller.distilled(state), data))
-    for _, params in train(learner, training, streams(evaluation, distiller.stream.fold("plan")), (2,)):
+    for _, params in train(learner, training, streams(evaluation, distiller.stream.fold("plan")), (2,), mode=evaluation.mode):
         split = selection_split(data)
-        accuracy(learner, params, attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH]))
+        some = attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH])
+        accuracy(learner, params, some, evaluation.mode)
 
 
 def _advice(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]:
     """What would make it fit; or faster, where there is room."""
-    unroller, adjoint = distiller.unroller, distiller.unroller.adjoint
+    unroller, adjoint = distiller.resolved_unroller, distiller.unroller.adjoint
     replay = isinstance(adjoint, ReplayAdjoint)
     if found.fits:
         kept = found.sizes[1]

@@ -27,6 +27,7 @@ from distilkit import report, storage
 from distilkit.data import DistilledSet
 from distilkit.errors import DistilkitError, RunError
 from distilkit.evaluation import Score, baseline_scores, require_baselines, score, training_set
+from distilkit.execution import programs_of
 from distilkit.functional import memory, threads
 from distilkit.planning import from_shapes
 from distilkit.spec import dumps, to_tree
@@ -206,7 +207,7 @@ def _write(distiller: Distiller, record: _Record, spec: dict[str, Any], director
                 "seconds": [i.seconds for i in record.infos],
             },
             {"stage": layout.variable("outer_step", np.array([i.stage for i in record.infos], np.int64), "stage of the boost schedule")},
-        ).assign_attrs(precision=distiller.unroller.precision, execution=str(distiller.execution(distiller.stages[record.state.stage]))),
+        ).assign_attrs(_how(distiller, record.state.stage)),
     }
     if record.best:
         accuracy, best = record.best
@@ -241,6 +242,17 @@ def _write(distiller: Distiller, record: _Record, spec: dict[str, Any], director
     return tree
 
 
+def _how(distiller: Distiller, stage: int) -> dict[str, str]:
+    """How inner steps were run: as planned in this stage, and in all stages so far, what fell back from that."""
+    executions = [(distiller.execution(one), distiller.stage_learner(one)) for one in distiller.stages[: stage + 1]]
+    fallbacks = {name: how for one in executions for name, how in programs_of(*one).fallbacks.items()}
+    return {
+        "precision": distiller.resolved_unroller.precision,
+        "execution": str(executions[-1][0]),
+        "execution_fallbacks": json.dumps(fallbacks),
+    }
+
+
 def _prefixes(scores: Mapping[int, Score], distiller: Distiller) -> xr.Dataset:
     """The group `/prefixes`: test accuracy of the first images of each class, by how many."""
     budgets = np.array(sorted(scores), np.int64)
@@ -261,6 +273,7 @@ def _prefixes(scores: Mapping[int, Score], distiller: Distiller) -> xr.Dataset:
 
 def _write_spec(distiller: Distiller, directory: Path) -> dict[str, Any]:
     """Write spec.toml, and return the spec as nested dicts; a pipeline with parts made in Python has no spec but words on why."""
+    distiller = attrs.evolve(distiller, unroller=distiller.resolved_unroller)
     try:
         tree = to_tree(distiller)
     except DistilkitError as error:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,10 +13,9 @@ from torch import Tensor
 
 from distilkit import fields
 from distilkit.errors import CombinationError
-from distilkit.execution import Execution, choose, draws, problem, start
+from distilkit.execution import Execution, choose, draws, problem, products, programs_of, start
 from distilkit.functional import memory
-from distilkit.functional.adjoints import AutogradAdjoint, End, InnerProblem, Leaves, ReplayAdjoint, Step
-from distilkit.functional.programs import Programs
+from distilkit.functional.adjoints import AutogradAdjoint, End, InnerProblem, Leaves, ReplayAdjoint, Step, step
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.truncation import Window
@@ -49,7 +47,8 @@ class Unroller:
         adjoint: how the gradient flows back through the window: `ReplayAdjoint()` or `AutogradAdjoint()`.
         precision: of the arithmetic inside of the network. "bfloat16" keeps parameters, optimiser state and adjoint sums in
             float32, and takes inner step 0 in float32: there Adam's update is g / (|g| + eps), whose derivative lives on the
-            entries with |g| near eps, and eight bits of g lose it. "tf32" lets a GPU round the inputs of products to ten bits.
+            entries with |g| near eps, and eight bits of g lose it. "tf32" lets a GPU round the inputs of products to ten bits. "auto"
+            takes bfloat16 where steps are compiled and a convolution, tried at the start, is at least a quarter faster in it.
         compile: how the functions of a step are run, see `distilkit.functional.programs`. "off" runs them as they are; "trace"
             records them once as plain lists of operations; "inductor" has torch compile those lists, which takes seconds to a
             minute at the start; "cudagraph" captures them (CUDA only). "auto" takes "cudagraph" on a GPU; on a CPU "inductor" from a
@@ -70,7 +69,7 @@ class Unroller:
     """
 
     adjoint: Any = fields.component("adjoint", ReplayAdjoint(), methods=("__call__",))
-    precision: str = fields.choice("float32", ["float32", "tf32", "bfloat16"])
+    precision: str = fields.choice("float32", ["auto", "float32", "tf32", "bfloat16"])
     compile: str = fields.choice("auto", ["auto", "off", "trace", "inductor", "cudagraph"])
     channels_last: str = fields.choice("auto", ["auto", "on", "off"])
     micro_batches: int = fields.integer(1, least=1)
@@ -91,7 +90,7 @@ class Unroller:
                 "must be hashable, and must not change once they are made.",
                 fix="@attrs.frozen above the class",
             ) from error
-        found = choose(learner, self.compile, self.channels_last, self.side_by_side, self.networks_per_step, shape, device)
+        found = choose(learner, self.compile, self.channels_last, self.side_by_side, self.precision, self.networks_per_step, shape, device)
         if isinstance(self.adjoint, AutogradAdjoint):
             return found._replace(why=f"{found.why}; the window as it is, by AutogradAdjoint")
         return found
@@ -129,24 +128,25 @@ class Unroller:
         execution = self.execution(learner, (rows, *leaves.images.shape[1:]), leaves.images.device)
         groups = [streams] if execution.side_by_side else [[one] for one in streams]
         end = self._end(learner, real_batch, execution)
-        with torch.no_grad(), memory.kept(), _products(self.precision, leaves.images.device):
+        with torch.no_grad(), memory.kept(), products(execution.precision, leaves.images.device):
             results = [self._one(learner, leaves, window, end, group, classes, execution) for group in groups]
         return MetaGradient(*(parts[0] if count == 1 else sum(parts) / count for parts in zip(*results, strict=True)))
 
     def problem(self, learner: Learner, t: int, execution: Execution) -> InnerProblem:
         """The inner problem of step t: in bfloat16 from step 1 on, if that is the precision."""
-        return problem(learner, torch.bfloat16 if self.precision == "bfloat16" and t > 0 else None, execution)
+        return problem(learner, execution.arithmetic.dtype if t > 0 else None, execution)
 
     def _one(
         self, learner: Learner, leaves: Leaves, window: Window, end: End, streams: Sequence[Stream], classes: Tensor, execution: Execution
     ) -> MetaGradient:
         """The meta-gradient of one network, or the sum over networks side by side."""
-        programs = _programs(execution, self, learner)
+        programs = programs_of(execution, learner)
+        _say(execution)
         made = draws(learner, streams, window.stop, classes, leaves.images, execution)
         steps = [Step(self.problem(learner, t, execution), draw) for t, draw in enumerate(made)]
         theta, state = start(learner, streams, leaves.images, execution)
         for one, draw in steps[: window.start]:
-            theta, state = programs(f"step {one.name}", one.step)(theta, state, leaves, draw)
+            theta, state = step(programs, one)(theta, state, leaves, draw)
         loss, gradient = self.adjoint(steps[window.start :], end, theta, state, leaves, programs)
         return MetaGradient(loss, gradient.images, gradient.labels, gradient.log_lr)
 
@@ -171,22 +171,6 @@ class Unroller:
 
 
 @lru_cache(maxsize=16)
-def _programs(execution: Execution, unroller: Unroller, learner: Learner) -> Programs:
-    """The programs of an unroller and a learner: built once, for all outer steps. Both are values, so equal ones share them."""
+def _say(execution: Execution) -> None:
+    """Say once how inner steps are run."""
     logger.info("inner steps: %s", execution)
-    return Programs(execution.kind, logger.info, logger.warning)
-
-
-@contextmanager
-def _products(precision: str, device: torch.device) -> Iterator[None]:
-    """Float32 means float32 on a GPU too: torch lets convolutions round to TF32 unless told otherwise."""
-    if device.type != "cuda":
-        yield
-        return
-    allowed = precision == "tf32"
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

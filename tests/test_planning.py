@@ -14,8 +14,8 @@ import torch
 import distilkit as dk
 from distilkit import planning, spec
 from distilkit.errors import CombinationError
+from distilkit.execution import _programs
 from distilkit.functional import memory
-from distilkit.unroller import _programs
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,7 +20,7 @@ from distilkit.data import DataBundle, DistilledSet, Split
 from distilkit.data.preprocessing import require_same
 from distilkit.errors import CombinationError
 from distilkit.evaluation.baselines import chosen_images, full_data, members_of_classes
-from distilkit.evaluation.training import TrainingSet, accuracy, train
+from distilkit.evaluation.training import Mode, TrainingSet, accuracy, train
 from distilkit.functional.losses import MSE
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
@@ -55,6 +55,8 @@ class Evaluation:
             each centre) and "full data".
         batch_size: rows of a training step on the full data.
         select: what choices are made on: "validation", or "paper" for the test split, which is optimistic.
+        precision: of the arithmetic inside of the networks: "float32", "tf32" (on a GPU) or "bfloat16".
+        compile: how training steps are run, as in `Unroller`; "auto" builds programs where there are enough steps to win that back.
 
     Raises:
         CombinationError: the steps do not rise, or there is an augmentation that would not be used.
@@ -73,6 +75,8 @@ class Evaluation:
     baselines: tuple[str, ...] = fields.choices(("random real", "full data"), ["random real", "k-means real", "full data"])
     batch_size: int = fields.integer(128, least=1)
     select: str = fields.choice("validation", ["validation", "paper"])
+    precision: str = fields.choice("float32", ["float32", "tf32", "bfloat16"])
+    compile: str = fields.choice("auto", ["auto", "off", "trace", "inductor", "cudagraph"])
 
     def __attrs_post_init__(self) -> None:
         if list(self.steps) != sorted(set(self.steps)):
@@ -81,6 +85,11 @@ class Evaluation:
             )
         if self.augment is not None and not self.augmented:
             raise CombinationError("evaluation.augment is given, and evaluation.augmented = false turns it off.", fix="augmented = true")
+
+    @property
+    def mode(self) -> Mode:
+        """How networks are run."""
+        return Mode(self.precision, self.compile)
 
     def words(self, data: DataBundle | None = None) -> dict[str, Any]:
         """The protocol as JSON-able words, for the stored result; the data tells whether there is a validation split."""
@@ -93,6 +102,7 @@ class Evaluation:
             "optimizer": "the learner's" if self.optimizer is None else repr(self.optimizer),
             "augmentation": ("the learner's" if self.augment is None else repr(self.augment)) if self.augmented else "none",
             "labels": self.labels,
+            "precision": self.precision,
             "selected_on": OPTIMISTIC if self.select == "paper" else selected_on,
             "baselines": "the same recipe, at the declared learning rate where the set has a learned one",
         }
@@ -164,15 +174,15 @@ def score(learner: Learner, training: TrainingSet, data: DataBundle, evaluation:
     choosing = data.test if evaluation.select == "paper" else selection_split(data)
     kept: dict[int, Tensor] = {}
     rows = []
-    for length, params in train(learner, training, streams(evaluation, stream), evaluation.steps):
-        rows.append(accuracy(learner, params, choosing).numpy())
+    for length, params in train(learner, training, streams(evaluation, stream), evaluation.steps, mode=evaluation.mode):
+        rows.append(accuracy(learner, params, choosing, evaluation.mode).numpy())
         kept[length] = params
     table = np.stack(rows)
     best = int(table.mean(1).argmax())
     steps = evaluation.steps[best]
     if not test:
         return Score(table, np.zeros(0), steps)
-    return Score(table, table[best] if choosing is data.test else accuracy(learner, kept[steps], data.test).numpy(), steps)
+    return Score(table, table[best] if choosing is data.test else accuracy(learner, kept[steps], data.test, evaluation.mode).numpy(), steps)
 
 
 def measure(
@@ -198,9 +208,9 @@ def measure(
     """
     learner, training = evaluation.trainer(learner, training)
     rows: dict[str, list[Any]] = {name: [] for name in splits}
-    for length, params in train(learner, training, streams(evaluation, stream), evaluation.steps):
+    for length, params in train(learner, training, streams(evaluation, stream), evaluation.steps, mode=evaluation.mode):
         for name, split in splits.items():
-            rows[name].append(accuracy(learner, params, split).numpy())
+            rows[name].append(accuracy(learner, params, split, evaluation.mode).numpy())
         found = ", ".join(f"{name} {row[-1].mean():.4f} ± {row[-1].std():.4f}" for name, row in rows.items())
         notice(f"after {length} steps: {found}")
     return {name: np.stack(row) for name, row in rows.items()}

@@ -90,7 +90,7 @@ def difficulty(learner: Learner, distilled: DistilledSet, data: DataBundle, eval
     """
     learner, training = evaluation.trainer(learner, full_data(data, evaluation.batch_size))
     streams = [stream.fold(i) for i in range(evaluation.seeds)]
-    ((_, params),) = train(learner, training, streams, evaluation.steps[-1:])
+    ((_, params),) = train(learner, training, streams, evaluation.steps[-1:], mode=evaluation.mode)
     images, classes = distilled.images.to(data.train.images.device), distilled.classes.to(data.train.images.device)
     with torch.no_grad():
         losses = [F.cross_entropy(learner.logits(p, images).double(), classes, reduction="none") for p in params]
@@ -127,10 +127,10 @@ def score_sets(
     streams = [stream.fold(i) for _ in sets for i in range(seeds)]
     choosing = data.test if evaluation.select == "paper" else selection_split(data)
     chosen, kept = [], []
-    for _, params in train(learner, stacked, streams, evaluation.steps):
-        chosen.append(accuracy(learner, params, choosing).view(len(sets), seeds).mean(1))
+    for _, params in train(learner, stacked, streams, evaluation.steps, mode=evaluation.mode):
+        chosen.append(accuracy(learner, params, choosing, evaluation.mode).view(len(sets), seeds).mean(1))
         kept.append(params.view(len(sets), seeds, -1))
     best = torch.stack(chosen).argmax(0)
     final = torch.cat([kept[int(b)][i] for i, b in enumerate(best)])
-    tested = accuracy(learner, final, data.test).view(len(sets), seeds)
+    tested = accuracy(learner, final, data.test, evaluation.mode).view(len(sets), seeds)
     return tested.numpy(), np.array(evaluation.steps, np.int64)[best.numpy()]

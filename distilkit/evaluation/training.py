@@ -4,11 +4,14 @@ The networks of an evaluation differ only in their random streams. Small ones ar
 stacked to (networks, P) and one `torch.func.vmap` of the loss serves all of them, because their time goes into starting
 kernels. Large ones are trained one by one: their time goes into arithmetic, and stacked convolutions are slower than single
 ones on a CPU. `side_by_side` is the rule; both ways give the same results to rounding.
+
+A training step is the step of the inner problem (`distilkit.execution.problem`), recorded and compiled as that is, where there are enough
+steps to win back what building it takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -17,11 +20,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from distilkit.data import Split
-from distilkit.execution import SMALL_WORK, STACKED
-from distilkit.functional import optimizers
+from distilkit.execution import SMALL_WORK, STACKED, Execution, choose, problem, products, programs_of, start
+from distilkit.functional import memory
+from distilkit.functional.adjoints import Leaves, step
 from distilkit.functional.pytrees import stack
 from distilkit.functional.streams import Stream
-from distilkit.learner import Draw, Learner
+from distilkit.learner import Draw, Learner, LearnerState
 
 MEMORY = 2**28  # bytes of activations at one time on a CPU; on a GPU, an eighth of what is free
 TEST_BATCH = 2048  # images that go through a network at one time when accuracy is measured, or fewer if they are large
@@ -68,8 +72,24 @@ class TrainingSet:
         return images if rows is None else images[rows.to(images.device)]
 
 
+class Mode(NamedTuple):
+    """How networks are run. precision: "float32", "tf32" or "bfloat16". compile: as in `Unroller`."""
+
+    precision: str = "float32"
+    compile: str = "auto"
+
+
+PLAIN = Mode()
+
+
 def train(
-    learner: Learner, training: TrainingSet, streams: Sequence[Stream], lengths: Sequence[int], *, together: int | None = None
+    learner: Learner,
+    training: TrainingSet,
+    streams: Sequence[Stream],
+    lengths: Sequence[int],
+    *,
+    together: int | None = None,
+    mode: Mode = PLAIN,
 ) -> Iterator[tuple[int, Tensor]]:
     """Train one fresh network for each stream, and stop to look after each of the lengths.
 
@@ -80,21 +100,32 @@ def train(
             how many others there are.
         lengths: numbers of training steps, rising.
         together: how many networks to train side by side; None picks by `side_by_side`.
+        mode: how to run them.
 
     Yields:
         (length, parameters (networks, P)).
     """
+    batch = training.batch(learner, streams[0])
     if together is None:
-        together = side_by_side(learner, training.batch(learner, streams[0]), len(streams))
+        together = side_by_side(learner, batch, len(streams))
+    execution = _execution(learner, batch, len(streams), together, mode, max(lengths, default=0))
     starts = range(0, len(streams), together)
-    groups = [_Group.start(learner, training.part(slice(i, i + together)), streams[i : i + together]) for i in starts]
+    groups = [_Group.start(learner, training.part(slice(i, i + together)), streams[i : i + together], execution) for i in starts]
     done = 0
     for length in lengths:
-        for group in groups:
-            for step in range(done, length):
-                group.advance(step)
+        with torch.no_grad(), memory.kept(), products(mode.precision, batch.device):
+            for group in groups:
+                for t in range(done, length):
+                    group.advance(t)
         done = length
         yield length, torch.cat([group.params for group in groups])
+
+
+def _execution(learner: Learner, batch: Tensor, networks: int, together: int, mode: Mode, steps: int) -> Execution:
+    """How to train `networks` networks for so many steps on batches like this one."""
+    stacked = "on" if together > 1 else "off"
+    calls = steps * -(-networks // together)
+    return choose(learner, mode.compile, "auto", stacked, mode.precision, together, tuple(batch.shape), batch.device, calls)
 
 
 def side_by_side(learner: Learner, batch: Tensor, networks: int) -> int:
@@ -136,13 +167,14 @@ def cost(learner: Learner, images: Tensor) -> Cost:
     return Cost(counter.get_total_flops(), sum(kept.values()) + logits.nbytes)
 
 
-def accuracy(learner: Learner, params: Tensor, split: Split) -> Tensor:
+def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN) -> Tensor:
     """Fraction of images whose largest logit is their class.
 
     Args:
         learner: bound.
         params: (networks, P).
         split: real images and their classes.
+        mode: how to run the networks.
 
     Returns:
         float64 (networks,), on the CPU.
@@ -154,15 +186,36 @@ def accuracy(learner: Learner, params: Tensor, split: Split) -> Tensor:
     small = work.operations * batch / len(probe) <= SMALL_WORK.get(images.device.type, 0)
     together = min(len(params), max(1, room * len(probe) // (work.bytes * batch))) if small else 1
     parts = -(-len(images) // batch)  # of equal size, since a network with batch norm sees its batch
-    logits = torch.func.vmap(learner.logits, in_dims=(0, None))
+    calls = parts * -(-len(params) // together)
+    shape = (-(-len(images) // parts), *images.shape[1:])
+    execution = choose(
+        learner, mode.compile, "auto", "on" if together > 1 else "off", mode.precision, together, shape, images.device, calls
+    )
+    forward = _forward(learner, execution)
     hits = torch.zeros(len(params), dtype=torch.int64, device=images.device)
-    with torch.no_grad():
+    with torch.no_grad(), memory.kept(), products(mode.precision, images.device):
         for i in range(0, len(params), together):
             some = params[i : i + together]
             for x, y in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-                found = logits(some, x) if len(some) > 1 else learner.logits(some[0], x)[None]
+                found = forward(some, x) if together > 1 else forward(some[0], x)[None]
                 hits[i : i + together] += (found.argmax(-1) == y).sum(-1)
     return hits.double().cpu() / len(labels)
+
+
+def _forward(learner: Learner, execution: Execution) -> Callable[[Tensor, Tensor], Tensor]:
+    """Logits of one network, or (networks, N, K) of several side by side."""
+
+    def logits(params: Tensor, images: Tensor) -> Tensor:
+        return learner.logits(params, images, execution.arithmetic)
+
+    def plain(params: Tensor, images: Tensor) -> Tensor:
+        return learner.logits(params, images, execution.arithmetic._replace(channels_last=False))
+
+    name = f"logits in {execution.precision}"
+    if execution.side_by_side:
+        return programs_of(execution, learner)(f"{name}, side by side", torch.func.vmap(logits, in_dims=(0, None)))
+    ways = (logits, plain) if execution.channels_last else (logits,)
+    return programs_of(execution, learner)(name, *ways)
 
 
 def draw(learner: Learner, training: TrainingSet, stream: Stream) -> Draw:
@@ -181,42 +234,32 @@ class _Group:
     learner: Learner
     training: TrainingSet
     streams: Sequence[Stream]
-    params: Tensor
-    state: Any
-    lr: Tensor | None
+    leaves: Leaves
+    state: LearnerState
+    step: Callable[..., tuple[Tensor, Any]]
+    stacked: bool
 
     @classmethod
-    def start(cls, learner: Learner, training: TrainingSet, streams: Sequence[Stream]) -> _Group:
-        images = training.images
-        fresh = [learner.init(s.fold("network"), device=images.device, dtype=images.dtype).params for s in streams]
-        params = torch.stack(fresh)
-        lr = training.log_lr.exp() if learner.learn_lr and training.log_lr is not None else None
-        return cls(learner, training, streams, params, optimizers.init_many(learner.optimizer, params), lr)
-
-    def advance(self, step: int) -> None:
-        """One training step of every network."""
-        draws = [draw(self.learner, self.training, s.fold("draw").fold(step)) for s in self.streams]
-        # Each loss knows its own network only, so the gradient of their sum is the gradient of each, and one backward pass
-        # over the stack is quicker than a vmap of gradients.
-        params = self.params.detach().requires_grad_()
-        with torch.enable_grad():
-            losses = self._loss_alone(params, draws[0]) if len(draws) == 1 else self._losses_together(params, draws)
-        (gradient,) = torch.autograd.grad(losses.sum(), params)
-        with torch.no_grad():
-            self.params, self.state = optimizers.update_many(self.learner.optimizer, gradient, self.state, self.params, self.lr)
-
-    def _loss_alone(self, params: Tensor, made: Draw) -> Tensor:
-        images, labels = self.training.images, self.training.labels
-        if self.training.own:
+    def start(cls, learner: Learner, training: TrainingSet, streams: Sequence[Stream], execution: Execution) -> _Group:
+        """Fresh networks, before their first step."""
+        images, labels, stacked = training.images, training.labels, execution.side_by_side
+        if training.own and not stacked:
             images, labels = images[0], labels[0]
-        return self.learner.objective(params[0], images, labels, made.to(images.device))
+        log_lr = torch.zeros((), device=images.device) if training.log_lr is None else training.log_lr
+        one = problem(learner, execution.arithmetic.dtype, execution, own_sets=training.own and stacked)
+        state = start(learner, streams, images, execution)
+        return cls(learner, training, streams, Leaves(images, labels, log_lr), state, step(programs_of(execution, learner), one), stacked)
 
-    def _losses_together(self, params: Tensor, draws: Sequence[Draw]) -> Tensor:
-        own = 0 if self.training.own else None
-        made = stack(draws).to(self.training.images.device)
-        losses = torch.func.vmap(self.learner.objective, in_dims=(0, own, own, made.stacked))
-        values: Tensor = losses(params, self.training.images, self.training.labels, made)
-        return values
+    @property
+    def params(self) -> Tensor:
+        """(networks, P)."""
+        return self.state.params if self.stacked else self.state.params[None]
+
+    def advance(self, t: int) -> None:
+        """Training step `t` of every network."""
+        draws = [draw(self.learner, self.training, s.fold("draw").fold(t)) for s in self.streams]
+        made = (stack(draws) if self.stacked else draws[0]).to(self.leaves.images.device)
+        self.state = LearnerState(*self.step(*self.state, self.leaves, made))
 
 
 def _memory(device: torch.device) -> int:

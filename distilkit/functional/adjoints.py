@@ -213,7 +213,7 @@ class ReplayAdjoint:
         return forward if self.product == "forward-over-reverse" else reverse
 
 
-def step(programs: Programs, problem: InnerProblem) -> Callable[[Tensor, Any, Leaves, Any], tuple[Tensor, Any]]:
+def step(programs: Programs, problem: InnerProblem) -> Callable[..., tuple[Tensor, Any]]:
     """One inner step, made fast: (theta, state, leaves, draw) -> (theta, state)."""
     return programs(f"step {problem.name}", *(way.step for way in problem.ways))
 

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 import distilkit as dk
 from distilkit.errors import CombinationError, GradientError
-from distilkit.execution import choose
+from distilkit.execution import _programs, choose, products, programs_of
 from distilkit.functional.adjoints import Leaves
 from distilkit.functional.agreement import faithful
 from distilkit.functional.programs import Programs
-from distilkit.unroller import RealBatch, _programs
+from distilkit.unroller import RealBatch
 from tests.truth.problems import SHAPE, learner, problem, reference, relative
 
 UNROLLERS = {
@@ -142,8 +142,8 @@ def test_programs_are_built_once():
     for k, window in enumerate([dk.Window(2, 5), dk.Window(0, 6), dk.Window(4, 7)]):
         unroller.meta_gradient(inner, leaves, window, batch, dk.Stream(k), classes)
         execution = unroller.execution(inner, (6, *SHAPE), leaves.images.device)
-        built = _programs(execution, unroller, inner).built
-        assert {key[0] for key in built} == {"step in full", "back in full", "end in full"}
+        built = programs_of(execution, inner).built
+        assert {key[0] for key in built} == {"step in full", "back in full, reverse-over-reverse", "end in full"}
         assert len(built) == 3
 
 
@@ -331,9 +331,7 @@ def test_layouts_that_do_not_go_together_are_refused():
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])
 def test_tf32_is_a_choice(precision, allowed):
-    from distilkit.unroller import _products
-
-    with _products(precision, torch.device("cuda")):
+    with products(precision, torch.device("cuda")):
         assert torch.backends.cuda.matmul.allow_tf32 == allowed
         assert torch.backends.cudnn.allow_tf32 == allowed
 

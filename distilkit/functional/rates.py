@@ -1,0 +1,46 @@
+"""How fast this machine takes a convolution in each precision: what "auto" goes by."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+import torch
+
+REPEATS = 5  # the least of these counts
+# About one layer of a ConvNet of width 128 on ten images: large enough to be arithmetic, small enough to take no time.
+IMAGES, CHANNELS, SIZE = 10, 128, 16
+
+
+@lru_cache(maxsize=16)
+def convolution_seconds(dtype: torch.dtype, channels_last: bool, device: torch.device) -> float:
+    """Seconds of one convolution, forward and backward, the least of a few.
+
+    Some builds of torch, and some processors, are many times slower in bfloat16 than in float32 (pytorch issue 183815), where others
+    are three times faster; only a try tells.
+
+    Args:
+        dtype: of images and weight.
+        channels_last: whether the images lie in memory as (N, H, W, C).
+        device: where.
+
+    >>> 0 < convolution_seconds(torch.float32, False, torch.device("cpu")) < 60
+    True
+    """
+    generator = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = torch.randn(IMAGES, CHANNELS, SIZE, SIZE, generator=generator).to(device, dtype, memory_format=layout)
+    weight = torch.randn(CHANNELS, CHANNELS, 3, 3, generator=generator).to(device, dtype)
+
+    def once() -> float:
+        began = time.perf_counter()
+        result = torch.ops.aten.convolution(images, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+        gradients = torch.ops.aten.convolution_backward(
+            result, images, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+        )
+        gradients[1].flatten()[0].item()  # waits for a GPU
+        return time.perf_counter() - began
+
+    with torch.no_grad():
+        once()  # loads libraries and picks routines
+        return min(once() for _ in range(REPEATS))
