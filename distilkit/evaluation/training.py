@@ -185,7 +185,9 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN)
     batch = min(TEST_BATCH, max(1, room * len(probe) // work.bytes), len(images))
     small = work.operations * batch / len(probe) <= SMALL_WORK.get(images.device.type, 0)
     together = min(len(params), max(1, room * len(probe) // (work.bytes * batch))) if small else 1
-    parts = -(-len(images) // batch)  # of equal size, since a network with batch norm sees its batch
+    least = -(-len(images) // batch)
+    # Of equal size where that can be: a network with batch norm sees its batch, and every size has a program of its own.
+    parts = next((n for n in range(least, 2 * least) if len(images) % n == 0), least)
     calls = parts * -(-len(params) // together)
     shape = (-(-len(images) // parts), *images.shape[1:])
     execution = choose(

@@ -1,0 +1,197 @@
+"""A program that cannot be recorded, compiled or run takes no run down: it falls back, says so once, and the run stores it."""
+
+import json
+import logging
+import warnings
+
+import pytest
+import torch
+
+import distilkit as dk
+from distilkit.errors import GradientError
+from distilkit.execution import _programs, choose
+from distilkit.functional import passes, programs as module
+from distilkit.functional.programs import Programs, record
+from distilkit.functional.rates import convolution_seconds
+
+
+@torch.library.custom_op("distilkit_tests::permuted", mutates_args=())
+def permuted(x: torch.Tensor) -> torch.Tensor:
+    """Images in channels last, where the fake kernel below promises contiguous ones: as torch's group norm did up to 2.14."""
+    return x.clone(memory_format=torch.channels_last)
+
+
+@permuted.register_fake
+def _(x):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def flattened(x):
+    return permuted(x).view(len(x), -1).square()
+
+
+IMAGES = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def raises(*_, **__):
+    raise RuntimeError("planted")
+
+
+@pytest.fixture
+def heard():
+    """What programs said, and a way to make them."""
+    said = []
+
+    def make(execution):
+        return Programs(execution, warn=said.append)
+
+    return said, make
+
+
+def test_a_recorded_view_does_not_depend_on_promised_strides():
+    graph = record(lambda x: permuted(x).flatten(1).square(), (IMAGES,))
+    assert torch.equal(graph(IMAGES)[0], IMAGES.flatten(1).square())
+
+
+def test_a_list_with_mutations_keeps_its_views():
+    def function(x):
+        y = x.clone()
+        y.view(-1).add_(1)
+        return y
+
+    with torch.no_grad():
+        graph = torch.fx.experimental.proxy_tensor.make_fx(function, tracing_mode="fake")(IMAGES)
+    passes.any_strides(graph.graph)
+    graph.recompile()
+    assert torch.equal(graph(IMAGES), IMAGES + 1)
+    assert any(node.target is torch.ops.aten.view.default for node in graph.graph.nodes)
+
+
+def test_lying_strides_fall_back_to_plain_layout(heard, monkeypatch):
+    """Without the rewriting of views, the recorded program fails; the way in plain layout is recorded in its place."""
+    monkeypatch.setattr(passes, "any_strides", lambda _: None)
+    said, make = heard
+    programs = make("trace")
+    run = programs("flat", lambda x: permuted(x).reshape(len(x), -1).square(), lambda x: x.flatten(1).square())
+    for _ in range(2):
+        assert torch.equal(run(IMAGES), IMAGES.flatten(1).square())
+    run(IMAGES.repeat(2, 1, 1, 1))  # other shapes fall back in the same way, and nobody is told again
+    assert len(said) == 1
+    assert "flat runs recorded in plain layout" in said[0]
+    assert programs.fallbacks["flat"].startswith("recorded in plain layout (RuntimeError")
+
+
+def test_the_last_resort_is_the_function(heard, monkeypatch):
+    monkeypatch.setattr(module, "record", raises)
+    said, make = heard
+    programs = make("trace")
+    assert torch.equal(programs("twice", lambda x: 2 * x)(IMAGES), 2 * IMAGES)
+    assert said == ["twice runs eagerly: RuntimeError: planted"]
+    assert programs.fallbacks == {"twice": "eagerly (RuntimeError: planted)"}
+
+
+def test_what_is_not_recorded_falls_back_too(heard):
+    said, make = heard
+    programs = make("eager")
+    run = programs("twice", raises, lambda x: 2 * x)
+    assert torch.equal(run(IMAGES), 2 * IMAGES)
+    assert said == ["twice runs eagerly, in plain layout: RuntimeError: planted"]
+
+
+def test_a_compiler_that_raises_leaves_the_recorded_program(heard, monkeypatch):
+    monkeypatch.setattr(torch, "compile", raises)
+    said, make = heard
+    programs = make("inductor")
+    assert torch.equal(programs("twice", lambda x: 2 * x)(IMAGES), 2 * IMAGES)
+    assert said == ["twice runs as recorded: RuntimeError: planted"]
+
+
+def test_a_compiler_that_is_wrong_leaves_the_recorded_program(heard, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: lambda *flat: [1.1 * x for x in graph(*flat)])
+    said, make = heard
+    assert torch.equal(make("inductor")("twice", lambda x: 2 * x)(IMAGES), 2 * IMAGES)
+    assert "differs by more than roundings can" in said[0]
+
+
+def test_halves_that_cannot_be_cut_fall_back(heard, monkeypatch):
+    monkeypatch.setattr(module, "halve", raises)
+    said, make = heard
+    run = make("trace").halved("step", lambda x: (x,), lambda x: (2 * x, lambda late: late * x))
+    result, rest = run(IMAGES)
+    assert torch.equal(result, 2 * IMAGES)
+    assert torch.equal(rest(IMAGES), IMAGES * IMAGES)
+    assert said == ["step runs eagerly: RuntimeError: planted"]
+
+
+def test_a_wrong_recorded_program_is_an_error(heard, monkeypatch):
+    def wrong(function, arguments, **_):
+        return record(lambda x: 1.01 * function(x), arguments)
+
+    monkeypatch.setattr(module, "record", wrong)
+    with pytest.raises(GradientError, match="does not give what its function gives"):
+        heard[1]("trace")("twice", lambda x: 2 * x, lambda x: x + x)(IMAGES)
+
+
+def test_memory_that_runs_out_is_not_fallen_back_from(heard):
+    def greedy(_):
+        raise torch.OutOfMemoryError("planted")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        heard[1]("trace")("greedy", greedy, lambda x: x)(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("place", "compile", "expected"),
+    [("distilkit.functional.passes.any_strides", "trace", None), ("torch.compile", "inductor", "as recorded (RuntimeError: planted)")],
+)
+def test_a_run_goes_on_and_stores_what_was_used(place, compile, expected, tmp_path, monkeypatch, caplog):
+    """A ConvNet in channels last, through a run: with a compiler that raises, and with group norm's lie where torch still tells it."""
+    monkeypatch.setattr(place, raises if compile == "inductor" else lambda _: None)
+    _programs.cache_clear()
+    stream = dk.Stream(0)
+    data = dk.Arrays(
+        train_images=stream.fold("train").normal(40, 3, 8, 8),
+        train_labels=torch.arange(40) % 2,
+        test_images=stream.fold("test").normal(10, 3, 8, 8),
+        test_labels=torch.arange(10) % 2,
+        preprocessing=dk.Identity(),
+    )
+    distiller = dk.Distiller(
+        data,
+        dk.Learner(dk.ConvNet(width=4, depth=2)),
+        dk.RandomTruncation(horizon=3, window=2),
+        dk.Unroller(compile=compile, channels_last="on"),
+        outer=dk.Outer(steps=1, batch_size=8),
+        evaluation=dk.Evaluation(seeds=1, steps=(2,), every=0, baselines=()),
+    )
+    with caplog.at_level(logging.WARNING, logger="distilkit"), warnings.catch_warnings():
+        tree = distiller.run(tmp_path / "run")
+    fallbacks = json.loads(tree["history"].attrs["execution_fallbacks"])
+    said = [r.getMessage() for r in caplog.records]
+    _programs.cache_clear()
+    assert set(fallbacks) == {name for name in fallbacks if any(line.startswith(f"{name} runs") for line in said)}
+    assert len(said) == len(set(said))
+    if expected is not None:
+        assert set(fallbacks.values()) == {expected}
+        assert {"step in full", "end in full"} <= set(fallbacks)
+    else:  # torch 2.15 tells the truth, and nothing falls back
+        assert all(how.startswith("recorded in plain layout") for how in fallbacks.values())
+        assert bool(fallbacks) == (tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15))
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [((1.0, 0.4), "bfloat16"), ((1.0, 0.9), "float32"), ((1.0, 8.0), "float32")])
+def test_auto_precision_is_the_faster_one(seconds, expected, monkeypatch):
+    monkeypatch.setattr("distilkit.execution.convolution_seconds", lambda dtype, *_: seconds[dtype is torch.bfloat16])
+    choose.cache_clear()
+    learner = dk.Learner(dk.ConvNet(width=8)).bind((3, 8, 8), 2)
+    found = dk.Unroller(precision="auto", compile="inductor").execution(learner, (4, 3, 8, 8), torch.device("cpu"))
+    recorded = dk.Unroller(precision="auto", compile="trace").execution(learner, (4, 3, 8, 8), torch.device("cpu"))
+    choose.cache_clear()
+    assert found.precision == expected
+    assert f"{seconds[1]:.2f} times as long" in str(found)
+    assert recorded.precision == "float32"
+
+
+def test_the_probe_measures_both_precisions():
+    device = torch.device("cpu")
+    assert all(0 < convolution_seconds(dtype, True, device) < 60 for dtype in (torch.float32, torch.bfloat16))
