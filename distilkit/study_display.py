@@ -64,13 +64,13 @@ class StudyDisplay:
 
 
 def show_subsets(
-    run: Path, budgets: Sequence[int], draws: int, strategy: str, networks: Sequence[str], seeds: int | None, out: Path
+    run: Path, budgets: Sequence[int], draws: int, strategy: str, networks: Sequence[str], seeds: int | None, out: Path, trust: bool
 ) -> None:
     """Fill a subset grid and draw it; see `distilkit.subset_grid`."""
     from distilkit import judging, studies
 
     console = _console()
-    made, pipeline = studies.with_pipeline(run)
+    made, pipeline = studies.with_pipeline(run, trust=trust)
     if not budgets:
         whole = int(made.class_counts().min())
         budgets = [*(2**i for i in range(whole.bit_length()) if 2**i < whole), whole]
