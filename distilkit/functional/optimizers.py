@@ -325,7 +325,7 @@ def _derivative_at_zero(transformation: GradientTransformation) -> Tensor:
 
     In float32, which networks are trained in: what is added inside of a root may be nothing there.
     """
-    params = torch.ones(1)
+    params = torch.ones(1, dtype=torch.float32)
     state = transformation.init(params)
     derivatives = []
     for _ in range(8):
@@ -335,7 +335,7 @@ def _derivative_at_zero(transformation: GradientTransformation) -> Tensor:
             total: Tensor = updates.sum()
             return sum((leaf.sum() for leaf in split_floating(new)[0]), total), new
 
-        derivative, state = torch.func.grad(objective, has_aux=True)(torch.zeros(1))
+        derivative, state = torch.func.grad(objective, has_aux=True)(torch.zeros_like(params))
         derivatives.append(derivative)
     return torch.cat(derivatives)
 
