@@ -160,12 +160,13 @@ def subsets(
     networks: Annotated[str | None, typer.Option(metavar="MLP,ConvNet", help="Train these networks in place of the run's.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Networks trained on each subset; by default the run's.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the grid; by default RUN/subsets-STRATEGY.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""
     from distilkit.study_display import show_subsets
 
-    numbers = [int(b) for b in _list(budgets)]
-    show_subsets(run, numbers, draws if strategy == "random" else 1, strategy, _list(networks), seeds, out or run / f"subsets-{strategy}")
+    numbers, draws = [int(b) for b in _list(budgets)], draws if strategy == "random" else 1
+    show_subsets(run, numbers, draws, strategy, _list(networks), seeds, out or run / f"subsets-{strategy}", trust)
 
 
 study_commands = typer.Typer(help="Study meta-gradients, or how distilled samples depend on each other.", no_args_is_help=True)

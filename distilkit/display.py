@@ -18,6 +18,7 @@ from rich.text import Text
 
 from distilkit import recipes
 from distilkit.errors import RunError
+from distilkit.storage.spread import plus_minus, spread
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
@@ -73,7 +74,7 @@ class RunDisplay:
     def validated(self, outer_step: int, accuracy: Any) -> None:
         """Show the validation accuracy."""
         self._validation = f" val {accuracy.mean():.3f}"
-        self._say(f"outer step {outer_step}: validation accuracy {accuracy.mean():.3f} ± {accuracy.std():.3f}")
+        self._say(f"outer step {outer_step}: validation accuracy {plus_minus(accuracy, 3)}")
 
     def _say(self, words: str) -> None:
         if not self._console.is_terminal:
@@ -218,7 +219,7 @@ def evaluation_table(result: xr.Dataset, title: str) -> Table:
     for what, network, table_of_one in rows:
         for steps in result.training_steps.values:
             one = table_of_one.sel(training_steps=steps)
-            table.add_row(what, network, str(steps), f"{float(one.mean()):.4f}", f"{float(one.std()):.4f}", str(one.size))
+            table.add_row(what, network, str(steps), f"{float(one.mean()):.4f}", _deviation(one, 4), str(one.size))
     return table
 
 
@@ -231,16 +232,17 @@ def evaluation_words(result: xr.Dataset) -> list[str]:
     for front, one in each:
         if selected_on is not None:
             best = one.accuracy.sel(training_steps=one.selected_steps)
-            lines.append(f"{front}Selected on the {selected_on}: {int(one.selected_steps)} steps, {_spread(best)}")
+            lines.append(f"{front}Selected on the {selected_on}: {int(one.selected_steps)} steps, {plus_minus(best)}")
         lines.append(
             f"{front}Paper protocol (the largest mean above, chosen on the test images, so optimistic): {float(one.paper_protocol):.4f}"
         )
     scores = ("hard_label_recovery", "improvement_over_random", "label_robust_score", "augmentation_robust_score")
-    return lines + [f"{result[name].attrs['long_name']}: {_spread(result[name])}" for name in scores if name in result]
+    return lines + [f"{result[name].attrs['long_name']}: {plus_minus(result[name])}" for name in scores if name in result]
 
 
-def _spread(values: xr.DataArray) -> str:
-    return f"{float(values.mean()):.4f} ± {float(values.std()):.4f}"
+def _deviation(values: xr.DataArray, digits: int) -> str:
+    """Standard deviation, for a cell of a table; a single value has none."""
+    return f"{spread(values):.{digits}f}" if values.size > 1 else "-"
 
 
 def results_table(tree: xr.DataTree) -> Table:
@@ -259,6 +261,5 @@ def results_table(tree: xr.DataTree) -> Table:
         names = [str(name) for name in baselines["baseline"].values]
         rows += [(name, "all" if name == "full data" else images, baselines.sel(baseline=name)) for name in names]
     for name, count, accuracy in rows:
-        spread = f"{float(accuracy.std(ddof=1)):.3f}" if accuracy.sizes["seed"] > 1 else "-"
-        table.add_row(name, count, f"{float(accuracy.mean()):.3f}", spread, str(accuracy.sizes["seed"]))
+        table.add_row(name, count, f"{float(accuracy.mean()):.3f}", _deviation(accuracy, 3), str(accuracy.sizes["seed"]))
     return table

@@ -68,11 +68,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_lower[match[0]] if match else None
 
 
-def listing(names: Sequence[object]) -> str:
+def listing(names: Sequence[object], last: str = "or") -> str:
     """Join names for a sentence: `a, b or c`.
 
-    >>> listing(["a", "b", "c"])
-    'a, b or c'
+    >>> listing(["a", "b", "c"]), listing(["a", "b"], "and")
+    ('a, b or c', 'a and b')
     """
     words = [str(n) for n in names]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

@@ -143,7 +143,7 @@ def component(slot: str, default: Any = attrs.NOTHING, *, methods: Sequence[str]
 
     In Python any object with the named methods will do, so that a user's own component needs no base class.
     """
-    allowed = f"a component for the slot {slot!r}" + (f" (an object with {listing(methods)})" if methods else "")
+    allowed = f"a component for the slot {slot!r}" + (f" (an object with {listing(methods, 'and')})" if methods else "")
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if optional and value is None:

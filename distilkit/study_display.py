@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from distilkit import report
 from distilkit.errors import RunError
+from distilkit.storage.spread import plus_minus, spread
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
@@ -62,13 +64,13 @@ class StudyDisplay:
 
 
 def show_subsets(
-    run: Path, budgets: Sequence[int], draws: int, strategy: str, networks: Sequence[str], seeds: int | None, out: Path
+    run: Path, budgets: Sequence[int], draws: int, strategy: str, networks: Sequence[str], seeds: int | None, out: Path, trust: bool
 ) -> None:
     """Fill a subset grid and draw it; see `distilkit.subset_grid`."""
     from distilkit import judging, studies
 
     console = _console()
-    made, pipeline = studies.with_pipeline(run)
+    made, pipeline = studies.with_pipeline(run, trust=trust)
     if not budgets:
         whole = int(made.class_counts().min())
         budgets = [*(2**i for i in range(whole.bit_length()) if 2**i < whole), whole]
@@ -81,8 +83,9 @@ def show_subsets(
     for name in grid["network"].values:
         for budget in grid["budget"].values:
             own = grid["accuracy"].sel(network=name, budget=budget)
-            numbers = (own.mean(), own.mean("seed").std(), own.std("seed").mean())
-            table.add_row(str(name), str(budget), *(f"{float(n):.3f}" for n in numbers))
+            by_draw = own.transpose("draw", "seed").values
+            numbers = (by_draw.mean(), spread(by_draw.mean(1)), spread(by_draw, axis=1).mean())
+            table.add_row(str(name), str(budget), *("-" if np.isnan(n) else f"{n:.3f}" for n in numbers))
     console.print(table)
     grid.attrs["title"] = f"{run.name}: {strategy} subsets"
     _show(console, out, report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png"))
@@ -114,8 +117,7 @@ def sources_table(sources: xr.Dataset) -> Table:
         table.add_column(f"{budget} per class", justify="right")
     for name in sources["source"].values:
         own = sources["accuracy"].sel(source=name)
-        cells = [(float(own.sel(budget=b).mean()), float(own.sel(budget=b).std())) for b in own["budget"]]
-        table.add_row(str(name), *(f"{mean:.3f} ± {spread:.3f}" for mean, spread in cells))
+        table.add_row(str(name), *(plus_minus(own.sel(budget=b), 3) for b in own["budget"]))
     return table
 
 

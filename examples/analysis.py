@@ -24,7 +24,7 @@ def sources(study: Path) -> None:
     """Accuracy against budget by source, and the interaction of samples."""
     tree = xr.open_datatree(study / "results.zarr")
     accuracy = tree["sources"]["accuracy"].load()
-    mean, std = accuracy.mean(("draw", "seed")), accuracy.std(("draw", "seed"))
+    mean, std = accuracy.mean(("draw", "seed")), accuracy.std(("draw", "seed"), ddof=1)
     print((100 * mean).round(1).to_pandas().to_string())
     print((100 * std).round(1).to_pandas().to_string())
     gain = mean.sel(source="boosted prefix") - mean.sel(source="subset of the large set")

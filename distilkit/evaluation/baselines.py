@@ -56,7 +56,7 @@ def members_of_classes(data: DataBundle, per_class: int) -> list[Tensor]:
         if len(own) < per_class:
             raise CombinationError(
                 f"{per_class} images of each class are to be compared with real ones, but class {name!r} has {len(own)} training images.",
-                fix=f"--set images.per_class={len(own)}, or --set 'evaluation.baselines=[\"full data\"]'",
+                fix=(f"--set images.per_class={len(own)}  # or " if len(own) else "") + "--set 'evaluation.baselines=[\"full data\"]'",
             )
     return members
 

@@ -24,6 +24,7 @@ from distilkit.evaluation.training import Mode, TrainingSet, accuracy, train
 from distilkit.functional.losses import MSE
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
+from distilkit.storage.spread import plus_minus
 
 Table = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -211,7 +212,7 @@ def measure(
     for length, params in train(learner, training, streams(evaluation, stream), evaluation.steps, mode=evaluation.mode):
         for name, split in splits.items():
             rows[name].append(accuracy(learner, params, split, evaluation.mode).numpy())
-        found = ", ".join(f"{name} {row[-1].mean():.4f} ± {row[-1].std():.4f}" for name, row in rows.items())
+        found = ", ".join(f"{name} {plus_minus(row[-1])}" for name, row in rows.items())
         notice(f"after {length} steps: {found}")
     return {name: np.stack(row) for name, row in rows.items()}
 

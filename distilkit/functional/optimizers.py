@@ -4,17 +4,23 @@ Each declaration is a frozen value with a learning rate `lr` and a method `trans
 `GradientTransformation` of learning rate one. `update` multiplies its updates by the learning rate, which may be a tensor
 that is learned; every optimiser here is linear in its learning rate, so this changes nothing else.
 
+Every declaration, ours or a user's, is checked once, when its transformation is first built: it must be differentiable, also where
+a weight has no gradient, and must leave the learning rate to `update`.
+
 TorchOpt modifies its arguments in place unless told otherwise, which under `torch.func` makes a meta-gradient silently
 zero: `update` is always out of place. TorchOpt's accelerated operators are never used.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import attrs
+import optree
 import torch
 import torchopt
 from torch import Tensor
@@ -25,6 +31,7 @@ from distilkit.errors import CombinationError, GradientError
 from distilkit.functional.pytrees import split_floating
 
 _ROOT = "the square root has no derivative at 0, and one weight without gradient would make the meta-gradient NaN"
+_ROOT_FIX = "torchopt.adam(lr=1.0, eps_root=1e-16)  # torchopt.rmsprop has initial_scale=, torchopt.adagrad initial_accumulator_value="
 
 
 class Optimizer(Protocol):
@@ -40,7 +47,7 @@ class Optimizer(Protocol):
         ...
 
     def transformation(self) -> GradientTransformation:
-        """A TorchOpt transformation with learning rate one."""
+        """A TorchOpt transformation with learning rate one, whatever `lr` is."""
         ...
 
 
@@ -180,7 +187,12 @@ class TorchOpt:
 
 @lru_cache(maxsize=64)
 def _built(optimizer: Optimizer) -> GradientTransformation:
-    return primed(optimizer.transformation())
+    transformation = optimizer.transformation()
+    if not isinstance(optimizer, TorchOpt):  # that was checked when it was made
+        name = type(getattr(optimizer, "built", optimizer)).__name__
+        check_differentiable(transformation, name)
+        _check_learning_rate(optimizer, name)
+    return primed(with_tensors(transformation))
 
 
 def primed(transformation: GradientTransformation) -> GradientTransformation:
@@ -192,6 +204,34 @@ def primed(transformation: GradientTransformation) -> GradientTransformation:
     x = torch.zeros(1)
     transformation.update(x, transformation.init(x), params=x, inplace=False)
     return transformation
+
+
+def with_tensors(transformation: GradientTransformation) -> GradientTransformation:
+    """The same transformation with tensors without dimensions in place of the Python numbers of its state.
+
+    Some of TorchOpt's count their steps in an `int` (adamax does). An adjoint passes tensors on, and a recorded step would hold
+    the count of the step in which it was recorded for ever.
+
+    >>> with_tensors(torchopt.adamax(lr=1.0)).init(torch.zeros(2))[0].t
+    tensor(1)
+    """
+
+    def tensors(state: Any, like: Tensor) -> Any:
+        def one(leaf: Any) -> Any:
+            if isinstance(leaf, (bool, int)):
+                return torch.tensor(leaf, device=like.device)
+            return torch.tensor(leaf, dtype=like.dtype, device=like.device) if isinstance(leaf, float) else leaf
+
+        return optree.tree_map(one, state)
+
+    def init(params: Any) -> Any:
+        return tensors(transformation.init(params), params)
+
+    def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = True) -> tuple[Any, Any]:
+        updates, state = transformation.update(updates, state, params=params, inplace=inplace)
+        return updates, tensors(state, updates)
+
+    return GradientTransformation(init, update)
 
 
 def init(optimizer: Optimizer, params: Tensor) -> Any:
@@ -236,10 +276,12 @@ def init_many(optimizer: Optimizer, params: Tensor) -> Any:
 def check_differentiable(transformation: GradientTransformation, name: str) -> None:
     """Compare the derivative of a transformation with central differences in float64 (relative tolerance 1e-5).
 
+    A meta-gradient is made of derivatives of updates, which are second derivatives of the inner loss.
+
     Raises:
         GradientError: by name, when the two differ, or when a weight whose gradient is zero gives NaN.
     """
-    primed(transformation)
+    transformation = primed(with_tensors(transformation))
     generator = torch.Generator().manual_seed(0)
     params, grads, cotangent, *first = torch.randn(6, 5, generator=generator, dtype=torch.float64)
     state = transformation.init(params)
@@ -258,7 +300,7 @@ def check_differentiable(transformation: GradientTransformation, name: str) -> N
     wanted = tuple(range(len(inputs)))
     try:
         exact = torch.func.grad(objective, argnums=wanted)(*inputs)
-        at_zero = torch.func.grad(objective)(torch.zeros_like(grads), params, *split_floating(transformation.init(params))[0])
+        at_zero = _derivative_at_zero(transformation)
     except RuntimeError as error:
         raise GradientError(
             f"{name} cannot be differentiated (TorchOpt's accelerated operators never can): {str(error).splitlines()[0]}"
@@ -275,4 +317,63 @@ def check_differentiable(transformation: GradientTransformation, name: str) -> N
                 f"differences say {measured.item():.6g}. The meta-gradient would be wrong."
             )
     if not at_zero.isfinite().all():
-        raise GradientError(f"{name} has no derivative where a weight's gradient is 0: {_ROOT}.", fix="eps_root=1e-16")
+        raise GradientError(f"{name} has no derivative where a weight's gradient is 0: {_ROOT}.", fix=_ROOT_FIX)
+
+
+def _derivative_at_zero(transformation: GradientTransformation) -> Tensor:
+    """The derivative of some updates of weights that never had a gradient (RAdam takes no root before its sixth).
+
+    In float32, which networks are trained in: what is added inside of a root may be nothing there.
+    """
+    params = torch.ones(1, dtype=torch.float32)
+    state = transformation.init(params)
+    derivatives = []
+    for _ in range(8):
+
+        def objective(g: Tensor, state: Any = state) -> tuple[Tensor, Any]:
+            updates, new = transformation.update(g, state, params=params, inplace=False)
+            total: Tensor = updates.sum()
+            return sum((leaf.sum() for leaf in split_floating(new)[0]), total), new
+
+        derivative, state = torch.func.grad(objective, has_aux=True)(torch.zeros_like(params))
+        derivatives.append(derivative)
+    return torch.cat(derivatives)
+
+
+def _check_learning_rate(optimizer: Optimizer, name: str) -> None:
+    """Refuse a declaration whose transformation has its learning rate in it: `update` would apply that a second time.
+
+    Raises:
+        CombinationError: with half the learning rate, `transformation()` gives other updates.
+    """
+    declared = getattr(optimizer, "built", optimizer)  # a component of kind python stands before what its factory built
+    other = _with_lr(declared, declared.lr / 2)
+    if other is None:
+        return
+    params, *grads = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours, theirs = (primed(one.transformation()) for one in (declared, other))
+    states = [one.init(params) for one in (ours, theirs)]
+    for g in grads:
+        (a, states[0]), (b, states[1]) = (
+            one.update(g, state, params=params, inplace=False) for one, state in zip((ours, theirs), states, strict=True)
+        )
+        if not torch.allclose(a, b, rtol=1e-6, atol=0):
+            raise CombinationError(
+                f"{name}.transformation() has lr = {declared.lr:g} in it, and distilkit multiplies its updates by lr too, so that the "
+                "learning rate would be applied twice. It must have learning rate one.",
+                fix=f"torchopt.sgd(lr=1.0)  # or what {name}.transformation() returns, with lr=1.0",
+            )
+
+
+def _with_lr(optimizer: Any, lr: float) -> Any:
+    """The same declaration with another learning rate, or None where its class does not let it be set."""
+    try:
+        if attrs.has(type(optimizer)):
+            return attrs.evolve(optimizer, lr=lr)
+        if dataclasses.is_dataclass(optimizer) and not isinstance(optimizer, type):
+            return dataclasses.replace(optimizer, lr=lr)
+        other = copy.copy(optimizer)
+        other.lr = lr
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return other

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from distilkit.errors import RunError
 from distilkit.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, clean, new_figure, save
+from distilkit.storage.spread import spread
 
 COLOURS = (ORANGE, BLUE, GREEN, PURPLE, MUTED, "#b3a125", INK)
 MARKERS = "osD^vPX"
@@ -31,7 +32,7 @@ def budget_curves(data: xr.Dataset, path: str | os.PathLike[str]) -> Path:
 
 
 def budget_figure(data: xr.Dataset) -> Figure:
-    """The figure that `budget_curves` saves: the mean, and a band of one standard deviation over draws and seeds."""
+    """The figure that `budget_curves` saves: the mean, and a band of one standard deviation (`storage.spread`) over draws and seeds."""
     accuracy = _accuracy(data)
     by = next((dim for dim in ("source", "network") if dim in accuracy.dims), None)
     names = [str(n) for n in accuracy[by].values] if by else [str(data.attrs.get("strategy", "prefix"))]
@@ -41,12 +42,12 @@ def budget_figure(data: xr.Dataset) -> Figure:
     for i, name in enumerate(names):
         own = accuracy.isel({by: i}) if by else accuracy
         rest = [dim for dim in own.dims if dim != "budget"]
-        mean, spread = own.mean(rest).values, own.std(rest).values
+        mean, deviation = own.mean(rest).values, spread(own.transpose("budget", ...).values, tuple(range(1, own.ndim)))
         there, colour = np.isfinite(mean), COLOURS[i % len(COLOURS)]
         axes.plot(
             budgets[there], mean[there], MARKERS[i % len(MARKERS)] + "-", color=colour, markersize=4, linewidth=1.4, label=clean(name, 40)
         )
-        low, high = (mean - spread)[there], (mean + spread)[there]
+        low, high = (mean - deviation)[there], (mean + deviation)[there]
         axes.fill_between(budgets[there], low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     axes.set_xticks(budgets, [str(b) for b in budgets])

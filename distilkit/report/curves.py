@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from distilkit.errors import RunError
+from distilkit.errors import RunError, listing
 from distilkit.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, clean, new_figure, save
+from distilkit.storage.spread import plus_minus, spread
 
 LINES = (ORANGE, PURPLE, MUTED, INK)
 
@@ -80,10 +82,11 @@ def _series(axes: Axes, series: xr.DataArray, *, log: bool) -> None:
 def _accuracy(axes: Axes, evaluation: xr.Dataset, baselines: xr.Dataset) -> None:
     if "validation_accuracy" in evaluation and evaluation.sizes["outer_step"]:
         by_step = evaluation["validation_accuracy"]
-        mean, spread = by_step.mean("seed"), by_step.std("seed", ddof=1) if by_step.sizes["seed"] > 1 else None
+        mean = by_step.mean("seed")
         axes.plot(by_step["outer_step"], mean, "o-", color=GREEN, markersize=3, linewidth=1.3, label="distilled, validation")
-        if spread is not None:
-            low, high = (mean - spread).values, (mean + spread).values
+        if by_step.sizes["seed"] > 1:
+            deviation = spread(by_step.transpose("outer_step", "seed").values, axis=1)
+            low, high = mean.values - deviation, mean.values + deviation
             axes.fill_between(by_step["outer_step"].values, low, high, color=GREEN, alpha=0.18, linewidth=0)
     if "accuracy" in evaluation:
         tested = clean(f"distilled ({evaluation.attrs['set']}), test" if "set" in evaluation.attrs else "distilled, test")
@@ -92,9 +95,8 @@ def _accuracy(axes: Axes, evaluation: xr.Dataset, baselines: xr.Dataset) -> None
         for i, name in enumerate(baselines["baseline"].values):
             _level(axes, baselines["accuracy"][i], f"{clean(str(name), 30)}, test", LINES[i % len(LINES)], ":")
     seeds = evaluation.sizes.get("seed", 0)
-    steps = json.loads(evaluation.attrs.get("protocol", "{}")).get("steps")
     words = f"accuracy: mean and standard deviation over {seeds} seeds" if seeds > 1 else "accuracy"
-    axes.set_title(words + (f", {steps} training steps" if steps else ""), fontsize=8.5, color=INK, loc="left")
+    axes.set_title(words + _training_steps(json.loads(evaluation.attrs.get("protocol", "{}"))), fontsize=8.5, color=INK, loc="left")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     figure = axes.get_figure(root=True)
     assert figure is not None  # these axes were made by it
@@ -104,8 +106,13 @@ def _accuracy(axes: Axes, evaluation: xr.Dataset, baselines: xr.Dataset) -> None
         text.set_parse_math(False)
 
 
+def _training_steps(protocol: dict[str, Any]) -> str:
+    """How long the networks were trained, from the words of `Evaluation.words`: what was selected, or what can be."""
+    steps = [protocol["selected_training_steps"]] if "selected_training_steps" in protocol else protocol.get("training_steps", [])
+    return f", {listing(steps)} training steps" if steps else ""
+
+
 def _level(axes: Axes, accuracy: xr.DataArray, name: str, color: str, style: str) -> None:
     values = accuracy.values[np.isfinite(accuracy.values)]
     if len(values):
-        spread = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
-        axes.axhline(values.mean(), color=color, linestyle=style, linewidth=1.2, label=f"{name}: {100 * values.mean():.1f}{spread}%")
+        axes.axhline(values.mean(), color=color, linestyle=style, linewidth=1.2, label=f"{name}: {plus_minus(100 * values, 1)}%")

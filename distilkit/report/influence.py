@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from distilkit.errors import RunError
 from distilkit.report.drawing import INK, MUTED, clean, new_figure, save
+from distilkit.storage.spread import standard_error
 
 
 def influence_map(data: xr.Dataset, path: str | os.PathLike[str]) -> Path:
@@ -37,7 +38,7 @@ def influence_figure(data: xr.Dataset) -> Figure:
     figure = new_figure(6.2, 6.6)
     top, main = figure.subplots(2, 1, height_ratios=[1, 4], sharex=True)
     top.bar(range(count), single.mean("seed"), color=MUTED, width=0.8)
-    error = single.std("seed").values / np.sqrt(data.sizes["seed"])
+    error = standard_error(single.transpose("sample", "seed").values, axis=1)
     top.errorbar(range(count), single.mean("seed"), error, fmt="none", ecolor=INK, linewidth=0.8)
     top.set_ylabel("fall without it\n(points)", fontsize=7.5)
     top.spines[["top", "right"]].set_visible(False)

@@ -135,7 +135,7 @@ class Builder:
         """Build a component with the user's own factory, if the spec is trusted."""
         if not self.trust:
             why = f'{path}.kind = "python" runs code, from {shorten(table.get("target", "?"))}, so it is refused unless you trust the spec.'
-            fix = "add --trust to the command, or trust=True to load(...), if you know this code"
+            fix = "--trust  # or trust=True in Python; only if you know this code"
             return self.fail(join(path, "kind"), "python", "a kind of distilkit", fix, why=why)
         target, arguments = table.get("target"), {key: value for key, value in table.items() if key != "target"}
         dates = [key for key, value in arguments.items() if has_date(value)]

@@ -84,7 +84,8 @@ def _plain(value: Any, path: str) -> Any:
 
 def _unwritable(value: object, path: str, *, own: bool = False) -> DistilkitError:
     fix = None
-    if own:
-        cls = type(value)
-        fix = f'{path.rpartition(".")[2]}=distilkit.spec.PythonComponent("{cls.__module__}:{cls.__qualname__}", {{...its arguments...}})'
+    cls = type(value)
+    if own and cls.__qualname__.isidentifier() and cls.__module__ != "__main__":  # a spec can name it
+        call = f'distilkit.spec.PythonComponent("{cls.__module__}:{cls.__qualname__}", {{}})'
+        fix = f"{path.rpartition('.')[2]}={call}  # with its arguments in the braces"
     return DistilkitError(f"{path} is a {type(value).__name__} made in Python, which a spec cannot write down.", fix=fix)

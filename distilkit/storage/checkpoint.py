@@ -1,4 +1,4 @@
-"""The state to resume from: one safetensors file a checkpoint, its JSON in the file's header. Never pickle.
+"""States to go on from, for a loop of your own: one safetensors file a checkpoint, its JSON in the file's header. Never pickle.
 
 One file is replaced in one step, so a kill leaves the checkpoint before or the one after, never a part. A digest over the content
 finds what the disk damaged; `latest` then falls back to the checkpoint before and says so. `flatten` and `unflatten` turn a
@@ -122,7 +122,9 @@ def latest(folder: str | os.PathLike[str]) -> Checkpoint | None:
             continue
         return attrs.evolve(found, warnings=tuple(trouble))
     if trouble:
-        raise RunError(f"None of the checkpoints in {os.fspath(folder)!r} can be read. " + " ".join(trouble), fix='resume="never"')
+        raise RunError(
+            f"None of the checkpoints in {os.fspath(folder)!r} can be read. " + " ".join(trouble), fix=f"mv {folder} {folder}.old"
+        )
     return None
 
 

@@ -89,8 +89,9 @@ def history_group(columns: Mapping[str, ArrayLike], extra: Mapping[str, xr.Varia
     unknown = [name for name in columns if name not in HISTORY and name != "outer_step"]
     if unknown or "outer_step" not in columns:
         near = nearest(unknown[0], HISTORY) if unknown else None
+        fix = f'layout.history_group({{"outer_step": steps, "{near}": values}})' if near else None
         given = f"has no column {unknown[0]!r}" if unknown else "needs the column 'outer_step'"
-        raise RunError(f"The history {given}; it takes outer_step, {listing(list(HISTORY))}.", fix=f"{near}=..." if near else None)
+        raise RunError(f"The history {given}; it takes outer_step, {listing(list(HISTORY))}.", fix=fix)
     known = [name for name in HISTORY if name in columns]
     data = {name: variable("outer_step", np.asarray(columns[name], HISTORY[name][2]), *HISTORY[name][:2]) for name in known}
     return xr.Dataset(data | dict(extra or {}), {"outer_step": coordinate("outer_step", np.asarray(columns["outer_step"], np.int64))})

@@ -34,6 +34,7 @@ def subset_grid(
     pipeline: Distiller | None = None,
     out: str | Path | None = None,
     together: int = 64,
+    trust: bool = False,
     notice: Callable[[int, int], None] = lambda done, total: None,
 ) -> xr.Dataset:
     """Test accuracy of subsets of a distilled set, by how many images of each class are left.
@@ -49,6 +50,7 @@ def subset_grid(
         pipeline: gives the data, the learner, the protocol and the seed; that of the run when left out.
         out: a folder for the grid. A grid that was killed goes on there, and several processes may fill it at one time.
         together: about how many networks are trained in one unit of work.
+        trust: allow the run's spec to name Python code.
         notice: told (units done, all units).
 
     Returns:
@@ -59,7 +61,7 @@ def subset_grid(
         CombinationError: a budget that the set cannot serve, or a set without its pipeline.
         RunError: `out` holds another grid.
     """
-    made, pipeline = with_pipeline(distilled, pipeline)
+    made, pipeline = with_pipeline(distilled, pipeline, trust=trust)
     protocol = pipeline.evaluation if seeds is None else attrs.evolve(pipeline.evaluation, seeds=seeds)
     learners = {name: bound(pipeline, network) for name, network in (networks or {"the learner's": pipeline.learner}).items()}
     data, stream = pipeline.bundle, pipeline.stream.fold("subsets")
@@ -128,8 +130,15 @@ def _template(
     return xr.Dataset(data, coords)
 
 
-def with_pipeline(distilled: DistilledSet | str | Path, pipeline: Distiller | None = None) -> tuple[DistilledSet, Distiller]:
+def with_pipeline(
+    distilled: DistilledSet | str | Path, pipeline: Distiller | None = None, *, trust: bool = False
+) -> tuple[DistilledSet, Distiller]:
     """A distilled set on the CPU and the pipeline that says how it is judged.
+
+    Args:
+        distilled: the set, or the folder of its run.
+        pipeline: that of the run when left out.
+        trust: allow the run's spec to name Python code.
 
     Raises:
         CombinationError: a set was given without a pipeline.
@@ -147,7 +156,7 @@ def with_pipeline(distilled: DistilledSet | str | Path, pipeline: Distiller | No
         path = Path(distilled) / "spec.toml"
         if not path.exists():
             raise RunError(f"{path} is not there, so it is not known how the run judges its set.", fix="pipeline=dk.Distiller(...)")
-        pipeline = spec.load(path)
+        pipeline = spec.load(path, trust=trust)
     assert isinstance(pipeline, Distiller)
     return made, pipeline
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from distilkit import report
+from distilkit import MLP, SGD, Digits, Distiller, Evaluation, FullUnroll, Learner, Outer, report
 from distilkit.errors import RunError
 from distilkit.report.drawing import save
 from distilkit.report.sheet import MOST_CLASSES, montage
@@ -47,9 +48,11 @@ def tree(
     columns = {"outer_step": np.arange(steps), "outer_loss": 2 + rng.random(steps), "meta_gradient_norm": rng.lognormal(-2, 1, steps)}
     groups["history"] = layout.history_group(columns | (history or {}))
     if seeds:
+        # As a run writes them.
+        protocol = Evaluation(seeds=seeds, steps=(100, 300)).words() | {"selected_training_steps": 300}
         validation = {s: {k: 0.3 + s / steps / 3 + 0.02 * k for k in range(seeds)} for s in range(0, steps, 10)}
         groups["evaluation"] = layout.evaluation_group(
-            protocol={"steps": 300}, which="best", accuracy={k: 0.6 + 0.01 * k for k in range(seeds)}, validation=validation
+            protocol=protocol, which="best", accuracy={k: 0.6 + 0.01 * k for k in range(seeds)}, validation=validation
         )
         groups["baselines"] = layout.baselines_group({"random $real": {0: 0.3, 1: 0.34}, "full data": {0: 0.9}})
     return layout.build(groups, title="distilled $digits", spec={}, seed=0, torch_version="0")
@@ -154,6 +157,25 @@ def test_curves_show_the_numbers_of_the_run() -> None:
     words = [t.get_text() for t in figure.legends[0].get_texts()]
     assert [w for w in words if "random $real" in w and "32.0 ± 2.8%" in w]
     assert [w for w in words if "full data" in w and "90.0%" in w]
+
+
+def test_the_title_says_the_training_steps_of_a_real_run(tmp_path: Path) -> None:
+    """The words that `Evaluation` writes and those that the figure reads are the same."""
+    distiller = Distiller(
+        Digits(),
+        Learner(MLP(hidden=(4,)), SGD(lr=0.1)),
+        FullUnroll(2),
+        outer=Outer(steps=1, batch_size=16),
+        evaluation=Evaluation(seeds=2, steps=(1, 3), every=1, baselines=()),
+        device="cpu",
+    )
+    run = distiller.run(tmp_path / "run")
+    steps = json.loads(run["evaluation"].attrs["protocol"])["selected_training_steps"]
+    assert steps in (1, 3)
+    title = report.curves_figure(run).axes[-1].get_title(loc="left")
+    assert title == f"accuracy: mean and standard deviation over 2 seeds, {steps} training steps"
+    run["evaluation"].attrs["protocol"] = json.dumps(distiller.evaluation.words())  # while it goes on, nothing is selected
+    assert report.curves_figure(run).axes[-1].get_title(loc="left").endswith("2 seeds, 1 or 3 training steps")
 
 
 def test_no_history_and_no_set_are_told_in_words() -> None:

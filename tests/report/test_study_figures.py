@@ -74,4 +74,4 @@ def test_bands_are_the_standard_deviation_and_means_are_drawn():
         assert np.allclose(line.get_ydata(), mean)
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     first = accuracy.isel(source=0)
-    assert band.max() == pytest.approx(float((first.mean(("draw", "seed")) + first.std(("draw", "seed"))).max()))
+    assert band.max() == pytest.approx(float((first.mean(("draw", "seed")) + first.std(("draw", "seed"), ddof=1)).max()))

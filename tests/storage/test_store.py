@@ -278,7 +278,7 @@ MISTAKES = {
     "in the way": (lambda p: storage.write(run_tree(small_set()), p / "junk.zarr"), "not overwritten"),
     "which": (lambda p: storage.load(p, "bets"), "'best'"),  # type: ignore[arg-type]
     "no best": (lambda p: storage.load(storage.write(run_tree(small_set()), p / "good.zarr"), "best"), "no group /best"),
-    "history": (lambda p: layout.history_group({"outer_step": [0], "outer_los": [1.0]}), "outer_loss="),
+    "history": (lambda p: layout.history_group({"outer_step": [0], "outer_los": [1.0]}), '"outer_loss": values'),
     "bare": (lambda p: layout.build({"g": xr.Dataset({"v": ("d", [1])})}, title="", spec={}, seed=0), "v or d lacks"),
 }
 

@@ -7,6 +7,9 @@ import pytest
 import xarray as xr
 
 import distilkit as dk
+from distilkit import spec as specs
+from distilkit.cli import main
+from distilkit.errors import DistilkitError
 
 SPEC = """
 title = "tiny"
@@ -58,6 +61,34 @@ def test_run_and_subsets(spec, tmp_path):
     refused = distilkit(tmp_path, "subsets", run, "--budgets", "4")
     assert refused.returncode == 2
     assert "the set has 3" in refused.stderr
+
+
+def test_subsets_of_a_run_with_python_components(tmp_path, monkeypatch, capsys):
+    """Refused with the option to type, which there is; and so in Python."""
+    (tmp_path / "my_networks.py").write_text("import distilkit as dk\n\ndef small():\n    return dk.MLP(hidden=(4,))\n")
+    monkeypatch.chdir(tmp_path)
+    text = SPEC.replace('kind = "MLP"\nhidden = [12]', 'kind = "python"\ntarget = "my_networks:small"').replace(
+        "blocks = [1, 2]", "blocks = [1]"
+    )
+    run = tmp_path / "run"
+    specs.loads(text, ["boost.steps=1", "device=cpu", "evaluation.steps=[1]", "unroller.compile=off"], trust=True).run(run)
+    arguments = ["subsets", str(run), "--budgets", "1", "--draws", "1", "--seeds", "1"]
+
+    def command(*more):
+        monkeypatch.setattr(sys, "argv", ["distilkit", *arguments, *more])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, capsys.readouterr().err
+
+    code, said = command()
+    assert code == 2
+    assert "Try: --trust" in said
+    code, said = command("--trust")
+    assert code == 0, said
+    assert xr.open_zarr(run / "subsets-random" / "results.zarr")["accuracy"].shape == (1, 1, 1, 1)
+    with pytest.raises(DistilkitError, match="trust=True"):
+        dk.subset_grid(run, [1], seeds=1)
+    assert dk.subset_grid(run, [1], seeds=1, trust=True)["accuracy"].shape == (1, 1, 1, 1)
 
 
 @pytest.mark.slow

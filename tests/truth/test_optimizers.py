@@ -1,13 +1,17 @@
 """Inner optimisers: equal to torch.optim, differentiable, and refused where they are not."""
 
+import dataclasses
+
+import attrs
 import pytest
 import torch
 import torchopt
 
 import distilkit as dk
-from distilkit.errors import FieldError, GradientError
+from distilkit.errors import CombinationError, FieldError, GradientError
 from distilkit.functional import optimizers
 from distilkit.functional.optimizers import TorchOpt
+from tests.truth.problems import learner, problem, reference, relative
 
 # declaration, and the same in torch.optim
 PAIRS = {
@@ -71,6 +75,8 @@ REFUSED = {
     "no eps_root": lambda: torchopt.adam(1e-3),
     "accelerated": lambda: torchopt.adam(1e-3, use_accelerated_op=True),
     "adagrad from zero": lambda: torchopt.adagrad(1e-2),
+    # It takes no root before its sixth step, so that a single step cannot show it.
+    "no root in the first steps": lambda: torchopt.radam(1e-3),
     "norm clip that detaches": lambda: torchopt.chain(torchopt.clip.clip_grad_norm(1.0), torchopt.sgd(0.1)),
 }
 
@@ -111,3 +117,117 @@ def test_stacked_networks_step_as_they_would_alone():
         together, _ = optimizers.update_many(chosen, grads, optimizers.init_many(chosen, params), params)
         alone = [optimizers.update(chosen, g, optimizers.init(chosen, p), p)[0] for g, p in zip(grads, params, strict=True)]
         assert torch.equal(together, torch.stack(alone))
+
+
+ADAMAX = TorchOpt(lambda: torchopt.adamax(lr=0.01))  # counts its steps in a Python int
+
+
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_a_state_with_python_numbers_gives_the_exact_meta_gradient(compile):
+    """Against whole-window autograd in float64, to 1e-10, as the other optimisers in test_meta_gradient."""
+    inner = learner(ADAMAX, batch_per_class=2)
+    leaves, batch, classes = problem()
+    window, stream = dk.Window(2, 6), dk.Stream(5)
+    loss, truth = reference(inner, leaves, window, batch, stream, classes)
+    meta = dk.Unroller(compile=compile).meta_gradient(inner, leaves, window, batch, stream, classes)
+    assert relative(meta.loss, loss) < 1e-12
+    assert truth.images.norm() > 1e-8
+    assert relative(meta.images, truth.images) < 1e-10
+    assert relative(meta.labels, truth.labels) < 1e-10
+
+
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_a_state_with_python_numbers_goes_through_the_distiller(compile):
+    distiller = dk.Distiller(
+        dk.Digits(),
+        dk.Learner(dk.MLP(hidden=(8,)), ADAMAX),
+        dk.FullUnroll(horizon=3),
+        unroller=dk.Unroller(compile=compile),
+        device="cpu",
+    )
+    before = distiller.init()
+    after, info = distiller.step(before)
+    assert 0 < info.meta_gradient_norm < float("inf")
+    assert not torch.equal(distiller.distilled(after).images, distiller.distilled(before).images)
+
+
+def test_steps_are_counted_in_tensors():
+    """As TorchOpt itself goes on: to float32, in which a power of a tensor is taken."""
+    params, grads = torch.zeros(3, dtype=torch.float64), dk.Stream(0).normal(5, 3, dtype=torch.float64)
+    theirs = torchopt.adamax(lr=0.01)
+    state, other = optimizers.init(ADAMAX, params), theirs.init(params)
+    for g in grads:
+        ours, state = optimizers.update(ADAMAX, g, state, params)
+        expected, other = theirs.update(g, other, params=params, inplace=False)
+        assert torch.allclose(ours, params + expected, rtol=1e-6, atol=0)
+    assert state[0].t.equal(torch.tensor(6))
+
+
+@attrs.frozen
+class LrInside:
+    """Forgets that distilkit applies the learning rate."""
+
+    lr: float = 0.1
+
+    def transformation(self):
+        return torchopt.sgd(lr=self.lr)
+
+
+@dataclasses.dataclass(frozen=True)
+class LrInsideAdam:
+    lr: float = 0.1
+
+    def transformation(self):
+        return torchopt.adam(lr=self.lr, eps_root=1e-16)
+
+
+class LrInsidePlain:
+    lr = 0.1
+
+    def transformation(self):
+        return torchopt.sgd(lr=self.lr, momentum=0.9)
+
+
+@attrs.frozen
+class NoRoot:
+    lr: float = 0.1
+
+    def transformation(self):
+        return torchopt.adam(lr=1.0)
+
+
+@attrs.frozen
+class Good:
+    lr: float = 0.1
+
+    def transformation(self):
+        return torchopt.adamax(lr=1.0)
+
+
+@pytest.mark.parametrize("cls", [LrInside, LrInsideAdam, LrInsidePlain])
+def test_a_learning_rate_that_would_be_applied_twice_is_refused(cls):
+    with pytest.raises(CombinationError, match=rf"{cls.__name__}\.transformation\(\) has lr = 0\.1 .* twice") as error:
+        dk.Learner(dk.MLP(hidden=(2,)), cls()).bind((1, 2, 2), 2).init(dk.Stream(0))
+    assert "lr=1.0" in error.value.fix
+
+
+def test_an_own_optimiser_without_a_root_is_refused():
+    with pytest.raises(GradientError, match="NoRoot has no derivative where a weight's gradient is 0") as error:
+        optimizers.init(NoRoot(), torch.zeros(2))
+    assert "eps_root=1e-16" in error.value.fix
+
+
+def test_the_root_of_a_built_in_must_be_one_in_float32():
+    """1e-60 is above 0, and is 0 in the dtype that networks are trained in."""
+    with pytest.raises(GradientError, match="Adam has no derivative"):
+        optimizers.init(dk.Adam(eps_root=1e-60), torch.zeros(2))
+
+
+@pytest.mark.parametrize("declared", [*(pair[0] for pair in PAIRS.values()), Good()], ids=[*PAIRS, "own"])
+def test_each_optimiser_is_checked_once(declared, monkeypatch):
+    checked, check = [], optimizers.check_differentiable
+    monkeypatch.setattr(optimizers, "check_differentiable", lambda t, name: checked.append(name) or check(t, name))
+    optimizers._built.cache_clear()
+    for _ in range(3):
+        optimizers.init(declared, torch.zeros(2))
+    assert checked == [type(declared).__name__]

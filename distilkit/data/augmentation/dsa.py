@@ -26,9 +26,9 @@ class DSA:
     One strategy is drawn at random for the whole batch (`mode="single"`), or all are applied in the order in which they are
     named (`mode="multiple"`).
 
-    Siamese means that synthetic and real batches get the same parameters. Then they are drawn once a batch, not once an
-    image, and do not depend on the size of the batch: call `sample` with the same stream for both, which is what the
-    Distiller does.
+    Siamese means that synthetic and real batches may get the same parameters. Then they are drawn once a batch, not once an
+    image, and do not depend on the size of the batch: two calls of `sample` with one stream give one draw, for both. The
+    Distiller has no such pair: gradients are not matched here, so it draws for real images and for each inner step apart.
 
     Args:
         strategy: names joined by "_": color, crop, cutout, flip, scale, rotate.

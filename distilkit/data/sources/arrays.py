@@ -121,7 +121,7 @@ class Arrays:
             return images.permute(0, 3, 1, 2).contiguous()
         if images.ndim == 4 and self.layout == "auto" and images.shape[3] in (1, 3, 4) and images.shape[1] > 4:
             raise CombinationError(
-                f"{where}: images of shape {tuple(images.shape)} look like (N, H, W, C).", fix='layout="NHWC" (or layout="NCHW")'
+                f"{where}: images of shape {tuple(images.shape)} look like (N, H, W, C).", fix='layout="NHWC"  # or layout="NCHW"'
             )
         return images
 
