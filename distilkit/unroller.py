@@ -88,7 +88,7 @@ class Unroller:
             raise CombinationError(
                 f"The learner or the unroller holds a part that is not a value ({error}): network, optimizer, loss, augment and adjoint "
                 "must be hashable, and must not change once they are made.",
-                fix="@attrs.frozen above the class",
+                fix="@attrs.frozen  # above the class",
             ) from error
         found = choose(learner, self.compile, self.channels_last, self.side_by_side, self.precision, self.networks_per_step, shape, device)
         if isinstance(self.adjoint, AutogradAdjoint):
