@@ -7,6 +7,7 @@ runs of one distiller agree to the bit, however often they stop to evaluate.
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import xarray
 
     from distilkit.running import Observer
+
+logger = logging.getLogger("distilkit")
 
 
 @attrs.frozen
@@ -248,7 +251,9 @@ class Distiller:
         """The unroller with `precision = "auto"` decided, for all stages by the last: what a run computes in is part of its spec."""
         if self.unroller.precision != "auto":
             return self.unroller
-        return attrs.evolve(self.unroller, precision=self._execution(self.unroller, self.stages[-1]).precision)
+        found = self._execution(self.unroller, self.stages[-1])
+        logger.info("precision: %s (%s)", found.precision, found.why)
+        return attrs.evolve(self.unroller, precision=found.precision)
 
     def _execution(self, unroller: Unroller, stage: Stage) -> Execution:
         learner = self.stage_learner(stage)
