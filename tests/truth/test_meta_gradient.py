@@ -34,7 +34,12 @@ OPTIMIZERS = {
 # How each is run: all of them as they are, and three kinds of state (none, a trace, moments) as recorded programs.
 RUN_AS = [(name, "off") for name in OPTIMIZERS]
 RUN_AS += [pytest.param(name, "trace", marks=pytest.mark.slow) for name in ("SGD", "momentum", "Adam")]
-DRAWS = {"full batch": {}, "minibatch": {"batch_per_class": 2}, "classes": {"batch_per_class": 2, "classes_per_step": 2}}
+# How the depth of the network enters does not hang on what is drawn.
+DRAWS = {
+    "full batch": {"depth": 2},
+    "minibatch": {"depth": 1, "batch_per_class": 2},
+    "classes": {"depth": 1, "batch_per_class": 2, "classes_per_step": 2},
+}
 
 
 @pytest.mark.parametrize("table", [ADJOINTS, POLICIES, OPTIMIZERS])
