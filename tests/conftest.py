@@ -13,3 +13,21 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The folder of a run as small as one can be that has all a run can have: looks at validation, a best set, a test and baselines."""
+    import distilkit as dk
+
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    dk.Distiller(
+        dk.Digits(),
+        dk.Learner(dk.MLP(hidden=(12,)), dk.Adam(lr=0.01)),
+        dk.RandomTruncation(horizon=6, window=3),
+        labels=dk.Labels(learn=True),
+        outer=dk.Outer(steps=4, batch_size=64, optimizer=dk.Adam(lr=0.05)),
+        evaluation=dk.Evaluation(seeds=2, steps=(5, 10), every=2),
+        title="digits",
+    ).run(folder)
+    return folder

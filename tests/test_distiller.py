@@ -23,6 +23,18 @@ def tiny(**changes):
     return dk.Distiller(**(settings | changes))
 
 
+# Where the accuracy is not looked at.
+BARE = dk.Evaluation(seeds=1, steps=(2,), every=0, baselines=())
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """The folder of a run as it is by default, which no test writes to."""
+    folder = tmp_path_factory.mktemp("usual") / "run"
+    tiny().run(folder)
+    return folder
+
+
 def arrays(tree, *groups):
     """Every array of these groups but the clock."""
     found = {}
@@ -37,24 +49,22 @@ def same(a, b):
     return all(np.array_equal(a[k], b[k], equal_nan=a[k].dtype.kind == "f") for k in a)
 
 
-def test_same_seed_same_bits(tmp_path):
-    one = arrays(tiny().run(tmp_path / "one"))
-    two = arrays(tiny().run(tmp_path / "two"))
+def test_same_seed_same_bits(usual, tmp_path):
+    one, two = arrays(dk.open(usual)), arrays(tiny().run(tmp_path / "two"))
     assert {"distilled/image", "history/outer_loss", "evaluation/accuracy", "baselines/accuracy"} <= one.keys()
     assert same(one, two)
-    other = arrays(tiny(seed=1).run(tmp_path / "other"))
+    other = arrays(tiny(seed=1, evaluation=BARE).run(tmp_path / "other"))
     assert not np.array_equal(one["distilled/image"], other["distilled/image"])
 
 
 @pytest.mark.parametrize("every", [0, 1])
-def test_evaluation_changes_no_bit_of_the_set(tmp_path, every):
-    usual = tiny().run(tmp_path / "usual")
-    other = tiny(evaluation=dk.Evaluation(seeds=3, steps=(4,), every=every)).run(tmp_path / "other")
-    assert same(arrays(usual, "distilled", "history"), arrays(other, "distilled", "history"))
+def test_evaluation_changes_no_bit_of_the_set(usual, tmp_path, every):
+    other = tiny(evaluation=dk.Evaluation(seeds=3, steps=(4,), every=every, baselines=())).run(tmp_path / "other")
+    assert same(arrays(dk.open(usual), "distilled", "history"), arrays(other, "distilled", "history"))
 
 
 def test_what_is_stored_is_what_was_made(tmp_path):
-    tree = tiny().run(tmp_path / "run")
+    tree = tiny(evaluation=attrs.evolve(tiny().evaluation, baselines=("random real",))).run(tmp_path / "run")
     opened = xr.open_datatree(tmp_path / "run" / "results.zarr")
     assert same(arrays(tree), arrays(opened.load()))
     distilled = dk.load(tmp_path / "run", "last")
@@ -65,13 +75,12 @@ def test_what_is_stored_is_what_was_made(tmp_path):
     assert tree["evaluation"]["validation_accuracy"].dims == ("outer_step", "seed")
 
 
-def test_stored_spec_runs_again_to_the_same_bits(tmp_path):
+def test_stored_spec_runs_again_to_the_same_bits(usual, tmp_path):
     from distilkit import spec
 
-    first = tiny().run(tmp_path / "first")
-    again = spec.load(tmp_path / "first" / "spec.toml")
+    again = spec.load(usual / "spec.toml")
     assert again == tiny()
-    assert same(arrays(first), arrays(again.run(tmp_path / "again")))
+    assert same(arrays(dk.open(usual)), arrays(again.run(tmp_path / "again")))
 
 
 def test_step_lowers_the_loss_it_is_taken_on():
@@ -132,20 +141,20 @@ class Stop(Silent):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_keeps_what_it_has(tmp_path):
+def test_an_interrupted_run_keeps_what_it_has(usual, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         tiny().run(tmp_path / "run", Stop())
     tree = dk.open(tmp_path / "run")
     assert tree["history"].sizes["outer_step"] == 4
     assert tree["distilled"].attrs["outer_step"] == 4
-    whole = tiny().run(tmp_path / "whole")
-    assert np.array_equal(tree["history"]["outer_loss"], whole["history"]["outer_loss"][:4])
+    assert np.array_equal(tree["history"]["outer_loss"], dk.open(usual)["history"]["outer_loss"][:4])
 
 
-def test_a_run_is_not_written_over(tmp_path):
-    tiny().run(tmp_path / "run")
+def test_a_run_is_not_written_over(usual):
+    before = {path: path.stat().st_mtime_ns for path in usual.rglob("*")}
     with pytest.raises(RunError, match="holds the results of another run"):
-        tiny().run(tmp_path / "run")
+        tiny().run(usual)
+    assert {path: path.stat().st_mtime_ns for path in usual.rglob("*")} == before
 
 
 def test_a_blown_up_inner_run_is_an_error(tmp_path):
@@ -192,7 +201,7 @@ class EveryThird:
 
 
 def test_a_users_own_policy_is_threaded(tmp_path):
-    tree = tiny(truncation=EveryThird()).run(tmp_path / "run")
+    tree = tiny(truncation=EveryThird(), evaluation=BARE).run(tmp_path / "run")
     assert tree["history"]["window_start"].values.tolist() == [0, 1, 2, 0, 1, 2]
     assert "unwritable" in tree.attrs["spec"]
     assert not (tmp_path / "run" / "spec.toml").exists()

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
 
 import distilkit as dk
-from distilkit import cli, spec
+from distilkit import spec
 from distilkit.errors import CombinationError
+from tests.commands import distilkit
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -38,14 +38,25 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("DISTILKIT_CACHE", str(tmp_path_factory.getbasetemp() / "distilkit-cache"))
 
 
-def checked(tree: xr.DataTree, classes: int, image_shape: tuple[int, int, int]) -> None:
+def checked(tree: xr.DataTree, distiller: dk.Distiller, samples: int, image_shape: tuple[int, int, int]) -> None:
     """What every run must hold."""
-    assert tree["distilled"]["image"].shape == (classes, *image_shape)
+    data = distiller.bundle
+    assert tree["distilled"]["image"].shape == (samples, *image_shape)
     assert tree["history"].sizes["outer_step"] == 2
     assert np.isfinite(tree["history"]["meta_gradient_norm"]).all()
     assert (tree["history"]["meta_gradient_norm"] > 0).all()
     assert tree["distilled"]["pixel"].dtype == np.uint8
-    assert ((tree["evaluation"]["accuracy"] >= 0) & (tree["evaluation"]["accuracy"] <= 1)).all()
+    # Each accuracy is a number of right answers on all images of its split.
+    for values, split in (
+        (tree["evaluation"]["accuracy"], data.test),
+        (tree["baselines"]["accuracy"], data.test),
+        (tree["evaluation"]["validation_accuracy"], data.validation),
+    ):
+        right = values.values * len(split)
+        assert np.allclose(right, right.round(), atol=1e-3)
+        assert 0 < right.sum() < right.size * len(split)
+    # Not one number for all: two networks, two lengths of training, sets after one outer step and after two.
+    assert len(np.unique(tree["baselines"]["accuracy"])) > 1 or len(np.unique(tree["evaluation"]["validation_accuracy"])) > 1
 
 
 @pytest.mark.slow
@@ -59,7 +70,7 @@ def test_torchvision_loaders(kind, folder, example, tmp_path):
     changes = [f"data.root={tmp_path}", "data.download=false", *SHORT]
     distiller = spec.load(EXAMPLES / f"{example}.toml", changes)
     tree = distiller.run(tmp_path / "run")
-    checked(tree, 10, (1, 28, 28))
+    checked(tree, distiller, 10, (1, 28, 28))
     assert len(distiller.bundle.test) == 10_000
     if kind == "FashionMNIST":
         assert "Ankle boot" in tree["distilled"]["class"].values
@@ -82,7 +93,7 @@ def cifar10(tmp_path_factory, pytestconfig):
 def test_cifar10_through_arrays(cifar10, tmp_path):
     distiller = spec.load(EXAMPLES / "cifar10.toml", [f"data.path={cifar10}", *SHORT])
     tree = distiller.run(tmp_path / "run")
-    checked(tree, 10, (3, 32, 32))
+    checked(tree, distiller, 10, (3, 32, 32))
     assert "airplane" in tree["distilled"]["class"].values
     assert len(distiller.bundle.train) + len(distiller.bundle.validation) == 50_000
     assert len(distiller.bundle.test) == 10_000
@@ -144,8 +155,9 @@ def test_a_private_npz_is_split_class_by_class(private):
 
 @pytest.mark.slow
 def test_a_private_npz_runs(private):
-    tree = spec.load("private.toml", ["images.per_class=2", 'images.start="real"']).run("run")
-    checked(tree, 34, (5, 12, 10))
+    distiller = spec.load("private.toml", ["images.per_class=2", 'images.start="real"'])
+    tree = distiller.run("run")
+    checked(tree, distiller, 34, (5, 12, 10))
     assert tree["distilled"]["class"].values[3] == "mineral 3"
 
 
@@ -157,17 +169,12 @@ TOO_MANY = {
 
 
 @pytest.mark.parametrize("case", TOO_MANY)
-def test_a_class_with_fewer_images_than_asked_for(case, private, monkeypatch, capsys):
+def test_a_class_with_fewer_images_than_asked_for(case, private):
     changes, words = TOO_MANY[case]
-    arguments = ["run", "private.toml", *(f"--set={change}" for change in ["images.per_class=5", *changes])]
-    monkeypatch.setattr(sys, "argv", ["distilkit", *arguments])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    said = capsys.readouterr().err
-    assert left.value.code == 2
-    assert "Traceback" not in said
+    done = distilkit("run", "private.toml", *(f"--set={change}" for change in ["images.per_class=5", *changes]))
+    assert done.returncode == 2
     for word in words:
-        assert word in said, said
+        assert word in done.stderr, done.stderr
     assert not (private / "runs" / "private" / "results.zarr").exists()  # known before a step is taken
 
 
@@ -213,18 +220,18 @@ def own(private):
 
 @pytest.mark.usefixtures("own")
 def test_own_code_needs_trust():
-    refused = CliRunner().invoke(cli.app, ["run", "own.toml"])
-    assert isinstance(refused.exception, spec.SpecError)
-    assert "--trust" in str(refused.exception)
+    refused = distilkit("run", "own.toml")
+    assert refused.returncode == 2
+    assert "--trust" in refused.stderr
     assert "own_parts" not in sys.modules
 
 
 @pytest.mark.slow
 def test_own_data_and_network_from_a_spec(own):
-    done = CliRunner().invoke(cli.app, ["run", "own.toml", "--trust"])
-    assert done.exit_code == 0, done.output
+    done = distilkit("run", "own.toml", "--trust")
+    assert done.returncode == 0, done.stderr
     tree = dk.open("runs/own")
-    checked(tree, 17, (5, 12, 10))
+    checked(tree, spec.load("own.toml", trust=True), 17, (5, 12, 10))
     written = (own / "runs" / "own" / "spec.toml").read_text()
     assert 'target = "own_parts:network"' in written
     assert spec.loads(written, trust=True).learner.network.target == "own_parts:network"
@@ -242,7 +249,7 @@ def test_own_data_and_network_from_python(own, monkeypatch):
         outer=dk.Outer(steps=2, batch_size=64),
         evaluation=dk.Evaluation(seeds=2, steps=(2, 4)),
     )
-    checked(distiller.run("from-python"), 17, (5, 12, 10))
+    checked(distiller.run("from-python"), distiller, 17, (5, 12, 10))
 
 
 def test_a_private_set_is_refused_in_another_space(private):

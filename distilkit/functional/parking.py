@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,43 +11,69 @@ from torch import Tensor
 
 from distilkit.functional.pytrees import tensor_map
 
+logger = logging.getLogger("distilkit")
+
 
 class Parking:
-    """Where the trajectory waits. On the host, a stream of its own copies out and in while the device works."""
+    """Where the trajectory waits: on the device, or on the host of a GPU."""
 
     def __init__(self, store: str, device: torch.device) -> None:
-        self.device = device
-        self.side = torch.cuda.Stream(device) if store == "host" and device.type == "cuda" else None
+        self.side = _side(device) if store == "host" else None
 
     def park(self, tree: Any) -> Any:
         """Put a tree of tensors away."""
-        return tree if self.side is None else tensor_map(self._away, tree)
+        return tree if self.side is None else tensor_map(self.side.away, tree)
 
     def fetch(self, parked: Any) -> Any:
         """Start to bring it back; it must go through `take` before it is used."""
-        if self.side is None:
-            return parked
-        with torch.cuda.stream(self.side):
-            return tensor_map(lambda x: x.to(self.device, non_blocking=True), parked)
+        return parked if self.side is None else tensor_map(self.side.back, parked)
 
     def take(self, coming: Any) -> Any:
         """The tree that `fetch` began to bring, for whatever the device does from now on. What is fetched later does not hold it up."""
         if self.side is None:
             return coming
-        here = torch.cuda.current_stream(self.device)
-        here.wait_stream(self.side)
-        return tensor_map(lambda x: _used_on(x, here), coming)
+        self.side.wait()
+        return tensor_map(self.side.arrived, coming)
 
-    def _away(self, x: Tensor) -> Tensor:
-        assert self.side is not None
-        self.side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.side):
+
+class Side:
+    """A stream of its own that copies out to pinned memory and in again while the device works."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def away(self, x: Tensor) -> Tensor:
+        """Start to copy a tensor to the host, once the device is through with making it."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
             host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
             host.copy_(x, non_blocking=True)
-        return _used_on(x, self.side, host)
+        x.record_stream(self.stream)  # or its memory could be given away before it is copied
+        return host
+
+    def back(self, host: Tensor) -> Tensor:
+        """Start to copy it to the device again."""
+        with torch.cuda.stream(self.stream):
+            return host.to(self.device, non_blocking=True)
+
+    def wait(self) -> None:
+        """Let the device do nothing more before all that was started is through."""
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def arrived(self, x: Tensor) -> Tensor:
+        """A tensor that `back` began to bring, for the device to use."""
+        x.record_stream(torch.cuda.current_stream(self.device))
+        return x
 
 
-def _used_on(x: Tensor, stream: torch.cuda.Stream, result: Tensor | None = None) -> Tensor:
-    """Tell the allocator that a stream uses a tensor, so that its memory is not given away before; return it, or `result`."""
-    x.record_stream(stream)
-    return x if result is None else result
+def _side(device: torch.device) -> Side | None:
+    if device.type == "cuda":
+        return Side(device)
+    _say_that_there_is_no_host()
+    return None
+
+
+@cache
+def _say_that_there_is_no_host() -> None:
+    logger.warning('store = "host" does nothing on a CPU: the trajectory is in the memory of the host as it is.')

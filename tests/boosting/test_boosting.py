@@ -198,11 +198,20 @@ def test_which_blocks_a_minibatch_draws_from(minibatch, per_block):
     assert seen == {0, 1, 2}
 
 
-@pytest.mark.parametrize("minibatch", ["union", "each block"])
-def test_minibatches_run(minibatch):
-    learner = attrs.evolve(tiny().learner, batch_per_class=2 if minibatch == "union" else 1)
-    found = states(tiny(learner=learner, boost=attrs.evolve(tiny().boost, minibatch=minibatch)))
-    assert found[-1].leaves.images.isfinite().all()
+@pytest.mark.parametrize(("minibatch", "per_class", "drawn"), [("union", 2, (10, 20, 20)), ("each block", 1, (10, 20, 30))])
+def test_an_inner_step_sees_its_minibatch_alone(minibatch, per_class, drawn):
+    """In a window of one step the images with a gradient are the minibatch: equally many of every class, and maybe of every block."""
+    learner = attrs.evolve(tiny().learner, batch_per_class=per_class)
+    distiller = tiny(learner=learner, boost=attrs.evolve(tiny().boost, minibatch=minibatch))
+    seen = []
+    for state in states(distiller)[:-1]:
+        stage = distiller.stages[state.stage]
+        rows = distiller.meta_gradient(state, dk.Window(0, 1)).images.flatten(1).norm(dim=1) > 0
+        assert stage.classes(10)[rows].bincount().tolist() == [drawn[state.stage] // 10] * 10
+        if minibatch == "each block":
+            assert stage.block(10)[rows].bincount().tolist() == [10] * (state.stage + 1)
+        seen.append(rows.nonzero().flatten().tolist())
+    assert seen[-1] != seen[-2]  # each step draws its own
 
 
 def test_truncation_by_stage():

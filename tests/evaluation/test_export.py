@@ -1,13 +1,11 @@
 """`distilkit export`: a run's set in another format, and back."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import distilkit as dk
 from distilkit.storage import formats
+from tests.commands import distilkit
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +25,9 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("format", ["mtt", "safetensors", "image-folder", "hugging-face"])
 def test_export_of_a_run_reads_back(run, tmp_path, format):
     out = tmp_path / ("set.safetensors" if format == "safetensors" else "set")
-    done = subprocess.run(
-        [sys.executable, "-m", "distilkit", "export", str(run), str(out), "--to", format], capture_output=True, text=True, check=False
-    )
+    done = distilkit("export", run, out, "--to", format)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}: 10 images, labels as one-hot\n"
     back, made = formats.read(out, format), dk.load(run)
     assert torch.equal(back.classes, made.classes)
     if format != "image-folder":

@@ -1,15 +1,12 @@
 """The commands of the studies, as a person types them."""
 
-import subprocess
-import sys
-
 import pytest
 import xarray as xr
 
 import distilkit as dk
 from distilkit import spec as specs
-from distilkit.cli import main
 from distilkit.errors import DistilkitError
+from tests.commands import distilkit
 
 SPEC = """
 title = "tiny"
@@ -34,11 +31,6 @@ baselines = []
 """
 
 
-def distilkit(cwd, *arguments):
-    command = [sys.executable, "-W", "error", "-m", "distilkit", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
-
-
 @pytest.fixture
 def spec(tmp_path):
     path = tmp_path / "tiny.toml"
@@ -48,22 +40,22 @@ def spec(tmp_path):
 
 @pytest.mark.slow
 def test_run_and_subsets(spec, tmp_path):
-    done = distilkit(tmp_path, "run", spec)
+    done = distilkit("run", spec, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "its first 1 of a class" in done.stdout
     run = tmp_path / "runs" / "tiny"
     for strategy, draws in (("random", 2), ("prefix", 1)):
-        done = distilkit(tmp_path, "subsets", run, "--draws", "2", "--strategy", strategy, "--networks", "MLP")
+        done = distilkit("subsets", run, "--draws", "2", "--strategy", strategy, "--networks", "MLP", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         grid = xr.open_zarr(run / f"subsets-{strategy}" / "results.zarr")
         assert dict(grid["accuracy"].sizes) == {"budget": 3, "draw": draws, "network": 1, "seed": 2}
         assert (run / f"subsets-{strategy}" / "subsets.png").exists()
-    refused = distilkit(tmp_path, "subsets", run, "--budgets", "4")
+    refused = distilkit("subsets", run, "--budgets", "4", cwd=tmp_path)
     assert refused.returncode == 2
     assert "the set has 3" in refused.stderr
 
 
-def test_subsets_of_a_run_with_python_components(tmp_path, monkeypatch, capsys):
+def test_subsets_of_a_run_with_python_components(tmp_path, monkeypatch):
     """Refused with the option to type, which there is; and so in Python."""
     (tmp_path / "my_networks.py").write_text("import distilkit as dk\n\ndef small():\n    return dk.MLP(hidden=(4,))\n")
     monkeypatch.chdir(tmp_path)
@@ -74,17 +66,11 @@ def test_subsets_of_a_run_with_python_components(tmp_path, monkeypatch, capsys):
     specs.loads(text, ["boost.steps=1", "device=cpu", "evaluation.steps=[1]", "unroller.compile=off"], trust=True).run(run)
     arguments = ["subsets", str(run), "--budgets", "1", "--draws", "1", "--seeds", "1"]
 
-    def command(*more):
-        monkeypatch.setattr(sys, "argv", ["distilkit", *arguments, *more])
-        with pytest.raises(SystemExit) as left:
-            main()
-        return left.value.code, capsys.readouterr().err
-
-    code, said = command()
-    assert code == 2
-    assert "Try: --trust" in said
-    code, said = command("--trust")
-    assert code == 0, said
+    refused = distilkit(*arguments)
+    assert refused.returncode == 2
+    assert "Try: --trust" in refused.stderr
+    done = distilkit(*arguments, "--trust")
+    assert done.returncode == 0, done.stderr
     assert xr.open_zarr(run / "subsets-random" / "results.zarr")["accuracy"].shape == (1, 1, 1, 1)
     with pytest.raises(DistilkitError, match="trust=True"):
         dk.subset_grid(run, [1], seeds=1)
@@ -94,21 +80,21 @@ def test_subsets_of_a_run_with_python_components(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_study_gradients(spec, tmp_path):
     arguments = ("study", "gradients", spec, "--at", "0,3", "--replicates", "3", "--policy", '{kind = "FullUnroll", horizon = 6}')
-    done = distilkit(tmp_path, *arguments, "--policy", '{kind = "TailTruncation", horizon = 6, window = 2}')
+    done = distilkit(*arguments, "--policy", '{kind = "TailTruncation", horizon = 6, window = 2}', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     study = dk.open(tmp_path / "runs" / "tiny-gradients").to_dataset()
     assert study["norm"].dims == ("policy", "optimizer", "outer_step", "replicate")
     assert study["policy"].values.tolist() == ["FullUnroll horizon 6", "TailTruncation horizon 6 window 2"]
     assert (study["window_start"].sel(policy="TailTruncation horizon 6 window 2") == 4).all()
     assert (tmp_path / "runs" / "tiny-gradients" / "gradients.png").exists()
-    refused = distilkit(tmp_path, *arguments[:-1], '{kind = "FullUnrol", horizon = 6}')
+    refused = distilkit(*arguments[:-1], '{kind = "FullUnrol", horizon = 6}', cwd=tmp_path)
     assert refused.returncode == 2
     assert "FullUnroll" in refused.stderr
 
 
 @pytest.mark.slow
 def test_study_intercorrelation(spec, tmp_path):
-    done = distilkit(tmp_path, "study", "intercorrelation", spec, "--draws", "2", "--influence", "1", "--out", "study")
+    done = distilkit("study", "intercorrelation", spec, "--draws", "2", "--influence", "1", "--out", "study", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("boosted prefix", "distilled directly", "herding real", "influence.png"):
         assert word in done.stdout

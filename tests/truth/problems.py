@@ -10,8 +10,8 @@ from distilkit.unroller import RealBatch
 CLASSES, PER_CLASS, SHAPE = 3, 3, (1, 8, 8)
 
 
-def learner(optimizer, *, activation="gelu", batch_per_class=None, classes_per_step=None, learn_lr=False, augment=None):
-    network = dk.ConvNet(width=4, depth=2, activation=activation).bind(SHAPE, CLASSES)
+def learner(optimizer, *, activation="gelu", depth=2, batch_per_class=None, classes_per_step=None, learn_lr=False, augment=None):
+    network = dk.ConvNet(width=4, depth=depth, activation=activation).bind(SHAPE, CLASSES)
     return dk.Learner(
         network, optimizer, batch_per_class=batch_per_class, classes_per_step=classes_per_step, learn_lr=learn_lr, augment=augment
     )

@@ -11,15 +11,16 @@ from tests.truth.problems import learner, outer_loss, problem, reference, relati
 # One line here gives a new component every test below.
 ADJOINTS = {
     "autograd": dk.AutogradAdjoint(),
-    "replay, forward over reverse": dk.ReplayAdjoint(),
     "replay, reverse over reverse": dk.ReplayAdjoint(product="reverse-over-reverse"),
+    "replay, forward over reverse": dk.ReplayAdjoint(product="forward-over-reverse"),
     "replay, every third state": dk.ReplayAdjoint(every=3),
 }
+# Every window holds more than three steps, so that each adjoint has all that it can have in it.
 POLICIES = {
-    "full": dk.FullUnroll(horizon=7),
-    "tail": dk.TailTruncation(horizon=7, window=4),
-    "random horizon": dk.RandomHorizon(horizon=8, shortest=3),
-    "random truncation": dk.RandomTruncation(horizon=9, window=4),
+    "full": dk.FullUnroll(horizon=5),
+    "tail": dk.TailTruncation(horizon=6, window=4),
+    "random horizon": dk.RandomHorizon(horizon=8, shortest=5),
+    "random truncation": dk.RandomTruncation(horizon=7, window=4),
     "fixed start": dk.FixedStart(start=3, window=4),
 }
 OPTIMIZERS = {
@@ -33,7 +34,23 @@ OPTIMIZERS = {
 # How each is run: all of them as they are, and three kinds of state (none, a trace, moments) as recorded programs.
 RUN_AS = [(name, "off") for name in OPTIMIZERS]
 RUN_AS += [pytest.param(name, "trace", marks=pytest.mark.slow) for name in ("SGD", "momentum", "Adam")]
-DRAWS = {"full batch": {}, "minibatch": {"batch_per_class": 2}, "classes": {"batch_per_class": 2, "classes_per_step": 2}}
+# How the depth of the network enters does not hang on what is drawn.
+DRAWS = {
+    "full batch": {"depth": 2},
+    "minibatch": {"depth": 1, "batch_per_class": 2},
+    "classes": {"depth": 1, "batch_per_class": 2, "classes_per_step": 2},
+}
+
+
+@pytest.mark.parametrize("table", [ADJOINTS, POLICIES, OPTIMIZERS])
+def test_no_two_rows_are_the_same(table):
+    assert len(set(table.values())) == len(table)
+
+
+def test_no_two_windows_are_the_same():
+    windows = {name: window_of(policy) for name, policy in POLICIES.items()}
+    assert len(set(windows.values())) == len(windows), windows
+    assert all(window.length > 3 for window in windows.values())
 
 
 def window_of(policy, seed=3):

@@ -1,0 +1,34 @@
+"""The command line without a process of its own: the same entry point, exit code and words, and torch is imported once."""
+
+import contextlib
+import io
+import sys
+from typing import NamedTuple
+from unittest import mock
+
+from distilkit.cli import main
+
+
+class Done(NamedTuple):
+    """A command that has ended, as `subprocess.CompletedProcess` has it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def distilkit(*arguments, cwd="."):
+    """Run `distilkit ARGUMENTS`. What a person would see as a traceback is raised here, and so is a warning."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.object(sys, "argv", ["distilkit", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+            code = 0
+        except SystemExit as left:
+            code = left.code or 0
+    return Done(code, out.getvalue(), err.getvalue())
