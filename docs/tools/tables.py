@@ -25,7 +25,8 @@ def table(name: str, source: str) -> str:
     record = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     hardware = record["hardware"]
-    machine = f"{hardware.get('gpu') or hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
+    kind = f" (family {hardware['family']}, model {hardware['model']})" if hardware.get("family") else ""
+    machine = f"{hardware.get('gpu') or hardware['cpu'] + kind}, {hardware['threads']} of {hardware['cores']} cores"
     return f"{TABLES[name](record)}\n\n*{machine}; {versions}; {record['date']}. All numbers: [{source}.json](results/{source}.json).*"
 
 

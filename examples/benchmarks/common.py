@@ -208,16 +208,29 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "distilkit": distilkit.__version__} | others
 
 
+# What tells machines under one name apart: instructions for wide and for rounded arithmetic.
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_vp2intersect", "avx_vnni", "amx_bf16", "amx_tile")
+
+
 def hardware(threads: int, device: str) -> Row:
-    """What the cases ran on."""
+    """What the cases ran on. Processors of one name differ by two in peak rate, so family, model and instructions are told too."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
     gpu = {}
     if on_gpu(device):
         import torch
 
         gpu = {"gpu": torch.cuda.get_device_name(device)}
-    return {"cpu": model, "cores": os.cpu_count(), "threads": threads, "device": device} | gpu
+    return {
+        "cpu": known.get("model name", platform.machine()),
+        "family": known.get("cpu family", ""),
+        "model": known.get("model", ""),
+        "flags": [flag for flag in FLAGS if flag in known.get("flags", "").split()],
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "bound": os.environ.get("OMP_PROC_BIND", "no"),
+        "device": device,
+    } | gpu
 
 
 def on_gpu(device: str) -> bool:
