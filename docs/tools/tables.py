@@ -96,6 +96,15 @@ def _evaluation(record: Record) -> str:
     return _markdown([*TWO_WAYS, "picked"], rows)
 
 
+def _judging(record: Record) -> str:
+    first, rows = record["rows"][0], []
+    for row in record["rows"]:
+        step, tests = row["step_seconds"], row["seconds_of_10000_tests"]
+        times = [f"{first[name]['median'] / row[name]['median']:.2f}" for name in ("step_seconds", "seconds_of_10000_tests")]
+        rows.append([row["side"], f"{1e3 * step['median']:.1f}", times[0], f"{tests['median']:.1f}", times[1], step["n"]])
+    return _markdown(["way", "ms a training step", "times faster", "s for 10,000 tests", "times faster", "n"], rows)
+
+
 def _networks(record: Record) -> str:
     return _markdown(TWO_WAYS, [_two_ways(row, row["name"], row["times_faster"]) for row in record["rows"] if "times_faster" in row])
 
@@ -162,4 +171,5 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "networks": _networks,
     "slopes": _slopes,
     "evaluation": _evaluation,
+    "judging": _judging,
 }

@@ -18,7 +18,7 @@ import common
 import torch
 
 import distilkit as dk
-from distilkit.evaluation.training import TrainingSet, cost, side_by_side, train
+from distilkit.evaluation.training import Mode, TrainingSet, cost, side_by_side, train
 
 QUESTION = "time of training networks one by one over time side by side"
 QUICK = {"only": "MLP 128", "pairs": 1}
@@ -40,7 +40,7 @@ def seconds(learner: dk.Learner, training: TrainingSet, steps: int, together: in
     streams = [dk.Stream(0).fold(i) for i in range(NETWORKS)]
     common.wait(device)
     began = time.perf_counter()
-    for _ in train(learner, training, streams, [steps], together=together):
+    for _ in train(learner, training, streams, [steps], together=together, mode=Mode(compile="trace")):
         pass
     common.wait(device)
     return (time.perf_counter() - began) / steps
