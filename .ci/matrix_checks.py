@@ -4,8 +4,10 @@ Every outcome is a line of JSON in --out; of two lines with one name the later c
 check begins, so that a process that dies in the middle leaves a failure, and the next one goes on behind it.
 
 A meta-gradient is compared with that of the same pipeline run as it is, in float32 (`compile="off"`), which tests/truth compares
-with whole-window autograd in float64 in the same cell. A program that falls back to a slower way is right but is not what was
-asked for: such a check passes with a note.
+with whole-window autograd in float64 in the same cell. Where float32 is compared with float32 the networks have gelu: with relu and
+max pooling, whose slopes jump, a rounding moves a meta-gradient by some percent (float32 and float64 differ by 0.03 for the ConvNet-3
+here; with gelu by 1e-5). Those are held to the direction. A program that falls back to a slower way is right but is not what was asked
+for: such a check passes with a note.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import attrs
 import torch
 from torch.nn import functional as F
 
@@ -32,9 +35,8 @@ import distilkit as dk
 from distilkit.unroller import MetaGradient
 
 ROOT = Path(__file__).resolve().parents[1]
-# Where relu's kinks and Adam's quotient are near, a rounding of float32 moves a meta-gradient by 1e-4; a wrong one is off by far more.
-RELATIVE = 1e-3
-COSINE = 0.95
+RELATIVE = 1e-3  # distance that is allowed in float32, for networks with slopes that do not jump
+SAME, ROUGH = 0.99, 0.95  # least cosine in float32 for those whose slopes jump, and in bfloat16
 LIMIT = 1800  # seconds of one check; longer is taken for hanging
 
 
@@ -87,6 +89,7 @@ def one(check: Check, record: Callable[[dict[str, Any]], None]) -> None:
 
 
 def first_line(error: object) -> str:
+    """Of what an error says."""
     return (str(error).strip() or "no words").splitlines()[0][:300]
 
 
@@ -94,17 +97,18 @@ def checks() -> Iterator[Check]:
     """All checks, in the order in which they run."""
     for path in sorted((ROOT / "tests" / "truth").glob("test_*.py")):
         yield Check(f"tests/truth/{path.name}", partial(tests, path), path.stem == "test_meta_gradient")
-    inners = {"ConvNet-3": Inner(dk.ConvNet(width=128, depth=3)), "ConvNet-4": Inner(dk.ConvNet(width=128, depth=4), side=64)}
-    short = {("trace", "on", "float32"), ("trace", "off", "bfloat16"), ("inductor", "on", "float32"), ("auto", "off", "float32")}
-    for name, inner in inners.items():
-        yield Check(f"{name}, as it is, by whole-window autograd", partial(compare, inner, dk.AutogradAdjoint(), compile="off"))
-        for precision in ("float32", "bfloat16"):
-            for compile in ("auto", "trace", "inductor"):
-                for layout in ("on", "off"):
+    smooth = {"ConvNet-3": Inner(dk.ConvNet(activation="gelu")), "ConvNet-4": Inner(dk.ConvNet(depth=4, activation="gelu"), side=64)}
+    jumping = {name: inner._replace(network=attrs.evolve(inner.network, activation="relu")) for name, inner in smooth.items()}
+    short = {("auto", "auto", "float32"), ("trace", "on", "float32"), ("trace", "off", "bfloat16")}
+    for name in smooth:
+        yield Check(f"{name}, as it is, by whole-window autograd", partial(compare, smooth[name], dk.AutogradAdjoint(), compile="off"))
+        for compile in ("auto", "trace", "inductor"):
+            for layout in ("auto", "on", "off") if compile == "auto" else ("on", "off"):
+                for precision, inner, cosine in (("float32", smooth[name], None), ("bfloat16", jumping[name], ROUGH)):
                     settings = {"compile": compile, "channels_last": layout, "precision": precision}
                     words = f"{name}, {compile}, {precision}, channels last {layout}"
                     in_short = name == "ConvNet-3" and (compile, layout, precision) in short
-                    yield Check(words, partial(compare, inner, **settings), in_short)
+                    yield Check(words, partial(compare, inner, cosine=cosine, **settings), in_short)
     adjoints = {
         "keep = 1": dk.ReplayAdjoint(keep=1),
         "keep = 2": dk.ReplayAdjoint(keep=2),
@@ -112,44 +116,46 @@ def checks() -> Iterator[Check]:
         "forward over reverse": dk.ReplayAdjoint(product="forward-over-reverse"),
     }
     learners = {"DSA": {"augment": dk.DSA()}, "minibatch": {"batch_per_class": 1}}
-    for name, compile, precision in (
-        ("ConvNet-3", "trace", "float32"),
-        ("ConvNet-3", "auto", "float32"),
-        ("ConvNet-3", "auto", "bfloat16"),
-        ("ConvNet-4", "auto", "float32"),
+    for name, compile, precision, inner, cosine in (
+        ("ConvNet-3", "trace", "float32", smooth["ConvNet-3"], None),
+        ("ConvNet-3", "auto", "float32", smooth["ConvNet-3"], None),
+        ("ConvNet-3", "auto", "bfloat16", jumping["ConvNet-3"], ROUGH),
+        ("ConvNet-4", "auto", "float32", smooth["ConvNet-4"], None),
     ):
-        inner, settings = inners[name], {"compile": compile, "precision": precision}
         cases = [(words, inner, adjoint) for words, adjoint in adjoints.items()]
         cases += [(words, inner._replace(**changes), dk.ReplayAdjoint()) for words, changes in learners.items()]
         for words, changed, adjoint in cases:
             in_short = compile == "trace" and words in ("keep = 2", "forward over reverse", "DSA")
-            yield Check(f"{name}, {compile}, {precision}, {words}", partial(compare, changed, adjoint, **settings), in_short)
-    for name, network in {"ResNet-18": dk.ResNet(), "VGG-11": dk.VGG(), "AlexNet": dk.AlexNet()}.items():
-        yield Check(f"{name}, auto, float32", partial(compare, Inner(network), compile="auto"))
+            run = partial(compare, changed, adjoint, cosine=cosine, compile=compile, precision=precision)
+            yield Check(f"{name}, {compile}, {precision}, {words}", run, in_short)
+    families = {"ConvNet-3 with relu": dk.ConvNet(), "ResNet-18": dk.ResNet(), "VGG-11": dk.VGG(), "AlexNet": dk.AlexNet()}
+    for name, network in families.items():
+        yield Check(f"{name}, auto, float32", partial(compare, Inner(network), cosine=SAME, compile="auto"))
     yield Check("distilkit run examples/digits.toml", digits, True)
 
 
-def compare(inner: Inner, adjoint: Any = None, **settings: Any) -> str:
-    """Compare a meta-gradient with that of the same pipeline as it is."""
-    truth = reference(inner)
+def compare(inner: Inner, adjoint: Any = None, cosine: float | None = None, **settings: Any) -> str:
+    """Compare a meta-gradient with that of the same pipeline as it is: their distance, or, where a cosine is given, the direction."""
+    expected = reference(inner)
     with fallbacks() as found:
-        meta = meta_gradient(inner, dk.Unroller(adjoint or dk.ReplayAdjoint(), **settings))
-    rough = settings.get("precision") == "bfloat16"
+        given = meta_gradient(inner, dk.Unroller(adjoint or dk.ReplayAdjoint(), **settings))
     for name in ("loss", "images", "labels"):
-        expected, given = getattr(truth, name), getattr(meta, name)
-        if rough:
-            cosine = F.cosine_similarity(expected.flatten().double(), given.flatten().double(), dim=0).item()
-            good, words = cosine >= COSINE, f"cosine {cosine:.3f}, and {COSINE} is asked for"
+        right, here = getattr(expected, name).double(), getattr(given, name).double()
+        distance = ((here - right).norm() / right.norm()).item()
+        if name == "loss" or cosine is None:
+            allowed = RELATIVE if cosine is None else 1 - cosine
+            good, words = distance <= allowed, f"is off by {distance:.1e} of it, and {allowed:.0e} is allowed"
         else:
-            distance = ((given - expected).norm() / expected.norm()).item()
-            good, words = distance <= RELATIVE, f"differs by {distance:.1e}, and {RELATIVE:.0e} is allowed"
-        if not good or not given.isfinite().all():
-            raise AssertionError(f"the gradient with respect to {name} {words}" if name != "loss" else f"the outer loss {words}")
+            found_cosine = F.cosine_similarity(right.flatten(), here.flatten(), dim=0).item()
+            good, words = found_cosine >= cosine, f"has a cosine of {found_cosine:.3f} with the right one, and {cosine} is asked for"
+        if not good:  # nor is NaN good
+            raise AssertionError(f"the outer loss {words}" if name == "loss" else f"the gradient with respect to {name} {words}")
     return f"fell back: {'; '.join(found)}" if found else ""
 
 
 @cache
 def reference(inner: Inner) -> MetaGradient:
+    """What an inner problem's other meta-gradients are compared with."""
     return meta_gradient(inner, dk.Unroller(compile="off", channels_last="off"))
 
 
