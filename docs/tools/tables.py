@@ -21,13 +21,41 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def table(name: str, source: str) -> str:
-    """A table of a benchmark's JSON, and what that was measured on."""
+    """A table of a JSON file, and what that was measured on."""
     record = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
+    if name == "matrix":
+        return f"{_matrix(record)}\n\n*All checks and versions: [{source}.json](results/{source}.json).*"
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     hardware = record["hardware"]
     kind = f" (family {hardware['family']}, model {hardware['model']})" if hardware.get("family") else ""
     machine = f"{hardware.get('gpu') or hardware['cpu'] + kind}, {hardware['threads']} of {hardware['cores']} cores"
     return f"{TABLES[name](record)}\n\n*{machine}; {versions}; {record['date']}. All numbers: [{source}.json](results/{source}.json).*"
+
+
+def _matrix(record: Record) -> str:
+    """What the cells of the support matrix gave, and every check that did not give what was asked for."""
+    rows, remarks = [], []
+    for name, cell in record["cells"].items():
+        versions = [cell["versions"].get(package, "-") for package in ("python", "torch", "numpy", "xarray", "zarr")]
+        slower = [check for check in cell["checks"] if check["note"]]
+        rows.append(
+            [f"{name}, a few checks" if cell["short"] else name, *versions, cell["passed"], len(slower), cell["failed"], cell["date"]]
+        )
+        remarks += [f"- {name}, {check['name']}: failed. {_escaped(check['error'])}" for check in cell["checks"] if not check["passed"]]
+        remarks += [f"- {name}, {check['name']}: {_escaped(check['note'])}" for check in slower]
+    headings = ["cell", "Python", "torch", "numpy", "xarray", "zarr", "checks passed", "of these slower", "failed", "date"]
+    processors = dict.fromkeys(_processor(cell["processor"]) for cell in record["cells"].values())
+    return "\n\n".join([_markdown(headings, rows), *(["\n".join(remarks)] if remarks else []), f"*Run on {'; '.join(processors)}.*"])
+
+
+def _processor(found: Record) -> str:
+    flags = f" with {', '.join(found['flags'])}" if found["flags"] else ""
+    return f"{found['name']} (family {found['family']}, model {found['model']}){flags}"
+
+
+def _escaped(words: str) -> str:
+    """Words of an error, which Markdown is not to read."""
+    return "`" + words.replace("`", "'") + "`"
 
 
 def _unroll(record: Record) -> str:
