@@ -131,7 +131,7 @@ def checks() -> Iterator[Check]:
     families = {"ConvNet-3 with relu": dk.ConvNet(), "ResNet-18": dk.ResNet(), "VGG-11": dk.VGG(), "AlexNet": dk.AlexNet()}
     for name, network in families.items():
         yield Check(f"{name}, auto, float32", partial(compare, Inner(network), cosine=SAME, compile="auto"))
-    yield Check("distilkit run examples/digits.toml", digits, True)
+    yield Check("distilkit run examples/digits.toml, and evaluate", digits, True)
 
 
 def compare(inner: Inner, adjoint: Any = None, cosine: float | None = None, **settings: Any) -> str:
@@ -204,7 +204,7 @@ def tests(path: Path) -> str:
 
 
 def digits() -> str:
-    """The first run of README through the command, with fewer steps; what it leaves opens."""
+    """The first run of README through the command, with fewer steps; what it leaves opens, and can be judged once more."""
     program = str(Path(sys.executable).parent / "distilkit")
     fewer = ["outer.steps=20", "evaluation.every=10", "evaluation.seeds=2"]
     with tempfile.TemporaryDirectory() as folder:
@@ -212,6 +212,7 @@ def digits() -> str:
         command(program, "run", "examples/digits.toml", *(word for setting in fewer for word in ("--set", setting)), "--out", out)
         if not bool(dk.open(out)["evaluation"]["accuracy"].notnull().all()):
             raise AssertionError("the run left no accuracy")
+        command(program, "evaluate", out, "--steps", "10,20", "--seeds", "2")
     return ""
 
 
