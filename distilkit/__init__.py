@@ -32,7 +32,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     ),
     "distilkit.distiller": ("Distiller",),
     "distilkit.evaluation": ("Evaluation",),
-    "distilkit.functional.adjoints": ("AutogradAdjoint", "ReplayAdjoint"),
+    "distilkit.unroll.adjoints": ("AutogradAdjoint", "ReplayAdjoint"),
     "distilkit.functional.clipping": ("EMAClip",),
     "distilkit.functional.losses": ("MSE", "CrossEntropy"),
     "distilkit.functional.optimizers": ("SGD", "Adam", "AdamW", "RMSProp", "TorchOpt"),
@@ -41,7 +41,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "distilkit.judging": ("evaluate",),
     "distilkit.learner": ("Learner",),
     "distilkit.networks": ("MLP", "VGG", "AlexNet", "ConvNet", "Functional", "ResNet"),
-    "distilkit.parts": ("Images", "Labels", "Outer"),
+    "distilkit.outer": ("Images", "Labels", "Outer"),
     "distilkit.storage": ("load", "open"),
     "distilkit.studies": ("gradient_study", "intercorrelation", "intercorrelation_study", "subset_grid"),
     "distilkit.truncation": ("FixedStart", "FullUnroll", "RandomHorizon", "RandomTruncation", "TailTruncation", "Window"),
@@ -71,7 +71,6 @@ if TYPE_CHECKING:
     )
     from distilkit.distiller import Distiller as Distiller
     from distilkit.evaluation import Evaluation as Evaluation
-    from distilkit.functional.adjoints import AutogradAdjoint as AutogradAdjoint, ReplayAdjoint as ReplayAdjoint
     from distilkit.functional.clipping import EMAClip as EMAClip
     from distilkit.functional.losses import MSE as MSE, CrossEntropy as CrossEntropy
     from distilkit.functional.optimizers import (
@@ -93,7 +92,7 @@ if TYPE_CHECKING:
         Functional as Functional,
         ResNet as ResNet,
     )
-    from distilkit.parts import Images as Images, Labels as Labels, Outer as Outer
+    from distilkit.outer import Images as Images, Labels as Labels, Outer as Outer
     from distilkit.storage import load as load, open as open
     from distilkit.studies import (
         gradient_study as gradient_study,
@@ -109,6 +108,7 @@ if TYPE_CHECKING:
         TailTruncation as TailTruncation,
         Window as Window,
     )
+    from distilkit.unroll.adjoints import AutogradAdjoint as AutogradAdjoint, ReplayAdjoint as ReplayAdjoint
     from distilkit.unroller import Unroller as Unroller
 
 

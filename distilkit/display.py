@@ -21,8 +21,7 @@ from distilkit.errors import RunError
 from distilkit.storage.spread import plus_minus, spread
 
 if TYPE_CHECKING:
-    from distilkit.distiller import Distiller
-    from distilkit.parts import StepInfo
+    from distilkit.distiller import Distiller, StepInfo
     from distilkit.planning import Plan
 
 

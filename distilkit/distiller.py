@@ -8,28 +8,29 @@ runs of one distiller agree to the bit, however often they stop to evaluate.
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilkit import fields
+from distilkit import fields, process
 from distilkit.boosting import BoostSchedule, Stage, fitted, groups, require_minibatch, single
 from distilkit.data import DataBundle, DistilledSet
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, GradientError, listing
 from distilkit.evaluation import Evaluation
-from distilkit.execution import Execution
-from distilkit.functional import threads
-from distilkit.functional.adjoints import Leaves
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.parts import DistillerState, Images, Labels, Mover, Outer, StepInfo, require_usable
+from distilkit.outer import Images, Labels, Mover, MoverState, Outer
 from distilkit.truncation import Window
+from distilkit.unroll.adjoints import Leaves
+from distilkit.unroll.strategy import Execution
 from distilkit.unroller import MetaGradient, RealBatch, Unroller
 
 if TYPE_CHECKING:
@@ -38,6 +39,36 @@ if TYPE_CHECKING:
     from distilkit.running import Observer
 
 logger = logging.getLogger("distilkit")
+
+
+class DistillerState(NamedTuple):
+    """All that changes from one outer step to the next, a tree of tensors and numbers.
+
+    step: outer steps done. leaves: images, labels and log_lr. movers: the state of what moves each of them, in that order.
+    policy: state of the truncation policy. stage: of the boost schedule, from 0. stage_step: outer steps done in the stage.
+    """
+
+    step: int
+    leaves: Leaves
+    movers: tuple[MoverState, ...]
+    policy: Any
+    stage: int = 0
+    stage_step: int = 0
+
+
+class StepInfo(NamedTuple):
+    """Diagnostics of one outer step, never fed back (but for `TruncationPolicy.observe`).
+
+    meta_gradient_norm: of the images, before clipping. clip_scale: what clipping multiplied it by. seconds: wall clock.
+    """
+
+    outer_step: int
+    outer_loss: float
+    meta_gradient_norm: float
+    clip_scale: float
+    window: Window
+    seconds: float
+    stage: int = 0
 
 
 @attrs.frozen
@@ -240,7 +271,7 @@ class Distiller:
             fresh = self.bound.init(self.stream.fold("threads"), device=self.torch_device)
             return self.bound.logits(fresh.params, state.leaves.images)
 
-        return self.threads or threads.suggest(forward)
+        return self.threads or process.threads_for(forward)
 
     def execution(self, stage: Stage) -> Execution:
         """How the inner steps of a stage are run: what the unroller's "auto" stands for there."""
@@ -302,3 +333,26 @@ def _known_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise CombinationError(f"device = {name!r} is none that torch knows.", fix='device = "auto"') from error
+
+
+def require_usable(info: StepInfo, others: Sequence[float], lr: float) -> None:
+    """Raise GradientError when a step's loss or a norm of its meta-gradient is not finite, or the images have none at all.
+
+    Args:
+        info: of the step.
+        others: norms of the meta-gradient of the other leaves that are learned.
+        lr: the inner learning rate, to name a smaller one.
+    """
+    where = f"Outer step {info.outer_step}, through the window {info.window.start} to {info.window.stop}"
+    if not all(math.isfinite(x) for x in (info.outer_loss, info.meta_gradient_norm, *others)):
+        raise GradientError(
+            f"{where}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient {info.meta_gradient_norm:g} (labels and "
+            f"learning rate, if learned: {listing([f'{x:g}' for x in others]) if others else 'not learned'}). The inner run or its "
+            "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
+            fix=f"--set learner.optimizer.lr={lr / 10:g}",
+        )
+    if info.meta_gradient_norm == 0:
+        raise GradientError(
+            f"{where}: the meta-gradient of the images is exactly zero, so nothing can be learned. A network or loss that detaches its "
+            "input, or whose units are all dead, does this."
+        )

@@ -19,22 +19,21 @@ import psutil
 import torch
 from torch import Tensor
 
+from distilkit import process
 from distilkit.boosting import Stage, groups
 from distilkit.evaluation import training_set
 from distilkit.evaluation.protocol import selection_split, streams
 from distilkit.evaluation.training import TEST_BATCH, accuracy, train
-from distilkit.execution import draws, start
-from distilkit.functional import memory, threads
-from distilkit.functional.adjoints import AutogradAdjoint, ReplayAdjoint, begin, late
-from distilkit.functional.liveness import peak_bytes
-from distilkit.functional.partition import halve
-from distilkit.functional.programs import UNRECORDABLE, record
 from distilkit.functional.pytrees import split_floating
+from distilkit.programs.liveness import peak_bytes
+from distilkit.programs.partition import halve
+from distilkit.programs.programs import UNRECORDABLE, record
 from distilkit.truncation import Window
+from distilkit.unroll.adjoints import AutogradAdjoint, ReplayAdjoint, begin, late
+from distilkit.unroll.problem import draws, start
 
 if TYPE_CHECKING:
-    from distilkit.distiller import Distiller
-    from distilkit.parts import DistillerState
+    from distilkit.distiller import Distiller, DistillerState
 
 WINDOWS = 200  # outer steps whose windows are drawn, to know how long they are
 # The first call of a program is compared with the function that it was recorded from, which lets go of nothing before it is
@@ -113,7 +112,7 @@ def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], No
         state = distiller.template(len(distiller.stages) - 1)
     count = distiller.cpu_threads(state)
     drafts = []
-    with threads.use(count):
+    with process.thread_limit(count):
         for stage in distiller.stages:
             drawn = _windows(distiller, stage)
             notice("working out shapes" if len(distiller.stages) == 1 else f"working out shapes of stage {stage.number + 1}")
@@ -216,7 +215,7 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
             times.append(once(window))
         return min(times)
 
-    with memory.kept():
+    with process.keep_freed_memory():
         try:
             with _peak(device) as built:
                 first = once(Window(0, short))
@@ -229,7 +228,7 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
             with _peak(device) as evaluated:
                 _evaluate(distiller, state)
         except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
-            if not memory.is_exhausted(error):
+            if not process.is_out_of_memory(error):
                 raise
             return attrs.evolve(draft, work=max(draft.work, draft.total))  # it did not fit, and now that is known
     mean, length = draft.inner_steps
@@ -319,7 +318,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _held(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else memory.resident()
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else process.resident_memory()
 
 
 def _total(device: torch.device) -> int:
@@ -327,7 +326,7 @@ def _total(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     limits = [_number(path) for path in LIMITS]
-    return min(int(psutil.virtual_memory().available) + memory.resident(), *(limit for limit in limits if limit), 2**62)
+    return min(int(psutil.virtual_memory().available) + process.resident_memory(), *(limit for limit in limits if limit), 2**62)
 
 
 def _number(path: Path) -> int | None:
@@ -347,5 +346,5 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
         yield found
         found.append(torch.cuda.max_memory_reserved(device))
         return
-    with memory.peak() as found:
+    with process.peak_resident() as found:
         yield found

@@ -23,20 +23,18 @@ import numpy as np
 import torch
 import xarray as xr
 
-from distilkit import report, storage
+from distilkit import process, report, storage
 from distilkit.data import DistilledSet
 from distilkit.errors import DistilkitError, RunError
 from distilkit.evaluation import Score, baseline_scores, require_baselines, score, training_set
-from distilkit.execution import programs_of
-from distilkit.functional import memory, threads
 from distilkit.planning import from_shapes
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
 from distilkit.storage.store import NAME
+from distilkit.unroll.strategy import programs_of
 
 if TYPE_CHECKING:
-    from distilkit.distiller import Distiller
-    from distilkit.parts import DistillerState, StepInfo
+    from distilkit.distiller import Distiller, DistillerState, StepInfo
 
 SECONDS_BETWEEN_WRITES = 30.0
 
@@ -112,7 +110,7 @@ def run(distiller: Distiller, directory: Path, observer: Observer | None = None)
     record = _Record(state)
     count = distiller.cpu_threads(state)
     _notice_memory(distiller)
-    with threads.use(count), memory.kept():
+    with process.thread_limit(count), process.keep_freed_memory():
         try:
             _distil(distiller, record, observer, lambda: _write(distiller, record, spec, directory))
             _judge(distiller, record, observer)

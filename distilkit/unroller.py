@@ -11,14 +11,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from distilkit import fields
+from distilkit import fields, process
 from distilkit.errors import CombinationError
-from distilkit.execution import Execution, choose, draws, problem, products, programs_of, start
-from distilkit.functional import memory
-from distilkit.functional.adjoints import AutogradAdjoint, End, InnerProblem, Leaves, ReplayAdjoint, Step, step
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.truncation import Window
+from distilkit.unroll.adjoints import AutogradAdjoint, End, InnerProblem, Leaves, ReplayAdjoint, Step, step
+from distilkit.unroll.problem import draws, problem, start
+from distilkit.unroll.strategy import Execution, choose, programs_of
 
 logger = logging.getLogger("distilkit")
 
@@ -49,7 +49,7 @@ class Unroller:
             float32, and takes inner step 0 in float32: there Adam's update is g / (|g| + eps), whose derivative lives on the
             entries with |g| near eps, and eight bits of g lose it. "tf32" lets a GPU round the inputs of products to ten bits. "auto"
             takes bfloat16 where steps are compiled and a convolution, tried at the start, is at least a quarter faster in it.
-        compile: how the functions of a step are run, see `distilkit.functional.programs`. "off" runs them as they are; "trace"
+        compile: how the functions of a step are run, see `distilkit.programs.programs`. "off" runs them as they are; "trace"
             records them once as plain lists of operations; "inductor" has torch compile those lists, which takes seconds to a
             minute at the start; "cudagraph" captures them (CUDA only). "auto" takes "cudagraph" on a GPU; on a CPU "inductor" from a
             GFLOP a forward pass on, where there is a C++ compiler, else "trace". `execution` tells what that is.
@@ -128,7 +128,7 @@ class Unroller:
         execution = self.execution(learner, (rows, *leaves.images.shape[1:]), leaves.images.device)
         groups = [streams] if execution.side_by_side else [[one] for one in streams]
         end = self._end(learner, real_batch, execution)
-        with torch.no_grad(), memory.kept(), products(execution.precision, leaves.images.device):
+        with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
             results = [self._one(learner, leaves, window, end, group, classes, execution) for group in groups]
         return MetaGradient(*(parts[0] if count == 1 else sum(parts) / count for parts in zip(*results, strict=True)))
 

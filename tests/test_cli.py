@@ -163,7 +163,7 @@ def test_progress_fits_80_columns():
 
     import distilkit as dk
     from distilkit.display import RunDisplay
-    from distilkit.parts import StepInfo
+    from distilkit.distiller import StepInfo
 
     shown = io.StringIO()
     with RunDisplay(Console(file=shown, width=80, force_terminal=True), 400) as display:

@@ -27,14 +27,15 @@ import distilkit as dk
 from distilkit import cli, judging, recipes, spec, storage
 from distilkit.data import Split
 from distilkit.data.preprocessing import from_arrays, require_same
+from distilkit.distiller import StepInfo, require_usable
 from distilkit.errors import DistilkitError
 from distilkit.evaluation.baselines import members_of_classes
-from distilkit.evaluation.subsets import orders
 from distilkit.functional import optimizers
-from distilkit.parts import StepInfo, random_rows, require_usable
+from distilkit.outer import random_rows
 from distilkit.spec.hints import known_paths
 from distilkit.storage import checkpoint, formats, layout
 from distilkit.studies import gradient_study, intercorrelation_study, with_pipeline
+from distilkit.studies.subsets import orders
 
 MODULES = {"dk": dk, "distilkit": dk, "torch": torch, "torchopt": torchopt, "nn": nn, "attrs": attrs, "formats": formats, "layout": layout}
 # What a fix may leave for the reader to fill in.

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit import planning, spec
+from distilkit import planning, process, spec
 from distilkit.errors import CombinationError
-from distilkit.execution import _programs
-from distilkit.functional import memory
+from distilkit.unroll.strategy import _programs
 from tests.commands import distilkit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,9 +82,9 @@ def test_memory_is_what_a_step_then_takes():
     )
     found = planning.plan(wide)
     state, window = wide.init(), dk.Window(0, 6)
-    with memory.kept():
-        before = memory.resident()
-        with memory.peak() as measured:
+    with process.keep_freed_memory():
+        before = process.resident_memory()
+        with process.peak_resident() as measured:
             wide.meta_gradient(state, window)
     if not measured:
         pytest.skip("the system does not tell")

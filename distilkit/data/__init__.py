@@ -1,6 +1,7 @@
 """Data: sources, preprocessing with an inverse, augmentation with a sample/apply split, and the distilled set itself."""
 
 from distilkit.data.augmentation import DSA, FlipRotate
+from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import Fitted, Identity, KorniaZCA, Standardize, Whiten, from_arrays, require_same
 from distilkit.data.sources import (
@@ -16,7 +17,6 @@ from distilkit.data.sources import (
     ImageFolder,
     TinyImageNet,
 )
-from distilkit.data.splits import DataBundle, Split
 
 __all__ = [
     "CIFAR10",

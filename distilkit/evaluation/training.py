@@ -5,7 +5,7 @@ stacked to (networks, P) and one `torch.func.vmap` of the loss serves all of the
 kernels. Large ones are trained one by one: their time goes into arithmetic, and stacked convolutions are slower than single
 ones on a CPU. `side_by_side` is the rule; both ways give the same results to rounding.
 
-A training step is the step of the inner problem (`distilkit.execution.problem`), recorded and compiled as that is, where there are enough
+A training step is the step of the inner problem (`distilkit.unroll.problem`), recorded and compiled as that is, where there are enough
 steps to win back what building it takes.
 """
 
@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import attrs
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from distilkit import process
 from distilkit.data import Split
-from distilkit.execution import SMALL_WORK, STACKED, Execution, choose, problem, products, programs_of, start
-from distilkit.functional import memory
-from distilkit.functional.adjoints import Leaves, step
 from distilkit.functional.pytrees import stack
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState
+from distilkit.unroll.adjoints import Leaves, step
+from distilkit.unroll.problem import problem, start
+from distilkit.unroll.strategy import Execution, choose, programs_of
 
 MEMORY = 2**28  # bytes of activations at one time on a CPU; on a GPU, an eighth of what is free
 TEST_BATCH = 2048  # images that go through a network at one time when accuracy is measured, or fewer if they are large
@@ -113,7 +113,7 @@ def train(
     groups = [_Group.start(learner, training.part(slice(i, i + together)), streams[i : i + together], execution) for i in starts]
     done = 0
     for length in lengths:
-        with torch.no_grad(), memory.kept(), products(mode.precision, batch.device):
+        with torch.no_grad(), process.keep_freed_memory(), process.products(mode.precision, batch.device):
             for group in groups:
                 for t in range(done, length):
                     group.advance(t)
@@ -137,10 +137,10 @@ def side_by_side(learner: Learner, batch: Tensor, networks: int) -> int:
         networks: how many there are.
     """
     kind, work = batch.device.type, cost(learner, batch)
-    if networks == 1 or work.operations > SMALL_WORK.get(kind, 0):
+    if networks == 1 or work.operations > process.SMALL_WORK.get(kind, 0):
         return 1
     fits = _memory(batch.device) // max(2 * work.bytes, 1)  # twice: what is kept, and its gradients
-    return max(1, min(networks, fits, STACKED.get(kind, 2**62) // learner.layout.size))
+    return max(1, min(networks, fits, process.STACKED.get(kind, 2**62) // learner.layout.size))
 
 
 class Cost(NamedTuple):
@@ -160,11 +160,11 @@ def cost(learner: Learner, images: Tensor) -> Cost:
         return x
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
-    with FlopCounterMode(display=False) as counter, torch.enable_grad(), hooks:
-        logits = learner.logits(params, images)
+    with torch.enable_grad(), hooks:
+        work, logits = process.count_operations(lambda: learner.logits(params, images))
     for x in (params, images):
         kept.pop(x.untyped_storage().data_ptr(), None)
-    return Cost(counter.get_total_flops(), sum(kept.values()) + logits.nbytes)
+    return Cost(work, sum(kept.values()) + logits.nbytes)
 
 
 def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN) -> Tensor:
@@ -183,7 +183,7 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN)
     probe = images[:64]
     work, room = cost(learner, probe), _memory(images.device)
     batch = min(TEST_BATCH, max(1, room * len(probe) // work.bytes), len(images))
-    small = work.operations * batch / len(probe) <= SMALL_WORK.get(images.device.type, 0)
+    small = work.operations * batch / len(probe) <= process.SMALL_WORK.get(images.device.type, 0)
     together = min(len(params), max(1, room * len(probe) // (work.bytes * batch))) if small else 1
     least = -(-len(images) // batch)
     # Of equal size where that can be: a network with batch norm sees its batch, and every size has a program of its own.
@@ -195,7 +195,7 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN)
     )
     forward = _forward(learner, execution)
     hits = torch.zeros(len(params), dtype=torch.int64, device=images.device)
-    with torch.no_grad(), memory.kept(), products(mode.precision, images.device):
+    with torch.no_grad(), process.keep_freed_memory(), process.products(mode.precision, images.device):
         for i in range(0, len(params), together):
             some = params[i : i + together]
             for x, y in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):

@@ -1,1 +1,1 @@
-"""Building blocks: random streams, flat parameters, optimisers, losses, the two adjoints."""
+"""Building blocks: random streams, pytrees, optimisers, schedules, losses, clipping."""

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from distilkit import storage
+from distilkit import process, storage
 from distilkit.data import DataBundle, DistilledSet
 from distilkit.errors import CombinationError, RunError
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC
-from distilkit.functional import memory, threads
 from distilkit.functional.streams import Stream
 from distilkit.judging.runs import is_run, pipeline_of
 from distilkit.learner import Learner
@@ -191,14 +190,14 @@ def _tables(case: Case, training: TrainingSet, stream: Stream, notice: Notice) -
     splits = {"test": case.data.test}
     if case.evaluation.select == "validation" and len(case.data.validation):
         splits["validation"] = case.data.validation
-    with threads.use(_threads(case, training)), memory.kept():
+    with process.thread_limit(_threads(case, training)), process.keep_freed_memory():
         return measure(case.learner, training, splits, case.evaluation, stream, notice)
 
 
 def _threads(case: Case, training: TrainingSet) -> int:
     learner, batch = case.learner, training.batch(case.learner, Stream(0))
     fresh = learner.init(Stream(0), device=batch.device).params
-    return case.threads or threads.suggest(lambda: learner.logits(fresh, batch))
+    return case.threads or process.threads_for(lambda: learner.logits(fresh, batch))
 
 
 def _dataset(case: Case, rows: Sequence[Mapping[str, Any]], networks: list[str] | None, seed: int) -> xr.Dataset:
@@ -257,7 +256,7 @@ def _baselines(case: Case, names: Sequence[str], stream: Stream, notice: Notice)
 
 def _ranking(case: Case, stream: Stream, notice: Notice) -> dict[str, xr.Variable]:
     one = _judges(case, None)[""]
-    with threads.use(_threads(one, training_set(one.distilled, one.data))), memory.kept():
+    with process.thread_limit(_threads(one, training_set(one.distilled, one.data))), process.keep_freed_memory():
         found = rank(one.learner, one.distilled, one.data, one.evaluation, stream, notice=lambda name: notice(f"DD-Ranking: {name}"))
     scores = {
         "hard_label_recovery": "HLR of DD-Ranking, less is better",

@@ -8,7 +8,7 @@ import torch
 from distilkit.errors import CombinationError
 from distilkit.fields import choice, integer, integers
 from distilkit.functional.streams import Stream
-from distilkit.networks import network
+from distilkit.networks import base
 from distilkit.networks.layers import ACTIVATIONS, NORMS, POOLINGS, Layout, draw
 from distilkit.networks.stack import Block, Stack, halvings
 
@@ -53,7 +53,7 @@ class ConvNet:
         """Check that the image and the depth go together, and that the norm has something to normalise."""
         if self.image_shape is None or self.classes is None:
             return
-        _, height, width = network.channels_height_width(self)
+        _, height, width = base.channels_height_width(self)
         side = min(height, width) + 2 * (self.first_padding - 1)
         if side < 1:
             raise CombinationError(f"Nothing is left of {height}x{width} after a 3x3 convolution without padding.", fix="first_padding=1")
@@ -67,20 +67,20 @@ class ConvNet:
         self.layout()
 
     def bind(self, image_shape: tuple[int, ...], classes: int) -> ConvNet:
-        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `network.bind`."""
-        return network.bind(self, image_shape, classes)
+        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `base.bind`."""
+        return base.bind(self, image_shape, classes)
 
     def layout(self) -> Layout:
         """Names, shapes and initial distributions of the parameters; draws nothing."""
-        return self._stack().layout(network.channels_height_width(self), network.bound(self)[1])
+        return self._stack().layout(base.channels_height_width(self), base.bound(self)[1])
 
-    def init(self, stream: Stream) -> network.Params:
+    def init(self, stream: Stream) -> base.Params:
         """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
         return draw(self.layout(), stream)
 
-    def apply(self, params: network.Params, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, C, H, W) to logits (N, classes)."""
-        network.check_input(self, x)
+        base.check_input(self, x)
         return self._stack().apply(params, x)
 
     def _stack(self) -> Stack:

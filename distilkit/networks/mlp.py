@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from distilkit.fields import choice, integer, integers
 from distilkit.functional.streams import Stream
-from distilkit.networks import network
+from distilkit.networks import base
 from distilkit.networks.layers import ACTIVATIONS, Layout, draw, linear_layout
 
 
@@ -38,24 +38,24 @@ class MLP:
     classes: int | None = integer(None, least=1, optional=True)
 
     def bind(self, image_shape: tuple[int, ...], classes: int) -> MLP:
-        """Return this network for images of `image_shape` and `classes` classes; see `network.bind`."""
-        return network.bind(self, image_shape, classes)
+        """Return this network for images of `image_shape` and `classes` classes; see `base.bind`."""
+        return base.bind(self, image_shape, classes)
 
     def layout(self) -> Layout:
         """Names, shapes and initial distributions of the parameters; draws nothing."""
-        image_shape, classes = network.bound(self)
+        image_shape, classes = base.bound(self)
         layout: Layout = {}
         for i, (inputs, outputs) in enumerate(itertools.pairwise((math.prod(image_shape), *self.hidden, classes)), start=1):
             layout |= linear_layout(f"fc_{i}", inputs, outputs)
         return layout
 
-    def init(self, stream: Stream) -> network.Params:
+    def init(self, stream: Stream) -> base.Params:
         """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
         return draw(self.layout(), stream)
 
-    def apply(self, params: network.Params, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
         """Map images or features (N, *image_shape) to logits (N, classes)."""
-        network.check_input(self, x)
+        base.check_input(self, x)
         activation = ACTIVATIONS[self.activation]
         x = x.flatten(1)
         last = len(self.hidden) + 1

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from distilkit.errors import FieldError
 from distilkit.fields import choice, integer, integers
 from distilkit.functional.streams import Stream
-from distilkit.networks import network
+from distilkit.networks import base
 from distilkit.networks.layers import ACTIVATIONS, NORMS, Layout, conv_layout, draw, linear_layout, norm_layout
 
 # Basic blocks in each of the four stages.
@@ -58,12 +58,12 @@ class ResNet:
             self.layout()
 
     def bind(self, image_shape: tuple[int, ...], classes: int) -> ResNet:
-        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `network.bind`."""
-        return network.bind(self, image_shape, classes)
+        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `base.bind`."""
+        return base.bind(self, image_shape, classes)
 
     def layout(self) -> Layout:
         """Names, shapes and initial distributions of the parameters; draws nothing."""
-        channels, height, width = network.channels_height_width(self)
+        channels, height, width = base.channels_height_width(self)
         layout = conv_layout("conv1", channels, self.width, 3, bias=False)
         layout |= norm_layout(self.norm, "bn1", (self.width, height, width))
         channels = self.width
@@ -77,15 +77,15 @@ class ResNet:
                 layout |= conv_layout(f"{name}.shortcut.0", channels, outputs, 1, bias=False)
                 layout |= norm_layout(self.norm, f"{name}.shortcut.1", maps)
             channels = outputs
-        return layout | linear_layout("classifier", channels, network.bound(self)[1])
+        return layout | linear_layout("classifier", channels, base.bound(self)[1])
 
-    def init(self, stream: Stream) -> network.Params:
+    def init(self, stream: Stream) -> base.Params:
         """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
         return draw(self.layout(), stream)
 
-    def apply(self, params: network.Params, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, C, H, W) to logits (N, classes)."""
-        network.check_input(self, x)
+        base.check_input(self, x)
         activation, norm = ACTIVATIONS[self.activation], NORMS[self.norm]
 
         def convolve(x: torch.Tensor, conv: str, place: str, stride: int, padding: int = 1) -> torch.Tensor:

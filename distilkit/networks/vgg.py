@@ -8,7 +8,7 @@ import torch
 from distilkit.errors import FieldError
 from distilkit.fields import choice, integer, integers
 from distilkit.functional.streams import Stream
-from distilkit.networks import network
+from distilkit.networks import base
 from distilkit.networks.layers import ACTIVATIONS, NORMS, POOLINGS, Layout, draw
 from distilkit.networks.stack import Block, Stack
 
@@ -57,24 +57,24 @@ class VGG:
         if self.depth not in STAGES:
             raise FieldError("depth", self.depth, "11, 13, 16 or 19", fix="VGG(depth=11)")
         if self.image_shape is not None and self.classes is not None:
-            self._stack().check(f"VGG-{self.depth}", *network.channels_height_width(self)[1:])
+            self._stack().check(f"VGG-{self.depth}", *base.channels_height_width(self)[1:])
             self.layout()
 
     def bind(self, image_shape: tuple[int, ...], classes: int) -> VGG:
-        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `network.bind`."""
-        return network.bind(self, image_shape, classes)
+        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `base.bind`."""
+        return base.bind(self, image_shape, classes)
 
     def layout(self) -> Layout:
         """Names, shapes and initial distributions of the parameters; draws nothing."""
-        return self._stack().layout(network.channels_height_width(self), network.bound(self)[1])
+        return self._stack().layout(base.channels_height_width(self), base.bound(self)[1])
 
-    def init(self, stream: Stream) -> network.Params:
+    def init(self, stream: Stream) -> base.Params:
         """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
         return draw(self.layout(), stream)
 
-    def apply(self, params: network.Params, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, C, H, W) to logits (N, classes)."""
-        network.check_input(self, x)
+        base.check_input(self, x)
         return self._stack().apply(params, x)
 
     def _stack(self) -> Stack:

@@ -18,7 +18,7 @@ def influence_map(data: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Save a PNG of the influence of samples.
 
     Args:
-        data: with interaction (sample, other, seed) and drop (sample, seed), of `distilkit.evaluation.influence`.
+        data: with interaction (sample, other, seed) and drop (sample, seed), of `distilkit.studies.influence`.
         path: where the PNG goes.
 
     Raises:

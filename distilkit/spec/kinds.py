@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, str]] = {
     "network": _in("distilkit.networks", "ConvNet", "MLP", "ResNet", "VGG", "AlexNet"),
     "optimizer": _in("distilkit.functional.optimizers", "SGD", "Adam", "AdamW", "RMSProp"),
     "loss": _in("distilkit.functional.losses", "CrossEntropy", "MSE"),
-    "adjoint": _in("distilkit.functional.adjoints", "ReplayAdjoint", "AutogradAdjoint"),
+    "adjoint": _in("distilkit.unroll.adjoints", "ReplayAdjoint", "AutogradAdjoint"),
     "truncation": _in("distilkit.truncation", "FullUnroll", "TailTruncation", "RandomHorizon", "RandomTruncation", "FixedStart"),
     "schedule": _in("distilkit.functional.schedules", "Constant", "Cosine"),
 }

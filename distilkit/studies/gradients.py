@@ -31,19 +31,18 @@ import xarray as xr
 from filelock import FileLock
 from torch import Tensor
 
+from distilkit import process
 from distilkit.boosting import groups
-from distilkit.distiller import Distiller
+from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import CombinationError
-from distilkit.evaluation.grids import Region, fill
-from distilkit.functional.adjoints import Leaves
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.parts import DistillerState
 from distilkit.storage import checkpoint
+from distilkit.storage.grid import Region, fill
 from distilkit.studies.gradients_layout import VARIABLES, gradients_template
-from distilkit.studies.memory import peak_memory
 from distilkit.studies.statistics import clipped, cosine, jackknife, relative_variance, squared_mean
 from distilkit.truncation import FullUnroll, RandomHorizon, RandomTruncation, TailTruncation, Window
+from distilkit.unroll.adjoints import Leaves
 
 
 class Draw(NamedTuple):
@@ -219,7 +218,7 @@ def _unit(
                 "cosine": cosine(gram, reference, cross),
                 "cosine_error": jackknife(cosine, gram, reference, cross),
                 "mean_norm": np.sqrt(max(squared_mean(gram), 0.0)),
-                "peak_memory": peak_memory(lambda w=longest: take(w, streams[0]), pipeline.torch_device),  # type: ignore[misc]
+                "peak_memory": process.peak_of_tensors(lambda w=longest: take(w, streams[0]), pipeline.torch_device),  # type: ignore[misc]
             }
         )
     return {key: np.stack([np.asarray(row[key], np.float64) for row in rows]) for key in VARIABLES}

@@ -20,12 +20,11 @@ from distilkit.data import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError
 from distilkit.evaluation import TrainingSet, training_set
-from distilkit.evaluation.coresets import CORESETS, coreset
-from distilkit.evaluation.grids import Region, fill
-from distilkit.evaluation.influence import influence
-from distilkit.evaluation.subsets import orders, score_sets, subset_rows
+from distilkit.evaluation.baselines import CORESETS, coreset
+from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import build, coordinate, variable
-from distilkit.studies.subsets import fingerprint
+from distilkit.studies.influence import influence
+from distilkit.studies.subsets import fingerprint, orders, score_sets, subset_rows
 
 SUBSET, DIRECT, PREFIX = "subset of the large set", "distilled directly", "boosted prefix"
 ONE_DRAW = (DIRECT, PREFIX, "herding real")

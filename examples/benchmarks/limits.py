@@ -64,7 +64,7 @@ class Clocked:
 def in_use(problem: common.Problem, precision: str, compile: str, window: int, device: str) -> Clocked:
     """Take meta-gradients with every call of a program clocked. All that reaches into distilkit is here and in `recorded`."""
     import distilkit as dk
-    from distilkit.functional.programs import Programs
+    from distilkit.programs.programs import Programs
 
     unroller = dk.Unroller(dk.ReplayAdjoint(keep=0), precision=precision, compile=compile)
     shape = tuple(problem.leaves.images.shape)
@@ -79,7 +79,7 @@ def in_use(problem: common.Problem, precision: str, compile: str, window: int, d
 
 def recorded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[fx.GraphModule, list[Any]]:
     """The recorded program of a function, and its flat arguments."""
-    from distilkit.functional.programs import record
+    from distilkit.programs.programs import record
 
     flat: list[Any] = optree.tree_leaves(arguments)  # type: ignore[arg-type]
     return record(function, arguments), flat
@@ -172,14 +172,14 @@ def measure(
     precision: str, width: int, images: int, window: int, product: int, copy_mib: int, calls: int, compile: str, threads: int, device: str
 ) -> common.Row:
     """Run one case in this process."""
-    from distilkit.functional import memory
+    from distilkit import process
 
     common.prepare(threads, device)
     problem = common.convnet(width, images, images, device)
     clocked = in_use(problem, precision, compile, window, device)
     suffix = next(name for name in clocked.seconds if name.startswith("end")).removeprefix("end")
     found: common.Row = {"facts": {}}
-    with torch.no_grad(), memory.kept():
+    with torch.no_grad(), process.keep_freed_memory():
         # The second block's: its images are half as large as those of the first, and it has `width` channels in and out.
         found |= rates(DTYPES[precision], width, images, problem.leaves.images.shape[-1] // 2, product, copy_mib, calls, device)
         for name in TITLES:

@@ -4,7 +4,7 @@
     python examples/benchmarks/networks.py --quick --out /tmp/quick  # a test that it works
 
 A meta-gradient through five steps, from step 5 on, of four networks on 10 distilled and 256 real images, recorded. From this come
-the limits in `distilkit.execution` that `side_by_side = "auto"` goes by.
+the limits in `distilkit.unroll.strategy` that `side_by_side = "auto"` goes by.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def measure(name: str, networks: int, rounds: int, threads: int, device: str) ->
     import torch
 
     import distilkit as dk
-    from distilkit.execution import operations
-    from distilkit.functional import memory
-    from distilkit.functional.adjoints import Leaves
+    from distilkit import process
+    from distilkit.unroll.adjoints import Leaves
+    from distilkit.unroll.strategy import operations
     from distilkit.unroller import RealBatch
 
     common.prepare(threads, device)
@@ -48,7 +48,7 @@ def measure(name: str, networks: int, rounds: int, threads: int, device: str) ->
         for way in ("off", "on")
     }
     found: dict[str, list[float]] = {"off": [], "on": []}
-    with memory.kept():
+    with process.keep_freed_memory():
         for k in range(rounds + 1):  # the first round builds programs
             for way, unroller in ways.items():
                 common.wait(device)

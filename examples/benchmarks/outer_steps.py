@@ -38,8 +38,7 @@ def measure(
     import attrs
 
     import distilkit as dk
-    from distilkit import spec
-    from distilkit.functional import memory
+    from distilkit import process, spec
 
     common.prepare(threads, device)
     values = {"outer.batch_size": batch, "truncation.window": window, "truncation.horizon": horizon, "learner.network.width": width}
@@ -55,7 +54,7 @@ def measure(
     # Its unroller and learner are equal, so it builds the same programs.
     short = attrs.evolve(timed, truncation=dk.FixedStart(0, common.warm_up(unroller).length))
     seconds, peaks = [], []
-    with memory.kept():  # as `distilkit.run` does
+    with process.keep_freed_memory():  # as `distilkit.run` does
         short.step(short.init())
         state = timed.init()
         for _ in range(steps):

@@ -10,7 +10,7 @@ differentiates it with respect to the training images. The warm-up (a window of 
 is outside of the clock. Peak memory is the most that the process held during the call that is timed, its libraries included.
 
 "recorded" runs programs as they were recorded, not compiled. "freed memory kept" runs a rival inside of
-`distilkit.functional.memory.kept`, which `Unroller` enters in every call: what that gains is the allocator's, not ours.
+`distilkit.process.keep_freed_memory`, which `Unroller` enters in every call: what that gains is the allocator's, not ours.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ def torchopt_side(problem: common.Problem, width: int) -> Taker:
 
 def kept_side(problem: common.Problem, width: int, side: Callable[[common.Problem, int], Taker]) -> Taker:
     """A rival whose freed memory is kept for the length of a call, as `Unroller` keeps its own."""
-    from distilkit.functional import memory
+    from distilkit import process
 
     take = side(problem, width)
 
     def kept(window: int) -> Tensor:
-        with memory.kept():
+        with process.keep_freed_memory():
             return take(window)
 
     return kept

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from distilkit.studies.memory import peak_memory
 from distilkit.studies.statistics import cosine, jackknife, relative_variance, squared_mean, total_variance
 
 DIMENSION, REPLICATES, TRIALS = 60, 8, 4000
@@ -81,14 +80,3 @@ def test_no_mean_is_said_to_be_none():
     assert relative_variance(gram(opposite)) == np.inf
     assert np.isnan(cosine(gram(opposite), gram(opposite), gram(opposite)))
     assert np.isnan(jackknife(relative_variance, np.eye(3)))
-
-
-def test_peak_memory_counts_what_is_alive_at_one_time():
-    import torch
-
-    def work():
-        many = [torch.ones(1000) for _ in range(10)]
-        del many[5:]
-        torch.ones(3000)
-
-    assert peak_memory(work, torch.device("cpu")) == 40_000

@@ -8,11 +8,11 @@ import torch
 import distilkit as dk
 from distilkit.errors import CombinationError, FieldError, RunError
 from distilkit.evaluation import training_set
-from distilkit.evaluation.coresets import CORESETS, coreset, herd
-from distilkit.evaluation.influence import influence
-from distilkit.evaluation.subsets import orders, score_sets, subset_rows
+from distilkit.evaluation.baselines import CORESETS, coreset, herd
 from distilkit.studies import usual_policies
 from distilkit.studies.gradients_layout import VARIABLES
+from distilkit.studies.influence import influence
+from distilkit.studies.subsets import orders, score_sets, subset_rows
 from distilkit.truncation import Window
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from distilkit import fields
+from distilkit.data.bundle import DataBundle
 from distilkit.data.preprocessing import Standardize
 from distilkit.data.sources.assemble import Raw, assemble, split_size
 from distilkit.data.sources.missing import folder, missing
-from distilkit.data.splits import DataBundle
 from distilkit.errors import CombinationError, FieldError
 from distilkit.functional.streams import Stream
 

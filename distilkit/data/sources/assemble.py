@@ -7,8 +7,8 @@ from typing import Any
 import attrs
 import torch
 
+from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.preprocessing import Fitted
-from distilkit.data.splits import DataBundle, Split
 from distilkit.errors import CombinationError, FieldError
 from distilkit.functional.streams import Stream
 

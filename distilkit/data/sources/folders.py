@@ -9,11 +9,11 @@ import attrs
 import torch
 
 from distilkit import fields
+from distilkit.data.bundle import DataBundle
 from distilkit.data.preprocessing import Standardize
 from distilkit.data.sources.assemble import Raw, assemble, split_size
 from distilkit.data.sources.missing import folder, missing
 from distilkit.data.sources.pictures import pictures_below, read_pictures
-from distilkit.data.splits import DataBundle
 from distilkit.errors import CombinationError, MissingDataError
 from distilkit.functional.streams import Stream
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from distilkit import fields
+from distilkit.data.bundle import DataBundle
 from distilkit.data.preprocessing import Standardize
 from distilkit.data.sources.assemble import Raw, assemble, split_size
 from distilkit.data.sources.missing import folder
 from distilkit.data.sources.pictures import as_array
-from distilkit.data.splits import DataBundle
 from distilkit.errors import CombinationError, MissingDataError
 from distilkit.functional.streams import Stream
 

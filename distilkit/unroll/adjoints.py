@@ -18,9 +18,9 @@ from torch import Tensor
 
 from distilkit import fields
 from distilkit.errors import CombinationError, GradientError
-from distilkit.functional.parking import Parking
-from distilkit.functional.programs import Programs
 from distilkit.functional.pytrees import split_floating, tensor_map
+from distilkit.programs.programs import Programs
+from distilkit.unroll.offload import Parking
 
 
 class Leaves(NamedTuple):

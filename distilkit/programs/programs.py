@@ -31,11 +31,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from distilkit import process
 from distilkit.errors import GradientError
-from distilkit.functional import memory
-from distilkit.functional.agreement import agree, faithful, nudged
-from distilkit.functional.partition import halve
-from distilkit.functional.passes import improve
+from distilkit.programs.agreement import agree, faithful, nudged
+from distilkit.programs.partition import halve
+from distilkit.programs.rewrites import improve
 
 EXECUTIONS = ("eager", "trace", "inductor", "cudagraph")
 Function = Callable[..., Any]
@@ -123,7 +123,7 @@ class Programs:
             except WrongProgramError:
                 raise
             except Exception as error:  # torch raises many kinds; all mean the same here
-                if memory.is_exhausted(error):
+                if process.is_out_of_memory(error):
                     raise
                 eagerly = self.execution == "eager" or not left
                 self._fall_back(name, "eagerly" + (", in plain layout" if left else "") if eagerly else "recorded in plain layout", error)
@@ -188,7 +188,7 @@ class Programs:
         """A function as a list of operations, checked against the function itself, and what that gives."""
         graph = record(function, arguments, mutations=not halved)
         truth = function(*arguments)
-        memory.give_back()  # the function held more than the list will
+        process.release_freed_memory()  # the function held more than the list will
         flat, expected = _flat(arguments)[0], optree.tree_leaves(truth)
         if _same(graph, flat, expected):
             return graph, truth

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from distilkit.functional import threads
+from distilkit import process
 
 REPEATS = 5  # the least of these counts
 # About one layer of a ConvNet of width 128 on ten images: large enough to be arithmetic, small enough to take no time.
@@ -44,6 +44,6 @@ def convolution_seconds(dtype: torch.dtype, channels_last: bool, device: torch.d
         return time.perf_counter() - began
 
     # On one CPU thread: two that wait for each other beside other work would measure the other work.
-    with torch.no_grad(), threads.use(1):
+    with torch.no_grad(), process.thread_limit(1):
         once()  # loads libraries and picks routines
         return min(once() for _ in range(REPEATS))

@@ -15,10 +15,10 @@ def peak_bytes(program: fx.GraphModule) -> int:
     its own. Scratch memory inside of single operations is not seen.
 
     Args:
-        program: from `distilkit.functional.programs.record`; its shapes are enough.
+        program: from `distilkit.programs.programs.record`; its shapes are enough.
 
     >>> import torch
-    >>> from distilkit.functional.programs import record
+    >>> from distilkit.programs.programs import record
     >>> program = record(lambda x: (x * 2 + 1).sum(), [torch.ones(1000)])
     >>> peak_bytes(program)  # x * 2 and x * 2 + 1 are alive together: 2 * 4000 bytes
     8000

@@ -2,8 +2,8 @@
 
 import torch
 
-from distilkit.functional.liveness import peak_bytes
-from distilkit.functional.programs import record
+from distilkit.programs.liveness import peak_bytes
+from distilkit.programs.programs import record
 
 X = torch.ones(1000)  # 4,000 bytes
 

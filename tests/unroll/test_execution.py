@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 import distilkit as dk
 from distilkit.errors import CombinationError, GradientError
-from distilkit.execution import _programs, choose, products, programs_of
-from distilkit.functional import parking
-from distilkit.functional.adjoints import Leaves
-from distilkit.functional.agreement import faithful
-from distilkit.functional.programs import Programs
+from distilkit.process import products
+from distilkit.programs.agreement import faithful
+from distilkit.programs.programs import Programs
+from distilkit.unroll import offload
+from distilkit.unroll.adjoints import Leaves
+from distilkit.unroll.strategy import _programs, choose, programs_of
 from distilkit.unroller import RealBatch
-from tests.truth.problems import SHAPE, learner, problem, reference, relative
+from tests.unroll.problems import SHAPE, learner, problem, reference, relative
 
 UNROLLERS = {
     "trace": dk.Unroller(compile="trace"),
@@ -95,7 +96,7 @@ class Side:
 @pytest.fixture
 def side(monkeypatch):
     made = Side()
-    monkeypatch.setattr(parking, "_side", lambda device: made)
+    monkeypatch.setattr(offload, "_side", lambda device: made)
     return made
 
 
@@ -119,7 +120,7 @@ def test_a_trajectory_that_waits_on_the_host_gives_the_same_bits(side, optimizer
 
 def test_what_is_fetched_later_is_not_mixed_up():
     """Two trees on their way at once, as when the next segment is fetched while this one is gone back through."""
-    place = parking.Parking("device", torch.device("cpu"))
+    place = offload.Parking("device", torch.device("cpu"))
     place.side = Side()
     first, second = ({"x": torch.full((3,), float(k)), "count": torch.tensor(k)} for k in (1, 2))
     parked = [place.park(first), place.park(second)]
@@ -133,7 +134,7 @@ def test_what_is_fetched_later_is_not_mixed_up():
 def test_the_host_of_a_cpu_is_told_once_to_be_none(caplog):
     inner = learner(dk.SGD(lr=0.05))
     leaves, batch, classes = problem()
-    parking._say_that_there_is_no_host.cache_clear()
+    offload._say_that_there_is_no_host.cache_clear()
     for store in ("device", "host", "host"):
         dk.Unroller(dk.ReplayAdjoint(store=store), compile="off").meta_gradient(
             inner, leaves, dk.Window(0, 2), batch, dk.Stream(5), classes
@@ -385,7 +386,7 @@ AUTO = {
 
 @pytest.mark.parametrize(("unroller", "network", "rows", "expected"), AUTO.values(), ids=AUTO)
 def test_auto_picks_by_size(unroller, network, rows, expected, monkeypatch):
-    monkeypatch.setattr("distilkit.execution._compiler", lambda: "/usr/bin/g++")
+    monkeypatch.setattr("distilkit.unroll.strategy._compiler", lambda: "/usr/bin/g++")
     inner = dk.Learner(network, dk.Adam()).bind((3, 32, 32), 10)
     choose.cache_clear()
     execution = unroller.execution(inner, (rows, 3, 32, 32), torch.device("cpu"))
@@ -393,7 +394,7 @@ def test_auto_picks_by_size(unroller, network, rows, expected, monkeypatch):
 
 
 def test_auto_says_that_there_is_no_compiler(monkeypatch):
-    monkeypatch.setattr("distilkit.execution._compiler", lambda: None)
+    monkeypatch.setattr("distilkit.unroll.strategy._compiler", lambda: None)
     choose.cache_clear()
     inner = dk.Learner(dk.ConvNet(), dk.Adam()).bind((3, 32, 32), 10)
     execution = dk.Unroller().execution(inner, (100, 3, 32, 32), torch.device("cpu"))

@@ -22,13 +22,13 @@ import xarray as xr
 
 from distilkit.data import DataBundle
 from distilkit.errors import FieldError
-from distilkit.evaluation.grids import Region, fill
 from distilkit.evaluation.protocol import Evaluation
-from distilkit.evaluation.subsets import score_sets
 from distilkit.evaluation.training import TrainingSet
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
+from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
+from distilkit.studies.subsets import score_sets
 
 NOBODY = -1
 

@@ -1,4 +1,4 @@
-"""Where the trajectory of a window waits until the way back."""
+"""Offloading: where the trajectory of a window waits until the way back, on the device or on the host of a GPU."""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from distilkit.functional import memory
+from distilkit import process
 
 CHILD = """
 import resource, sys
 import torch
-from distilkit.functional import memory
+from distilkit import process
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -20,13 +20,13 @@ def faults():
         torch.ones(16 << 20)  # 64 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-with memory.kept():
-    with memory.kept():
+with process.keep_freed_memory():
+    with process.keep_freed_memory():
         faults()
     inside = faults()
-    held = memory.resident()
+    held = process.resident_memory()
 outside = faults()
-print(inside, outside, held - memory.resident())
+print(inside, outside, held - process.resident_memory())
 """
 
 
@@ -35,7 +35,7 @@ def in_a_process(**environment):
     return [int(word) for word in done.stdout.split()]
 
 
-@pytest.mark.skipif(memory._glibc() is None, reason="the C library is not glibc, or malloc is set in the environment")
+@pytest.mark.skipif(process._glibc() is None, reason="the C library is not glibc, or malloc is set in the environment")
 def test_freed_memory_is_kept_and_then_given_back():
     """Inside no page is fetched from the system again; outside each of the 20 blocks of 16,384 pages is; and the heap shrinks."""
     inside, outside, given_back = in_a_process()
@@ -44,7 +44,7 @@ def test_freed_memory_is_kept_and_then_given_back():
     assert given_back > 60 << 20
 
 
-@pytest.mark.skipif(memory._glibc() is None, reason="the C library is not glibc, or malloc is set in the environment")
+@pytest.mark.skipif(process._glibc() is None, reason="the C library is not glibc, or malloc is set in the environment")
 def test_settings_of_the_environment_stand():
     inside, outside, _ = in_a_process(MALLOC_MMAP_THRESHOLD_="65536")
     assert inside > 19 * 500
@@ -52,8 +52,19 @@ def test_settings_of_the_environment_stand():
 
 
 def test_peak_is_what_was_held_at_one_time():
-    with memory.peak() as found:
+    with process.peak_resident() as found:
         torch.ones(32 << 20)  # 128 MiB
     if not found:
         pytest.skip("the system does not tell")
-    assert found[0] - memory.resident() > 100 << 20
+    assert found[0] - process.resident_memory() > 100 << 20
+
+
+def test_peak_of_tensors_counts_what_is_alive_at_one_time():
+    import torch
+
+    def work():
+        many = [torch.ones(1000) for _ in range(10)]
+        del many[5:]
+        torch.ones(3000)
+
+    assert process.peak_of_tensors(work, torch.device("cpu")) == 40_000

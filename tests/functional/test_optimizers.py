@@ -11,7 +11,7 @@ import distilkit as dk
 from distilkit.errors import CombinationError, FieldError, GradientError
 from distilkit.functional import optimizers
 from distilkit.functional.optimizers import TorchOpt
-from tests.truth.problems import learner, problem, reference, relative
+from tests.unroll.problems import learner, problem, reference, relative
 
 # declaration, and the same in torch.optim
 PAIRS = {

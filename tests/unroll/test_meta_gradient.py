@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit.functional.adjoints import Leaves
-from tests.truth.problems import learner, outer_loss, problem, reference, relative
+from distilkit.unroll.adjoints import Leaves
+from tests.unroll.problems import learner, outer_loss, problem, reference, relative
 
 # One line here gives a new component every test below.
 ADJOINTS = {

@@ -9,10 +9,10 @@ import torch
 
 import distilkit as dk
 from distilkit.errors import GradientError
-from distilkit.execution import _programs, choose
-from distilkit.functional import passes, programs as module
-from distilkit.functional.programs import Programs, record
-from distilkit.functional.rates import convolution_seconds
+from distilkit.programs import programs as module, rewrites
+from distilkit.programs.programs import Programs, record
+from distilkit.unroll.rates import convolution_seconds
+from distilkit.unroll.strategy import _programs, choose
 
 
 @torch.library.custom_op("distilkit_tests::permuted", mutates_args=())
@@ -61,7 +61,7 @@ def test_a_list_with_mutations_keeps_its_views():
 
     with torch.no_grad():
         graph = torch.fx.experimental.proxy_tensor.make_fx(function, tracing_mode="fake")(IMAGES)
-    passes.any_strides(graph.graph)
+    rewrites.any_strides(graph.graph)
     graph.recompile()
     assert torch.equal(graph(IMAGES), IMAGES + 1)
     assert any(node.target is torch.ops.aten.view.default for node in graph.graph.nodes)
@@ -69,7 +69,7 @@ def test_a_list_with_mutations_keeps_its_views():
 
 def test_lying_strides_fall_back_to_plain_layout(heard, monkeypatch):
     """Without the rewriting of views, the recorded program fails; the way in plain layout is recorded in its place."""
-    monkeypatch.setattr(passes, "any_strides", lambda _: None)
+    monkeypatch.setattr(rewrites, "any_strides", lambda _: None)
     said, make = heard
     programs = make("trace")
     run = programs("flat", lambda x: permuted(x).reshape(len(x), -1).square(), lambda x: x.flatten(1).square())
@@ -142,7 +142,7 @@ def test_memory_that_runs_out_is_not_fallen_back_from(heard):
 
 @pytest.mark.parametrize(
     ("place", "compile", "expected"),
-    [("distilkit.functional.passes.any_strides", "trace", None), ("torch.compile", "inductor", "as recorded (RuntimeError: planted)")],
+    [("distilkit.programs.rewrites.any_strides", "trace", None), ("torch.compile", "inductor", "as recorded (RuntimeError: planted)")],
 )
 def test_a_run_goes_on_and_stores_what_was_used(place, compile, expected, tmp_path, monkeypatch, caplog):
     """A ConvNet in channels last, through a run: with a compiler that raises, and with group norm's lie where torch still tells it."""
@@ -181,7 +181,7 @@ def test_a_run_goes_on_and_stores_what_was_used(place, compile, expected, tmp_pa
 
 @pytest.mark.parametrize(("seconds", "expected"), [((1.0, 0.4), "bfloat16"), ((1.0, 0.9), "float32"), ((1.0, 8.0), "float32")])
 def test_auto_precision_is_the_faster_one(seconds, expected, monkeypatch):
-    monkeypatch.setattr("distilkit.execution.convolution_seconds", lambda dtype, *_: seconds[dtype is torch.bfloat16])
+    monkeypatch.setattr("distilkit.unroll.strategy.convolution_seconds", lambda dtype, *_: seconds[dtype is torch.bfloat16])
     choose.cache_clear()
     learner = dk.Learner(dk.ConvNet(width=8)).bind((3, 8, 8), 2)
     found = dk.Unroller(precision="auto", compile="inductor").execution(learner, (4, 3, 8, 8), torch.device("cpu"))

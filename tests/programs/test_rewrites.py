@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distilkit.functional.partition import halve
-from distilkit.functional.programs import record
+from distilkit.programs.partition import halve
+from distilkit.programs.programs import record
 
 aten = torch.ops.aten
 CONVOLUTIONS = {

@@ -12,7 +12,7 @@ import xarray as xr
 
 import distilkit as dk
 from distilkit.errors import RunError
-from distilkit.evaluation.grids import done, fill
+from distilkit.storage.grid import done, fill
 
 TEMPLATE = xr.Dataset(
     {"value": (("a", "b", "c"), np.full((5, 4, 3), np.nan)), "count": (("a", "b"), np.full((5, 4), -1)), "fixed": ("c", [1.0, 2.0, 3.0])},
@@ -74,7 +74,7 @@ SCRIPT = """
 import sys, time
 import numpy as np, xarray as xr
 from pathlib import Path
-from distilkit.evaluation.grids import fill
+from distilkit.storage.grid import fill
 folder, who, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 template = xr.Dataset({"value": (("a", "b"), np.full((12, 5), np.nan))}, {"a": np.arange(12), "b": np.arange(5)})
 def compute(region):

@@ -1,29 +1,22 @@
-"""How an inner problem is run: as it is, recorded or compiled; in which precision and layout; one network at a time or side by side."""
+"""What "auto" stands for: how inner steps are run, in which precision and layout, one network at a time or side by side."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import optree
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from distilkit import process
 from distilkit.errors import CombinationError
-from distilkit.functional import optimizers
-from distilkit.functional.adjoints import InnerProblem
-from distilkit.functional.programs import Programs
-from distilkit.functional.pytrees import stack, to_device
-from distilkit.functional.rates import convolution_seconds
 from distilkit.functional.streams import Stream
-from distilkit.learner import Arithmetic, Draw, Learner, LearnerState
+from distilkit.learner import Arithmetic, Learner
+from distilkit.programs.programs import Programs
+from distilkit.unroll.rates import convolution_seconds
 
 # Floating point operations of one forward pass of one network on an inner batch from which on compiling, which costs seconds to a
 # minute, is soon won back: it saves a third of every step of the standard ConvNet-3.
@@ -31,12 +24,6 @@ WORTH_COMPILING = 1e9
 WORTH_BUILDING = 5e12  # operations of a whole training, forward passes alone, from which on a minute of compiling is won back
 WORTH_RECORDING = 30  # steps from which on recording one, which takes as long as about ten, is won back
 WORTH_ROUNDING = 0.75  # of its time in float32 that a convolution may take in bfloat16, for "auto" to take that
-# Below this many, starting operations takes longer than doing them, and networks side by side share the starts. Measured with four or
-# eight networks of 10 images (torch 2.15; examples/benchmarks/networks.py and evaluation.py): twice as fast for an MLP of 2e5
-# operations and a ConvNet of 9e5, 1.6 times for one of 3e6, even at 1.4e7, slower from 5e7 on. A GPU takes far more work to
-# fill: there the limit is an estimate, not measured.
-SMALL_WORK = {"cpu": 2e7, "cuda": 2e10}
-STACKED = {"cpu": 200_000}  # entries of stacked parameters that stay in a CPU's cache while the optimiser goes over them
 
 
 logger = logging.getLogger("distilkit")
@@ -46,7 +33,7 @@ class Execution(NamedTuple):
     """How the functions of a step are run.
 
     Args:
-        kind: one of `distilkit.functional.programs.EXECUTIONS`.
+        kind: one of `distilkit.programs.programs.EXECUTIONS`.
         channels_last: whether images lie in memory as (N, H, W, C).
         side_by_side: whether the networks of an outer step are stacked, or taken one after the other.
         precision: of the arithmetic inside of the network: "float32", "tf32" or "bfloat16".
@@ -128,7 +115,7 @@ def choose(
         large = work >= WORTH_COMPILING
         kind = "inductor" if large and work * calls >= WORTH_BUILDING and _compiler() else "trace"
         why = f"a forward pass takes {_flop(work)}" + (", but there is no C++ compiler" if large and not _compiler() else "")
-    small = work <= SMALL_WORK.get(device.type, 0) and networks * learner.layout.size <= STACKED.get(device.type, 2**62)
+    small = work <= process.SMALL_WORK.get(device.type, 0) and networks * learner.layout.size <= process.STACKED.get(device.type, 2**62)
     together = networks > 1 and (side_by_side == "on" or (side_by_side == "auto" and small and channels_last != "on"))
     # Recorded operations run as they are would copy to and fro between layouts; a compiler does not.
     last = channels_last == "on" or (channels_last == "auto" and kind == "inductor" and device.type == "cpu" and not together)
@@ -158,60 +145,14 @@ def operations(learner: Learner, shape: tuple[int, ...], device: torch.device | 
     """Floating point operations of one forward pass of one network on images of a shape (B, ...): products and convolutions."""
     some = min(2, shape[0])  # one image is none to a network with batch norm
     params = learner.init(Stream(0, ("work",)), device=device).params
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        learner.logits(params, torch.zeros(some, *shape[1:], device=device))
-    return float(counter.get_total_flops()) * shape[0] / some
+    with torch.no_grad():
+        work, _ = process.count_operations(lambda: learner.logits(params, torch.zeros(some, *shape[1:], device=device)))
+    return work * shape[0] / some
 
 
 def _compiler() -> str | None:
     """A C++ compiler that torch.compile will find."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-
-
-def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *, own_sets: bool = False) -> InnerProblem:
-    """The inner problem of one network, parameters (P,), or of several side by side, parameters (networks, P).
-
-    Side by side, each loss is a sum over the networks. A network's loss knows its own parameters only, so the derivative of the
-    sum with respect to those is its own, and that with respect to the images the sum of all: any adjoint serves as it is.
-
-    Args:
-        learner: bound.
-        dtype: of the arithmetic inside of the network; None leaves that of the parameters.
-        execution: how it will be run.
-        own_sets: side by side, each network has images and labels of its own, (networks, N, ...).
-    """
-    arithmetic = Arithmetic(dtype, execution.channels_last)
-    name = "in bfloat16" if dtype else "in full"
-    plain = problem(learner, dtype, execution._replace(channels_last=False), own_sets=own_sets) if execution.channels_last else None
-
-    def loss(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        return learner.objective(theta, images, labels, draw, arithmetic)
-
-    def update(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
-        return learner.update(LearnerState(theta, inner), gradient, log_lr)
-
-    def outer(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        value: Tensor = learner.loss(learner.logits(theta, images, arithmetic), labels)
-        return value
-
-    if not execution.side_by_side:
-        return InnerProblem(loss, update, outer, name, plain)
-
-    own = 0 if own_sets else None
-
-    def losses(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        total: Tensor = torch.func.vmap(loss, in_dims=(0, own, own, draw.stacked))(theta, images, labels, draw).sum()
-        return total
-
-    def updates(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
-        lr = log_lr.exp() if learner.learn_lr else None
-        return optimizers.update_many(learner.optimizer, gradient, inner, theta, lr)
-
-    def outers(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        total: Tensor = torch.func.vmap(outer, in_dims=(0, None, None))(theta, images, labels).sum()
-        return total
-
-    return InnerProblem(losses, updates, outers, f"{name}, side by side{', a set for each' if own_sets else ''}", plain)
 
 
 def programs_of(execution: Execution, learner: Learner) -> Programs:
@@ -222,45 +163,3 @@ def programs_of(execution: Execution, learner: Learner) -> Programs:
 @lru_cache(maxsize=16)
 def _programs(execution: Execution, learner: Learner) -> Programs:
     return Programs(execution.kind, logger.info, logger.warning)
-
-
-@contextmanager
-def products(precision: str, device: torch.device) -> Iterator[None]:
-    """Float32 means float32 on a GPU too: torch lets convolutions round to TF32 unless told otherwise."""
-    if device.type != "cuda":
-        yield
-        return
-    allowed = precision == "tf32"
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def start(learner: Learner, streams: Sequence[Stream], images: Tensor, execution: Execution) -> LearnerState:
-    """Fresh networks, one for each stream: a single one, or all stacked to (networks, P)."""
-    fresh = [learner.init(stream.fold("network"), device=images.device, dtype=images.dtype) for stream in streams]
-    if not execution.side_by_side:
-        return fresh[0]
-    params = torch.stack([one.params for one in fresh])
-    return LearnerState(params, optimizers.init_many(learner.optimizer, params))
-
-
-def draws(learner: Learner, streams: Sequence[Stream], count: int, classes: Tensor, images: Tensor, execution: Execution) -> Sequence[Draw]:
-    """What is random in `count` inner steps, on the device; side by side, stacked to (networks, ...)."""
-    shape = tuple(images.shape[1:])
-    made = [[learner.draw(stream.fold("draw").fold(t), classes, shape) for stream in streams] for t in range(count)]
-    return _on_device([stack(each) if execution.side_by_side else each[0] for each in made], images.device)
-
-
-def _on_device(made: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
-    """All draws of an inner run on the device, in one transfer, so that no inner step waits for one."""
-    if device.type == "cpu" or not optree.tree_leaves(made[0]):  # type: ignore[arg-type]
-        return made
-    shapes = {tuple(x.shape for x in optree.tree_leaves(draw)) for draw in made}  # type: ignore[arg-type,var-annotated]
-    if len(shapes) > 1:
-        return [to_device(draw, device) for draw in made]  # random classes with unequal numbers of images
-    stacked = to_device(stack(made), device)
-    return [optree.tree_map(lambda x, t=t: x[t], stacked) for t in range(len(made))]  # type: ignore[misc]

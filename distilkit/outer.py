@@ -1,8 +1,7 @@
-"""What a distiller is made of besides its components: how images and labels start, how they are moved, and its state."""
+"""The outer problem: which images and labels are distilled, how they start, and how each is moved."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +12,11 @@ from torch.nn import functional as F
 
 from distilkit import fields
 from distilkit.data import DataBundle, Split
-from distilkit.errors import CombinationError, GradientError, listing
+from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
-from distilkit.functional.adjoints import Leaves
 from distilkit.functional.clipping import EMAClip
 from distilkit.functional.schedules import Constant
 from distilkit.functional.streams import Stream
-from distilkit.truncation import Window
 
 
 @attrs.frozen
@@ -189,56 +186,3 @@ class Mover:
             moved.append(after[0])
             kept.append(after[1])
         return moved[0] if len(moved) == 1 else torch.cat(moved), MoverState(tuple(kept), average), scale
-
-
-class DistillerState(NamedTuple):
-    """All that changes from one outer step to the next, a tree of tensors and numbers.
-
-    step: outer steps done. leaves: images, labels and log_lr. movers: the state of what moves each of them, in that order.
-    policy: state of the truncation policy. stage: of the boost schedule, from 0. stage_step: outer steps done in the stage.
-    """
-
-    step: int
-    leaves: Leaves
-    movers: tuple[MoverState, ...]
-    policy: Any
-    stage: int = 0
-    stage_step: int = 0
-
-
-class StepInfo(NamedTuple):
-    """Diagnostics of one outer step, never fed back (but for `TruncationPolicy.observe`).
-
-    meta_gradient_norm: of the images, before clipping. clip_scale: what clipping multiplied it by. seconds: wall clock.
-    """
-
-    outer_step: int
-    outer_loss: float
-    meta_gradient_norm: float
-    clip_scale: float
-    window: Window
-    seconds: float
-    stage: int = 0
-
-
-def require_usable(info: StepInfo, others: Sequence[float], lr: float) -> None:
-    """Raise GradientError when a step's loss or a norm of its meta-gradient is not finite, or the images have none at all.
-
-    Args:
-        info: of the step.
-        others: norms of the meta-gradient of the other leaves that are learned.
-        lr: the inner learning rate, to name a smaller one.
-    """
-    where = f"Outer step {info.outer_step}, through the window {info.window.start} to {info.window.stop}"
-    if not all(math.isfinite(x) for x in (info.outer_loss, info.meta_gradient_norm, *others)):
-        raise GradientError(
-            f"{where}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient {info.meta_gradient_norm:g} (labels and "
-            f"learning rate, if learned: {listing([f'{x:g}' for x in others]) if others else 'not learned'}). The inner run or its "
-            "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
-            fix=f"--set learner.optimizer.lr={lr / 10:g}",
-        )
-    if info.meta_gradient_norm == 0:
-        raise GradientError(
-            f"{where}: the meta-gradient of the images is exactly zero, so nothing can be learned. A network or loss that detaches its "
-            "input, or whose units are all dead, does this."
-        )

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from distilkit.errors import CombinationError, DistilkitError, FieldError
 from distilkit.fields import integer, integers
 from distilkit.functional.streams import Stream
-from distilkit.networks import network
+from distilkit.networks import base
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -81,21 +81,21 @@ class Functional:
             _try_out(self, template)
 
     def bind(self, image_shape: tuple[int, ...], classes: int) -> Functional:
-        """Return this network for images of `image_shape` and `classes` classes; see `network.bind`."""
-        return network.bind(self, image_shape, classes)
+        """Return this network for images of `image_shape` and `classes` classes; see `base.bind`."""
+        return base.bind(self, image_shape, classes)
 
-    def init(self, stream: Stream) -> network.Params:
+    def init(self, stream: Stream) -> base.Params:
         """Build or reset the module under a seed from `stream`; parameters float32 on the CPU, tied ones once."""
-        network.bound(self)
+        base.bound(self)
         return _parameters(self._build(stream.integer_seed()))
 
-    def apply(self, params: network.Params, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, *image_shape) to logits (N, classes)."""
-        network.check_input(self, x)
+        base.check_input(self, x)
         logits: torch.Tensor = torch.func.functional_call(self._template, self._tensors(params, x), (x,), tie_weights=self._tied)
         return logits
 
-    def _tensors(self, params: network.Params, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _tensors(self, params: base.Params, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """A fresh dict of parameters and buffers: functional_call writes into the one that it gets."""
         if params.keys() != self._names:
             # functional_call would quietly use the template's own values, and their gradient would be zero.
@@ -123,7 +123,7 @@ class Functional:
         return module
 
 
-def _parameters(module: nn.Module) -> network.Params:
+def _parameters(module: nn.Module) -> base.Params:
     return {name: p.detach().to("cpu", torch.float32) for name, p in module.named_parameters()}
 
 
@@ -175,7 +175,7 @@ def _refuse_impure(module: nn.Module) -> None:
 
 def _try_out(functional: Functional, module: nn.Module) -> None:
     """Call the module once on zeros (2, *image_shape) and look for hidden randomness, hidden state and a wrong output shape."""
-    shape, classes = network.bound(functional)
+    shape, classes = base.bound(functional)
     kind = type(module).__name__
     x = torch.zeros(2, *shape, dtype=torch.float32)
     given = {name: t.clone() for name, t in functional._tensors(_parameters(module), x).items()}

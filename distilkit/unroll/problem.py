@@ -1,0 +1,90 @@
+"""The inner problem of a learner: training one network, or several side by side, as pure functions that an adjoint differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from distilkit.functional import optimizers
+from distilkit.functional.pytrees import stack, to_device
+from distilkit.functional.streams import Stream
+from distilkit.learner import Arithmetic, Draw, Learner, LearnerState
+from distilkit.unroll.adjoints import InnerProblem
+from distilkit.unroll.strategy import Execution
+
+
+def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *, own_sets: bool = False) -> InnerProblem:
+    """The inner problem of one network, parameters (P,), or of several side by side, parameters (networks, P).
+
+    Side by side, each loss is a sum over the networks. A network's loss knows its own parameters only, so the derivative of the
+    sum with respect to those is its own, and that with respect to the images the sum of all: any adjoint serves as it is.
+
+    Args:
+        learner: bound.
+        dtype: of the arithmetic inside of the network; None leaves that of the parameters.
+        execution: how it will be run.
+        own_sets: side by side, each network has images and labels of its own, (networks, N, ...).
+    """
+    arithmetic = Arithmetic(dtype, execution.channels_last)
+    name = "in bfloat16" if dtype else "in full"
+    plain = problem(learner, dtype, execution._replace(channels_last=False), own_sets=own_sets) if execution.channels_last else None
+
+    def loss(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
+        return learner.objective(theta, images, labels, draw, arithmetic)
+
+    def update(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
+        return learner.update(LearnerState(theta, inner), gradient, log_lr)
+
+    def outer(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = learner.loss(learner.logits(theta, images, arithmetic), labels)
+        return value
+
+    if not execution.side_by_side:
+        return InnerProblem(loss, update, outer, name, plain)
+
+    own = 0 if own_sets else None
+
+    def losses(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
+        total: Tensor = torch.func.vmap(loss, in_dims=(0, own, own, draw.stacked))(theta, images, labels, draw).sum()
+        return total
+
+    def updates(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
+        lr = log_lr.exp() if learner.learn_lr else None
+        return optimizers.update_many(learner.optimizer, gradient, inner, theta, lr)
+
+    def outers(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        total: Tensor = torch.func.vmap(outer, in_dims=(0, None, None))(theta, images, labels).sum()
+        return total
+
+    return InnerProblem(losses, updates, outers, f"{name}, side by side{', a set for each' if own_sets else ''}", plain)
+
+
+def start(learner: Learner, streams: Sequence[Stream], images: Tensor, execution: Execution) -> LearnerState:
+    """Fresh networks, one for each stream: a single one, or all stacked to (networks, P)."""
+    fresh = [learner.init(stream.fold("network"), device=images.device, dtype=images.dtype) for stream in streams]
+    if not execution.side_by_side:
+        return fresh[0]
+    params = torch.stack([one.params for one in fresh])
+    return LearnerState(params, optimizers.init_many(learner.optimizer, params))
+
+
+def draws(learner: Learner, streams: Sequence[Stream], count: int, classes: Tensor, images: Tensor, execution: Execution) -> Sequence[Draw]:
+    """What is random in `count` inner steps, on the device; side by side, stacked to (networks, ...)."""
+    shape = tuple(images.shape[1:])
+    made = [[learner.draw(stream.fold("draw").fold(t), classes, shape) for stream in streams] for t in range(count)]
+    return _on_device([stack(each) if execution.side_by_side else each[0] for each in made], images.device)
+
+
+def _on_device(made: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
+    """All draws of an inner run on the device, in one transfer, so that no inner step waits for one."""
+    if device.type == "cpu" or not optree.tree_leaves(made[0]):  # type: ignore[arg-type]
+        return made
+    shapes = {tuple(x.shape for x in optree.tree_leaves(draw)) for draw in made}  # type: ignore[arg-type,var-annotated]
+    if len(shapes) > 1:
+        return [to_device(draw, device) for draw in made]  # random classes with unequal numbers of images
+    stacked = to_device(stack(made), device)
+    return [optree.tree_map(lambda x, t=t: x[t], stacked) for t in range(len(made))]  # type: ignore[misc]
