@@ -38,10 +38,12 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "distilkit.functional.optimizers": ("SGD", "Adam", "AdamW", "RMSProp", "TorchOpt"),
     "distilkit.functional.schedules": ("Constant", "Cosine"),
     "distilkit.functional.streams": ("Stream",),
-    "distilkit.judging": ("evaluate",),
     "distilkit.learner": ("Learner",),
     "distilkit.networks": ("MLP", "VGG", "AlexNet", "ConvNet", "Functional", "ResNet"),
     "distilkit.outer": ("Images", "Labels", "Outer"),
+    "distilkit.runs.evaluate": ("evaluate",),
+    "distilkit.runs.plan": ("plan",),
+    "distilkit.runs.run": ("run",),
     "distilkit.storage": ("load", "open"),
     "distilkit.studies": ("gradient_study", "intercorrelation", "intercorrelation_study", "subset_grid"),
     "distilkit.truncation": ("FixedStart", "FullUnroll", "RandomHorizon", "RandomTruncation", "TailTruncation", "Window"),
@@ -82,7 +84,6 @@ if TYPE_CHECKING:
     )
     from distilkit.functional.schedules import Constant as Constant, Cosine as Cosine
     from distilkit.functional.streams import Stream as Stream
-    from distilkit.judging import evaluate as evaluate
     from distilkit.learner import Learner as Learner
     from distilkit.networks import (
         MLP as MLP,
@@ -93,6 +94,9 @@ if TYPE_CHECKING:
         ResNet as ResNet,
     )
     from distilkit.outer import Images as Images, Labels as Labels, Outer as Outer
+    from distilkit.runs.evaluate import evaluate as evaluate
+    from distilkit.runs.plan import plan as plan
+    from distilkit.runs.run import run as run
     from distilkit.storage import load as load, open as open
     from distilkit.studies import (
         gradient_study as gradient_study,

@@ -36,7 +36,7 @@ from distilkit.unroller import MetaGradient, RealBatch, Unroller
 if TYPE_CHECKING:
     import xarray
 
-    from distilkit.running import Observer
+    from distilkit.runs.run import Observer
 
 logger = logging.getLogger("distilkit")
 
@@ -307,10 +307,10 @@ class Distiller:
         )
 
     def run(self, directory: str | Path, observer: Observer | None = None) -> xarray.DataTree:
-        """Distil, evaluate and store; see `distilkit.running.run`."""
-        from distilkit.running import run
+        """Distil, evaluate and store; see `distilkit.run`, of which this is another name."""
+        from distilkit.runs.run import run
 
-        return run(self, Path(directory), observer)
+        return run(self, directory, observer)
 
     def _block(self, stage: Stage, log_lr: Tensor) -> Leaves:
         """The rows that a stage adds, as they start."""

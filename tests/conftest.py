@@ -1,4 +1,4 @@
-"""One thread for every test: the work is tiny, and two spinning threads on two busy cores are slower than one."""
+"""One thread for every test, since two that spin on two busy cores are slower than one; a cache for all; and what many tests take."""
 
 import pytest
 import torch
@@ -31,3 +31,25 @@ def digits_run(tmp_path_factory):
         title="digits",
     ).run(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("DISTILKIT_CACHE", str(tmp_path_factory.getbasetemp() / "distilkit-cache"))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The real data that most tests take."""
+    import distilkit as dk
+
+    return dk.Digits().load(dk.Stream(0))
+
+
+@pytest.fixture(scope="session")
+def ten(digits):
+    """The first real image of each class, as a set."""
+    from distilkit.data import DistilledSet
+
+    first = torch.tensor([int((digits.train.labels == c).nonzero()[0]) for c in range(10)])
+    return DistilledSet(digits.train.images[first], torch.eye(10), torch.arange(10), digits.class_names, preprocessing=digits.preprocessing)

@@ -17,7 +17,7 @@ import typer
 
 import distilkit as dk
 from distilkit import recipes, spec
-from distilkit.cli import app
+from distilkit.cli.app import app
 from tests.test_architecture import GROUPS
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,9 @@ import xarray as xr
 from torch import nn
 
 import distilkit as dk
-from distilkit import cli, judging, recipes, spec, storage
+from distilkit import recipes, spec, storage
+from distilkit.cli.app import app
+from distilkit.cli.evaluate import assemble, parse_networks
 from distilkit.data import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import StepInfo, require_usable
@@ -32,6 +34,7 @@ from distilkit.errors import DistilkitError
 from distilkit.evaluation.baselines import members_of_classes
 from distilkit.functional import optimizers
 from distilkit.outer import random_rows
+from distilkit.runs.evaluate import require_free
 from distilkit.spec.hints import known_paths
 from distilkit.storage import checkpoint, formats, layout
 from distilkit.studies import gradient_study, intercorrelation_study, with_pipeline
@@ -76,7 +79,7 @@ def check(fix, case):
 
 
 def check_options(words, command):
-    known = typer.main.get_command(cli.app).commands[command].params
+    known = typer.main.get_command(app).commands[command].params
     options = {option for parameter in known for option in parameter.opts}
     taken = [word for word in words if word.startswith("--")]
     assert taken
@@ -390,11 +393,11 @@ CASES = {
     "no boost": Case(lambda path: intercorrelation_study(distiller(), path)),
     "few replicates": Case(lambda _: gradient_study(distiller(), replicates=2), gradient_study),
     "beyond the end": Case(lambda _: gradient_study(distiller(), outer_steps=[5000]), gradient_study),
-    "not a run": Case(lambda path: judging.assemble(text(path / "a.npz")), "evaluate"),
-    "networks": Case(lambda _: judging.parse_networks(["Convnet"], [], dk.Learner(dk.MLP()), SHORT), "evaluate"),
-    "data": Case(lambda path: judging.assemble(text(path / "a.npz"), recipe="paper/cifar10-ipc1", data="CIFAR-10"), "evaluate"),
+    "not a run": Case(lambda path: assemble(text(path / "a.npz")), "evaluate"),
+    "networks": Case(lambda _: parse_networks(["Convnet"], [], dk.Learner(dk.MLP()), SHORT), "evaluate"),
+    "data": Case(lambda path: assemble(text(path / "a.npz"), recipe="paper/cifar10-ipc1", data="CIFAR-10"), "evaluate"),
     "run without a spec": Case(lambda path: dk.evaluate(write_run(path))),
-    "results are there": Case(lambda path: judging.require_free(write_run(path)), "evaluate"),
+    "results are there": Case(lambda path: require_free(write_run(path)), "evaluate"),
     "a set without data": Case(lambda _: dk.evaluate(distilled())),
     "no run": Case(lambda path: dk.evaluate(path / "none")),
     "a run is there": Case(lambda path: distiller().run(write_run(path)), "run"),

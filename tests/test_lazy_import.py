@@ -19,7 +19,15 @@ CODE = {
     "python -m distilkit --help": "import runpy; sys.argv = ['distilkit', '--help']; runpy.run_module('distilkit', run_name='__main__')",
 }
 # Rooms that must be readable without torch (design section 5); they may load the other libraries.
-TORCHLESS = ("distilkit.errors", "distilkit.fields", "distilkit.spec", "distilkit.storage", "distilkit.report", "distilkit.cli")
+TORCHLESS = (
+    "distilkit.errors",
+    "distilkit.fields",
+    "distilkit.spec",
+    "distilkit.storage",
+    "distilkit.report",
+    "distilkit.cli.app",
+    "distilkit.cli.run",
+)
 SECONDS = 1.0
 
 

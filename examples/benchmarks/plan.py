@@ -65,7 +65,7 @@ def measure(spec: str, what: str, steps: int) -> common.Row:
     """Plan or run a spec in this process."""
     distiller = pipeline(SPECS[spec], steps)
     if what == "plan":
-        from distilkit.planning import plan
+        from distilkit.runs.plan import plan
 
         found = plan(distiller)
         return {"bytes": found.peak, "seconds": found.seconds}

@@ -14,11 +14,6 @@ PACKED = SHARED / "data" / "cifar10"
 UNPACK = SHARED / "tools" / "unpack_cifar10.py"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("DISTILKIT_CACHE", str(tmp_path_factory.getbasetemp() / "distilkit-cache"))
-
-
 @pytest.fixture(scope="session")
 def cifar_test():
     """2,500 real CIFAR-10 images, uint8 (2500, 3, 32, 32), with their labels; from the packed test part only."""

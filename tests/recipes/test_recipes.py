@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import distilkit as dk
 from distilkit import recipes, spec
-from distilkit.cli import app
+from distilkit.cli.app import app
 from distilkit.errors import DistilkitError
 from distilkit.evaluation.training import cost
 from distilkit.functional.streams import Stream

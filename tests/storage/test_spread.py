@@ -10,7 +10,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from distilkit import display, study_display
+from distilkit.cli import tables
+from distilkit.cli.console import RunDisplay
 from distilkit.report.curves import _level
 from distilkit.storage.spread import plus_minus, spread, standard_error
 
@@ -50,26 +51,24 @@ def printed(made):
 
 def line_of_validation():
     console = Console(width=200, file=io.StringIO())
-    display.RunDisplay(console, 10).validated(5, np.array(SEEDS))
+    RunDisplay(console, 10).validated(5, np.array(SEEDS))
     return console.file.getvalue()
 
 
 def table_of_sources():
     coords = {"source": ["ours"], "budget": [1]}
-    return printed(
-        study_display.sources_table(xr.Dataset({"accuracy": (("source", "budget", "draw", "seed"), np.array([[[SEEDS]]]))}, coords))
-    )
+    return printed(tables.sources_table(xr.Dataset({"accuracy": (("source", "budget", "draw", "seed"), np.array([[[SEEDS]]]))}, coords)))
 
 
 def table_of_evaluation():
     made = xr.Dataset({"accuracy": (("training_steps", "seed"), np.array([SEEDS]))}, {"training_steps": [3]})
-    return printed(display.evaluation_table(made, "t"))
+    return printed(tables.evaluation_table(made, "t"))
 
 
 def words_of_evaluation():
     attrs = {"protocol": '{"selected_on": "validation split"}'}
     data = {"accuracy": (("training_steps", "seed"), np.array([SEEDS])), "selected_steps": ((), 3), "paper_protocol": ((), 0.5)}
-    return "\n".join(display.evaluation_words(xr.Dataset(data, {"training_steps": [3]}, attrs)))
+    return "\n".join(tables.evaluation_words(xr.Dataset(data, {"training_steps": [3]}, attrs)))
 
 
 def table_of_run():
@@ -79,7 +78,7 @@ def table_of_run():
     }
     tree = xr.DataTree.from_dict(groups)
     tree.attrs["title"] = "t"
-    return printed(display.results_table(tree))
+    return printed(tables.results_table(tree))
 
 
 def legend_of_curves():

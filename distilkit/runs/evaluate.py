@@ -1,4 +1,4 @@
-"""Judging a distilled set: fresh networks are trained on it, and tested on real images after each number of steps.
+"""The evaluation of a distilled set or a run: fresh networks are trained on it, and tested on real images after each number of steps.
 
 One of those numbers is selected on the validation split, if there is one. The maximum over them on the test images, which the
 RaT-BPTT paper and others report, stands beside it under its own name.
@@ -23,8 +23,8 @@ from distilkit.errors import CombinationError, RunError
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC
 from distilkit.functional.streams import Stream
-from distilkit.judging.runs import is_run, pipeline_of
 from distilkit.learner import Learner
+from distilkit.runs.open import is_run, pipeline_of
 from distilkit.storage import layout
 from distilkit.storage.store import NAME
 

@@ -1,4 +1,4 @@
-"""What `distilkit evaluate` says, put together: a run, or anyone's set with the recipe and the data that belong to it."""
+"""The command `distilkit evaluate`: a run, or anyone's set with the recipe and the data that belong to it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,44 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from rich.console import Console
 
 from distilkit import recipes, spec as specs, storage
+from distilkit.cli.tables import evaluation_table, evaluation_words
 from distilkit.data import Arrays, DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation
-from distilkit.judging.judge import Case
-from distilkit.judging.runs import is_run, pipeline_of
 from distilkit.learner import Learner
+from distilkit.runs.evaluate import Case, evaluate, require_free, save
+from distilkit.runs.open import is_run, pipeline_of
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats
+
+
+def show_evaluation(path: Path, case: dict[str, Any], judged: dict[str, Any], out: Path | None) -> None:
+    """Evaluate a run or a set, show how it goes on, then its table; store it if a folder is given.
+
+    Args:
+        path: of the run or set.
+        case: the options of `assemble`.
+        judged: the options of `distilkit.evaluate`; `networks` are names, and `rates` belong to them.
+        out: a folder, or None.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    if out is not None:
+        require_free(out)
+    found = assemble(path, **case, notice=console.print)
+    names, rates = judged.pop("networks"), judged.pop("rates")
+    networks = parse_networks(names, rates, found.learner, found.evaluation)
+    result = evaluate(found, networks=networks, notice=console.print, **judged)
+    console.print(evaluation_table(result, f"{path.name}: accuracy on {result.attrs['test_images']} test images of {result.attrs['data']}"))
+    for line in evaluation_words(result):
+        console.print(line)
+    if out is not None:
+        save(result, found, out)
+        console.print(f"Stored in {out}")
 
 
 def assemble(

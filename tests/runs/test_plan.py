@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit import planning, process, spec
+from distilkit import process, spec
 from distilkit.errors import CombinationError
+from distilkit.runs import estimate, plan
 from distilkit.unroll.strategy import _programs
 from tests.commands import distilkit
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def digits(**parts):
@@ -49,7 +50,7 @@ class Clock:
 def test_time_is_that_of_the_steps_of_a_mean_window(monkeypatch):
     """Two kinds of step, and programs that take 100 seconds to build: the probe tells them apart."""
     Clock(monkeypatch)
-    found = planning.plan(digits())
+    found = dk.plan(digits())
     total, through = found.inner_steps
     assert 6 <= total <= 12
     assert (found.longest, through, found.outer_steps) == (6, 6, 50)
@@ -66,11 +67,11 @@ def test_every_stage_is_planned_for(monkeypatch):
     """The time is the mean over the outer steps of all stages, 10 and 30 images, and memory is that of the larger."""
     Clock(monkeypatch)
     boosted = digits(boost=dk.BoostSchedule(blocks=(1, 2), steps=(30, 10)), truncation=dk.FullUnroll(4))
-    found = planning.plan(boosted)
+    found = dk.plan(boosted)
     assert found.outer_steps == 40
     assert found.seconds == pytest.approx((30 * 10 + 10 * 30) / 40 * 3 * 4)
-    direct = planning.from_shapes(digits(images=dk.Images(per_class=3), truncation=dk.FullUnroll(4)))
-    assert planning.from_shapes(boosted).work == direct.work > planning.from_shapes(digits(truncation=dk.FullUnroll(4))).work
+    direct = estimate.from_shapes(digits(images=dk.Images(per_class=3), truncation=dk.FullUnroll(4)))
+    assert estimate.from_shapes(boosted).work == direct.work > estimate.from_shapes(digits(truncation=dk.FullUnroll(4))).work
 
 
 def test_memory_is_what_a_step_then_takes():
@@ -80,7 +81,7 @@ def test_memory_is_what_a_step_then_takes():
         truncation=dk.FullUnroll(6),
         evaluation=dk.Evaluation(seeds=1, steps=(2,), baselines=()),
     )
-    found = planning.plan(wide)
+    found = dk.plan(wide)
     state, window = wide.init(), dk.Window(0, 6)
     with process.keep_freed_memory():
         before = process.resident_memory()
@@ -95,17 +96,17 @@ def test_memory_is_what_a_step_then_takes():
 @pytest.mark.slow
 def test_a_plan_takes_seconds():
     _programs.cache_clear()  # or another test has built them
-    found = planning.plan(digits())
+    found = dk.plan(digits())
     assert 0 < found.seconds < found.first < 60
     assert found.advice == ()
 
 
 def test_shapes_alone_compute_nothing_and_know_no_time(monkeypatch):
     monkeypatch.setattr(dk.Distiller, "meta_gradient", lambda *_: pytest.fail("it ran"))
-    found = planning.plan(digits(), probe=False)
+    found = dk.plan(digits(), probe=False)
     assert found.seconds is None
     assert found.trajectory == 6 * 3 * 4 * (64 * 16 + 16 + 16 * 10 + 10)  # parameters and Adam's two moments, in float32
-    larger = planning.plan(digits(outer=dk.Outer(steps=50, batch_size=1000)), probe=False)
+    larger = dk.plan(digits(outer=dk.Outer(steps=50, batch_size=1000)), probe=False)
     assert larger.work >= found.work + 900 * 4 * (64 + 10)  # at the least the real images and labels themselves
 
 
@@ -121,7 +122,7 @@ TRAJECTORIES = {
 
 @pytest.mark.parametrize(("adjoint", "expected"), TRAJECTORIES.values(), ids=TRAJECTORIES)
 def test_trajectory(adjoint, expected):
-    assert planning._trajectory(adjoint, 60, entry=8, kept=100, device=torch.device("cpu")) == expected
+    assert estimate.trajectory_bytes(adjoint, 60, entry=8, kept=100, device=torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize(
@@ -133,23 +134,23 @@ def test_trajectory(adjoint, expected):
     }.values(),
 )
 def test_what_does_not_fit_is_said_before_anything_is_run(unroller, words, monkeypatch):
-    monkeypatch.setattr(planning, "_total", lambda device: 1 << 20)
-    monkeypatch.setattr(planning, "_held", lambda device: 1 << 40)  # or loading the data could be the peak, after other tests
-    monkeypatch.setattr(planning, "_probe", lambda *_: pytest.fail("it ran"))
-    found = planning.plan(digits(unroller=unroller))
+    monkeypatch.setattr(estimate, "_total", lambda device: 1 << 20)
+    monkeypatch.setattr(estimate, "_held", lambda device: 1 << 40)  # or loading the data could be the peak, after other tests
+    monkeypatch.setattr(plan, "_probe", lambda *_: pytest.fail("it ran"))
+    found = dk.plan(digits(unroller=unroller))
     assert not found.fits
     assert any(words in line for _, line in found.advice)
 
 
 def test_advice_can_be_typed(monkeypatch, tmp_path):
     """Every line of advice is an override that the spec takes."""
-    monkeypatch.setattr(planning, "_total", lambda device: 1 << 20)
+    monkeypatch.setattr(estimate, "_total", lambda device: 1 << 20)
     path = tmp_path / "spec.toml"
     for adjoint in (dk.AutogradAdjoint(), dk.ReplayAdjoint(every=2)):
         distiller = digits(unroller=dk.Unroller(adjoint), images=dk.Images(per_class=2))
         path.write_text(spec.dumps(distiller))
         # Not the whole plan: where loading the data was the peak, which hangs on what this process did before, there is no advice.
-        advice = planning.from_shapes(distiller).advice
+        advice = estimate.from_shapes(distiller).advice
         assert len(advice) >= 3
         for _, line in advice:
             _, override = shlex.split(line)
@@ -157,13 +158,13 @@ def test_advice_can_be_typed(monkeypatch, tmp_path):
 
 
 def test_room_to_spare_is_used_to_keep_steps():
-    draft = planning.plan(digits(), probe=False)
+    draft = dk.plan(digits(), probe=False)
     slow = attrs.evolve(draft, seconds=10.0, longest=60, sizes=(1, 1 << 20))
     host = digits(unroller=dk.Unroller(dk.ReplayAdjoint(store="host")))
-    ((words, line),) = planning._advice(host, slow)
+    ((words, line),) = estimate.advice_for(host, slow)
     assert 'keep = 60, store = "host"' in line
     assert "room" in words
-    assert planning._advice(digits(), attrs.evolve(slow, sizes=(1, draft.total))) == ()
+    assert estimate.advice_for(digits(), attrs.evolve(slow, sizes=(1, draft.total))) == ()
 
 
 class Forked:
@@ -181,7 +182,7 @@ def test_what_cannot_be_recorded_is_planned_and_run(tmp_path, caplog):
     learner = dk.Learner(Forked(), dk.SGD(lr=0.05))
     evaluation = dk.Evaluation(seeds=1, steps=(2,), baselines=())
     distiller = attrs.evolve(digits(), learner=learner, outer=dk.Outer(steps=2), evaluation=evaluation)
-    found = planning.plan(distiller)
+    found = dk.plan(distiller)
     assert not found.by_shapes
     assert found.seconds > 0
     distiller.run(tmp_path / "run")
@@ -193,15 +194,15 @@ def test_the_limit_of_a_container_counts(word, limited, tmp_path, monkeypatch):
     path = tmp_path / "memory.max"
     if word is not None:
         path.write_text(word + "\n")
-    monkeypatch.setattr(planning, "LIMITS", (path,))
-    total = planning._total(torch.device("cpu"))
+    monkeypatch.setattr(estimate, "LIMITS", (path,))
+    total = estimate._total(torch.device("cpu"))
     assert (total == 1000000) == limited
     assert total > 0
 
 
 def test_micro_batches_that_do_not_divide_are_refused():
     with pytest.raises(CombinationError, match="does not divide"):
-        planning.plan(digits(unroller=dk.Unroller(micro_batches=7)), probe=False)
+        dk.plan(digits(unroller=dk.Unroller(micro_batches=7)), probe=False)
 
 
 def test_a_run_says_how_it_runs_and_what_it_takes(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""What a run says of itself besides its results."""
+"""Opening a run: its distilled set, and the pipeline that made it. A set in a format of others is read in the same way."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from tests.commands import distilkit
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 GOOD = """
 title = "tiny"
@@ -162,7 +162,7 @@ def test_progress_fits_80_columns():
     from rich.console import Console
 
     import distilkit as dk
-    from distilkit.display import RunDisplay
+    from distilkit.cli.console import RunDisplay
     from distilkit.distiller import StepInfo
 
     shown = io.StringIO()

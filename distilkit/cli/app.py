@@ -1,4 +1,4 @@
-"""The command line: a few lines over the library for every command.
+"""The commands and their options: a few lines over the library each.
 
 Torch is imported by the commands that need it, so that `--help` answers at once. A `DistilkitError` is printed without a
 traceback and ends with exit code 2.
@@ -47,7 +47,7 @@ def run(
 ) -> None:
     """Run a spec: distil, judge on real test images, and store everything in a folder."""
     from distilkit import spec as specs
-    from distilkit.display import show_run
+    from distilkit.cli.run import show_run
 
     distiller = specs.load(spec, set_, trust=trust)
     show_run(distiller, out or _free_folder(distiller.title))
@@ -72,7 +72,7 @@ def plan(
 ) -> None:
     """Tell how much memory and time a spec will take, and what to change if it does not fit; nothing is written."""
     from distilkit import spec as specs
-    from distilkit.display import show_plan
+    from distilkit.cli.run import show_plan
 
     show_plan(specs.load(spec, set_, trust=trust), probe)
 
@@ -84,7 +84,7 @@ app.add_typer(recipe_commands, name="recipes")
 @recipe_commands.callback(invoke_without_command=True)
 def _recipes(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        from distilkit.display import show_recipes
+        from distilkit.cli.run import show_recipes
 
         show_recipes()
 
@@ -124,7 +124,7 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Train fresh networks on a distilled set, a run's or anyone's, and test them on real images."""
-    from distilkit.display import show_evaluation
+    from distilkit.cli.evaluate import show_evaluation
 
     protocol = {"evaluation.steps": steps and f"[{steps}]", "evaluation.seeds": seeds, "evaluation.select": select}
     overrides = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
@@ -144,10 +144,10 @@ def export(
     plain: Annotated[bool, typer.Option("--plain", help="Write no more than the authors' own code does, without a lossless copy.")] = False,
 ) -> None:
     """Write a distilled set, a run's or anyone's, in a format of others."""
-    from distilkit import judging
+    from distilkit.runs.open import read_set
     from distilkit.storage import formats
 
-    made = judging.read_set(path, format=format, label_space=label_space, preprocessing=preprocessing)
+    made = read_set(path, format=format, label_space=label_space, preprocessing=preprocessing)
     typer.echo(f"{formats.write(made, out, to, plain=plain)}: {len(made)} images, labels as {made.label_space}")
 
 
@@ -163,7 +163,7 @@ def subsets(
     trust: Trust = False,
 ) -> None:
     """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""
-    from distilkit.study_display import show_subsets
+    from distilkit.cli.studies import show_subsets
 
     numbers, draws = [int(b) for b in _list(budgets)], draws if strategy == "random" else 1
     show_subsets(run, numbers, draws, strategy, _list(networks), seeds, out or run / f"subsets-{strategy}", trust)
@@ -188,7 +188,7 @@ def gradients(
 ) -> None:
     """Measure norm, variance, bias and cost of the meta-gradient by truncation policy. Stopped, it goes on."""
     from distilkit import spec as specs
-    from distilkit.study_display import show_gradients
+    from distilkit.cli.studies import show_gradients
 
     pipeline = specs.load(spec, set_, trust=trust)
     points = [int(step) for step in _list(at)]
@@ -206,7 +206,7 @@ def intercorrelation(
 ) -> None:
     """Compare boosted prefixes with subsets, with sets distilled directly and with real images. Stopped, it goes on."""
     from distilkit import spec as specs
-    from distilkit.study_display import show_intercorrelation
+    from distilkit.cli.studies import show_intercorrelation
 
     pipeline = specs.load(spec, set_, trust=trust)
     show_intercorrelation(pipeline, draws, influence, out or _folder(f"{pipeline.title}-study"))

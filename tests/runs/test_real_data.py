@@ -19,7 +19,7 @@ from distilkit import spec
 from distilkit.errors import CombinationError
 from tests.commands import distilkit
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 EXAMPLES = ROOT / "examples"
 SHORT = [
@@ -31,11 +31,6 @@ SHORT = [
     "evaluation.seeds=2",
     'evaluation.baselines=["random real"]',
 ]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("DISTILKIT_CACHE", str(tmp_path_factory.getbasetemp() / "distilkit-cache"))
 
 
 def checked(tree: xr.DataTree, distiller: dk.Distiller, samples: int, image_shape: tuple[int, int, int]) -> None:

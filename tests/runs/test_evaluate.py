@@ -13,8 +13,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import distilkit as dk
-from distilkit import judging
-from distilkit.cli import app
+from distilkit.cli.app import app
+from distilkit.cli.evaluate import assemble, parse_networks
 from distilkit.data import DataBundle, DistilledSet, Split
 from distilkit.errors import CombinationError, DistilkitError, FieldError, RunError
 from distilkit.evaluation import measure, training_set
@@ -102,7 +102,7 @@ def test_other_preprocessing_is_refused(ten: DistilledSet, digits: DataBundle) -
 
 def test_cross_architecture_table(ten: DistilledSet, digits: DataBundle) -> None:
     """Each network with its own learning rate; the row of a network is what it is alone."""
-    networks = judging.parse_networks(["MLP", "ConvNet"], ["ConvNet=0.005"], LEARNER, PROTOCOL)
+    networks = parse_networks(["MLP", "ConvNet"], ["ConvNet=0.005"], LEARNER, PROTOCOL)
     assert networks["MLP"] is LEARNER.network
     assert networks["ConvNet"][1] == dk.Adam(lr=0.005)
     networks["ConvNet"] = (dk.ConvNet(width=4, depth=1), networks["ConvNet"][1])
@@ -113,7 +113,7 @@ def test_cross_architecture_table(ten: DistilledSet, digits: DataBundle) -> None
     assert np.array_equal(table.accuracy.sel(network="MLP"), dk.evaluate(ten, digits, LEARNER, PROTOCOL).accuracy)
     for names, rates in ((["convnet"], []), (["MLP"], ["VGG=0.1"]), (["MLP"], ["MLP=fast"])):
         with pytest.raises(FieldError):
-            judging.parse_networks(names, rates, LEARNER, PROTOCOL)
+            parse_networks(names, rates, LEARNER, PROTOCOL)
 
 
 def test_baselines_and_ranking_beside_it(ten: DistilledSet, digits: DataBundle) -> None:
@@ -178,7 +178,7 @@ def written(tmp_path: Path, per_class: int = 1, labels: np.ndarray | None = None
 def test_a_set_of_the_authors_from_the_command_line(tmp_path: Path) -> None:
     file, data, recipe = written(tmp_path)
     said = cli(file, "--format", "rat-bptt", "--data", data, "--recipe", recipe)
-    case = judging.assemble(file, data=str(data), recipe=str(recipe), format="rat-bptt")
+    case = assemble(file, data=str(data), recipe=str(recipe), format="rat-bptt")
     # All training images are there, as they were for the authors, and our whitening is theirs.
     assert (len(case.data.train), len(case.data.validation), len(case.data.test)) == (80, 0, 40)
     mine = torch.cat([(case.data.train.labels == c).nonzero()[0] for c in range(4)])
@@ -197,7 +197,7 @@ def test_a_set_of_the_authors_from_the_command_line(tmp_path: Path) -> None:
 def test_soft_labels_of_the_authors(tmp_path: Path) -> None:
     soft = (torch.eye(4).repeat_interleave(2, 0) * 0.8).numpy()
     file, data, recipe = written(tmp_path, per_class=2, labels=soft)
-    case = judging.assemble(file, data=str(data), recipe=str(recipe), overrides=["evaluation.seeds=1"])
+    case = assemble(file, data=str(data), recipe=str(recipe), overrides=["evaluation.seeds=1"])
     assert case.distilled.label_space == "probability"
     assert np.allclose(case.distilled.labels, soft)
     assert dk.evaluate(case).sizes["seed"] == 1
@@ -206,7 +206,7 @@ def test_soft_labels_of_the_authors(tmp_path: Path) -> None:
 def test_our_own_file_brings_its_own_space(tmp_path: Path, ten: DistilledSet, run: Path) -> None:
     """A set of ours says its preprocessing: the data comes in that, whatever the recipe says, with no images held out."""
     file = formats.write(ten, tmp_path / "set.safetensors")
-    case = judging.assemble(file, data="Digits", recipe=str(run / "spec.toml"))
+    case = assemble(file, data="Digits", recipe=str(run / "spec.toml"))
     assert case.data.preprocessing.fingerprint() == ten.preprocessing.fingerprint()
     assert len(case.data.validation) == 0
     assert dk.evaluate(case).accuracy.mean() > 0.1

@@ -1,17 +1,13 @@
-"""What a run will take, before it starts: memory from the shapes of its operations and a short probe, time from the probe.
+"""Estimates of what a run takes: memory from the shapes of its operations, and advice on what to change.
 
-The shapes come from programs recorded without data, so the first part computes nothing and allocates nothing: it tells what
-would never fit. The probe then runs windows of a few steps, as the run's first outer step would, and measures.
+The shapes come from programs recorded without data, so this computes nothing and allocates nothing: it tells what would never fit.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import optree
@@ -21,25 +17,19 @@ from torch import Tensor
 
 from distilkit import process
 from distilkit.boosting import Stage, groups
-from distilkit.evaluation import training_set
-from distilkit.evaluation.protocol import selection_split, streams
-from distilkit.evaluation.training import TEST_BATCH, accuracy, train
+from distilkit.distiller import Distiller
 from distilkit.functional.pytrees import split_floating
 from distilkit.programs.liveness import peak_bytes
 from distilkit.programs.partition import halve
 from distilkit.programs.programs import UNRECORDABLE, record
 from distilkit.truncation import Window
-from distilkit.unroll.adjoints import AutogradAdjoint, ReplayAdjoint, begin, late
+from distilkit.unroll.adjoints import ReplayAdjoint, begin, late
 from distilkit.unroll.problem import draws, start
 
-if TYPE_CHECKING:
-    from distilkit.distiller import Distiller, DistillerState
-
 WINDOWS = 200  # outer steps whose windows are drawn, to know how long they are
-# The first call of a program is compared with the function that it was recorded from, which lets go of nothing before it is
-# through. Measured on ConvNet-3 of width 128 and 100 images: 1.13 GiB, and 0.49 alive in the recorded list.
+# The first call of a program is compared with the function that it was recorded from, which keeps every intermediate until it
+# returns. Measured on ConvNet-3 of width 128 and 100 images: 1.13 GiB, and 0.49 alive in the recorded list.
 CHECK = 2.3
-PROBING = 5.0  # seconds after which a time is not taken again
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container, v2 and v1
 
 
@@ -94,42 +84,12 @@ class Plan:
         return self.peak <= 0.9 * self.total
 
 
-def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], None] = lambda _: None) -> Plan:
-    """Estimate what a distiller's run takes. The data is loaded; nothing is written.
-
-    Windows are drawn as the run will draw them; a policy that learns from how the run goes is taken as it starts.
-
-    Args:
-        distiller: the pipeline.
-        probe: run a few inner steps and measure; otherwise go by shapes alone, which knows memory to a factor of two, and no time.
-        notice: told what is being done.
-
-    Raises:
-        DistilkitError: what would end the run at its start.
-    """
-    notice("loading data")
-    with _peak(distiller.torch_device) as loading:
-        state = distiller.template(len(distiller.stages) - 1)
-    count = distiller.cpu_threads(state)
-    drafts = []
-    with process.thread_limit(count):
-        for stage in distiller.stages:
-            drawn = _windows(distiller, stage)
-            notice("working out shapes" if len(distiller.stages) == 1 else f"working out shapes of stage {stage.number + 1}")
-            draft = _shapes(distiller, stage, drawn, *loading)
-            if probe and draft.held + draft.work < draft.total:
-                notice("probing: windows of a few inner steps")
-                draft = _probe(distiller, distiller.template(stage.number), draft, drawn)
-            drafts.append(draft)
-    return _together(distiller, drafts)
-
-
 def from_shapes(distiller: Distiller) -> Plan:
     """The part of `plan` that computes nothing."""
-    return _together(distiller, [_shapes(distiller, stage, _windows(distiller, stage)) for stage in distiller.stages])
+    return combine_stages(distiller, [stage_from_shapes(distiller, stage, drawn_windows(distiller, stage)) for stage in distiller.stages])
 
 
-def _together(distiller: Distiller, drafts: list[Plan]) -> Plan:
+def combine_stages(distiller: Distiller, drafts: list[Plan]) -> Plan:
     """One plan for all stages: memory is that of the worst, time the mean over all outer steps."""
     worst = max(drafts, key=lambda draft: draft.peak)
     steps = [stage.steps for stage in distiller.stages]
@@ -137,10 +97,10 @@ def _together(distiller: Distiller, drafts: list[Plan]) -> Plan:
     seconds = sum(n * t for n, t in zip(steps, times, strict=True)) / sum(steps) if len(times) == len(drafts) else None
     firsts = [draft.first for draft in drafts if draft.first is not None]
     found = attrs.evolve(worst, seconds=seconds, first=sum(firsts) if len(firsts) == len(drafts) else None)
-    return attrs.evolve(found, advice=_advice(distiller, found))
+    return attrs.evolve(found, advice=advice_for(distiller, found))
 
 
-def _shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: int = 0) -> Plan:
+def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: int = 0) -> Plan:
     """The estimate from shapes, for one stage."""
     device, unroller, data = distiller.torch_device, distiller.resolved_unroller, distiller.bundle
     learner, classes = distiller.stage_learner(stage), groups(stage, distiller.boost, data.classes)
@@ -156,7 +116,7 @@ def _shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: in
     try:
         outer = unroller.problem(learner, 1, execution)
         end = peak_bytes(record(outer.end, (fresh.params, *real)))
-        both = record(lambda early, coming: _both(problem, early, coming), (one_step, late(*one_step)), mutations=False)
+        both = record(lambda early, coming: _step_and_pullback(problem, early, coming), (one_step, late(*one_step)), mutations=False)
         alive = max(end, peak_bytes(both))
         results = len(optree.tree_leaves((fresh.params, fresh.optimizer)))  # type: ignore[arg-type]
         kept = halve(both, len(optree.tree_leaves(one_step)), results).waiting  # type: ignore[arg-type]
@@ -169,7 +129,7 @@ def _shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: in
         execution=str(execution),
         held=_held(device),
         loading=loading,
-        trajectory=_trajectory(unroller.adjoint, longest, entry, kept, device),
+        trajectory=trajectory_bytes(unroller.adjoint, longest, entry, kept, device),
         work=int(CHECK * alive) + _bytes(real) * unroller.micro_batches,
         evaluation=0,
         total=_total(device),
@@ -183,12 +143,12 @@ def _shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: in
     )
 
 
-def _both(problem: Any, early: Any, coming: Any) -> Any:
+def _step_and_pullback(problem: Any, early: Any, coming: Any) -> Any:
     result, back = begin(problem)(*early)
     return result, back(*coming)
 
 
-def _trajectory(adjoint: Any, length: int, entry: int, kept: int, device: torch.device) -> int:
+def trajectory_bytes(adjoint: Any, length: int, entry: int, kept: int, device: torch.device) -> int:
     """Bytes of what waits of a window: (theta, state) of some steps, the graphs of others."""
     if not isinstance(adjoint, ReplayAdjoint):
         return length * (entry + kept)
@@ -198,68 +158,7 @@ def _trajectory(adjoint: Any, length: int, entry: int, kept: int, device: torch.
     return (stored + between) * entry + (length - replayed) * kept
 
 
-def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list[Window]) -> Plan:
-    """Measure short windows at the run's own shapes, and draw the line from there to the longest window."""
-    device, adjoint = distiller.torch_device, distiller.unroller.adjoint
-    short = min(draft.longest, 2 + getattr(adjoint, "keep", 0))
-
-    def once(window: Window) -> float:
-        began = time.perf_counter()
-        distiller.meta_gradient(state, window).loss.item()
-        return time.perf_counter() - began
-
-    def best(window: Window) -> float:
-        """The least of a few times: the first may find memory that nobody has touched."""
-        times = [once(window)]
-        while len(times) < 4 and sum(times) < PROBING:
-            times.append(once(window))
-        return min(times)
-
-    with process.keep_freed_memory():
-        try:
-            with _peak(device) as built:
-                first = once(Window(0, short))
-            base = best(Window(0, short))
-            ahead = max(2, min(20, int(2 * short / max(base, 1e-9))))
-            before = max(0.0, best(Window(ahead, ahead + short)) - base) / ahead
-            more = min(ahead, draft.longest - short)
-            with _peak(device) as longer:
-                through = (best(Window(0, short + more)) - base) / more if more else base / short
-            with _peak(device) as evaluated:
-                _evaluate(distiller, state)
-        except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
-            if not process.is_out_of_memory(error):
-                raise
-            return attrs.evolve(draft, work=max(draft.work, draft.total))  # it did not fit, and now that is known
-    mean, length = draft.inner_steps
-    seconds = max(base + (length - short) * through + (mean - length) * before, base / 2)  # differences of short times may be off
-    timed = attrs.evolve(draft, seconds=seconds, first=first)
-    if not built:  # the system does not tell how much was held
-        return timed
-
-    def waiting(steps: int) -> int:
-        return _trajectory(adjoint, steps, *draft.sizes, device)
-
-    work, grown = built[0] - draft.held, longer[0] - draft.held
-    if isinstance(adjoint, AutogradAdjoint):
-        rest = int((draft.longest - short) * max(0, grown - work) / more) if more else 0
-    else:
-        work, rest = max(work, grown - waiting(short + more) + waiting(short)), waiting(draft.longest) - waiting(short)
-    return attrs.evolve(timed, work=work, trajectory=rest, evaluation=evaluated[0] - draft.held)
-
-
-def _evaluate(distiller: Distiller, state: DistillerState) -> None:
-    """A few training steps of the networks that judge the set, and one look at some real images."""
-    data, evaluation = distiller.bundle, distiller.evaluation
-    learner = distiller.stage_learner(distiller.stages[state.stage])
-    learner, training = evaluation.trainer(learner, training_set(distiller.distilled(state), data))
-    for _, params in train(learner, training, streams(evaluation, distiller.stream.fold("plan")), (2,), mode=evaluation.mode):
-        split = selection_split(data)
-        some = attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH])
-        accuracy(learner, params, some, evaluation.mode)
-
-
-def _advice(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]:
+def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]:
     """What would make it fit; or faster, where there is room."""
     unroller, adjoint = distiller.resolved_unroller, distiller.unroller.adjoint
     replay = isinstance(adjoint, ReplayAdjoint)
@@ -303,7 +202,7 @@ def _adjoint_line(adjoint: ReplayAdjoint, **changes: int) -> str:
     return f"--set 'unroller.adjoint={{{table}}}'"
 
 
-def _windows(distiller: Distiller, stage: Stage) -> list[Window]:
+def drawn_windows(distiller: Distiller, stage: Stage) -> list[Window]:
     """Windows of a stage, as they will be drawn."""
     policy, made = stage.truncation.init(), []
     before = sum(other.steps for other in distiller.stages[: stage.number])
@@ -335,16 +234,3 @@ def _number(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):  # no such file, or "max"
         return None
-
-
-@contextmanager
-def _peak(device: torch.device) -> Iterator[list[int]]:
-    """Bytes held at most inside of the block, on a CPU by the whole process; nothing, where the system does not tell."""
-    if device.type == "cuda":
-        found: list[int] = []
-        torch.cuda.reset_peak_memory_stats(device)
-        yield found
-        found.append(torch.cuda.max_memory_reserved(device))
-        return
-    with process.peak_resident() as found:
-        yield found

@@ -1,0 +1,55 @@
+"""The commands `distilkit run`, `distilkit plan` and `distilkit recipes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from distilkit.cli.console import RunDisplay, log_lines
+from distilkit.cli.tables import gib, plan_table, recipes_table, results_table
+from distilkit.errors import RunError
+
+if TYPE_CHECKING:
+    from distilkit.distiller import Distiller
+
+
+def show_run(distiller: Distiller, directory: Path) -> None:
+    """Run a distiller, show how it goes on, then its table and where everything lies."""
+    from distilkit.runs.run import run
+
+    console = Console()
+    try:
+        with log_lines(console), RunDisplay(console, distiller.outer_steps) as display:
+            tree = run(distiller, directory, display)
+    except KeyboardInterrupt:
+        raise RunError(f"Stopped. What was done until then is in {directory}.") from None
+    console.print(results_table(tree))
+    for line in (f"Look at   {directory / 'distilled.png'}", f"Open it   xarray.open_datatree({str(directory / 'results.zarr')!r})"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_plan(distiller: Distiller, probe: bool) -> None:
+    """Estimate what a run takes, and print it."""
+    from distilkit.runs.plan import plan
+
+    console = Console(highlight=False, soft_wrap=True)
+    with log_lines(console):
+        found = plan(distiller, probe=probe, notice=console.print)
+    console.print(plan_table(found, distiller.title))
+    if found.seconds is None:
+        console.print(f"inner steps: {found.execution}", markup=False)
+    if not found.fits:
+        console.print(f"This will not fit into {gib(found.total)}. Try one or more of:")
+    for words, line in found.advice:
+        console.print(f"  {line}   ({words})", markup=False)
+
+
+def show_recipes() -> None:
+    """Print a table of the recipes; on a pipe, no cell is cut."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(recipes_table())
+    console.print("distilkit recipes show NAME prints one; distilkit run NAME runs it.", highlight=False)

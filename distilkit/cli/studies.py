@@ -1,0 +1,83 @@
+"""The commands `distilkit subsets` and `distilkit study`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distilkit import report
+from distilkit.cli.console import StudyDisplay, show_figures, stoppable, wide_console
+from distilkit.cli.tables import gradients_table, sources_table, subsets_table
+
+if TYPE_CHECKING:
+    from distilkit.distiller import Distiller
+
+
+def show_subsets(
+    run: Path, budgets: Sequence[int], draws: int, strategy: str, networks: Sequence[str], seeds: int | None, out: Path, trust: bool
+) -> None:
+    """Fill a subset grid and draw it; see `distilkit.subset_grid`."""
+    from distilkit import studies
+    from distilkit.cli.evaluate import parse_networks
+
+    console = wide_console()
+    made, pipeline = studies.with_pipeline(run, trust=trust)
+    if not budgets:
+        whole = int(made.class_counts().min())
+        budgets = [*(2**i for i in range(whole.bit_length()) if 2**i < whole), whole]
+    chosen = parse_networks(networks, [], pipeline.learner, pipeline.evaluation) or None
+    with stoppable(out), StudyDisplay(console, f"testing subsets of {run}") as display:
+        grid = studies.subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, notice=display.unit)
+    console.print(subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy"))
+    grid.attrs["title"] = f"{run.name}: {strategy} subsets"
+    show_figures(console, out, report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png"))
+
+
+def show_intercorrelation(pipeline: Distiller, draws: int, influence_at: int | None, out: Path) -> None:
+    """Run the intercorrelation study and draw it; see `distilkit.studies.intercorrelation_study`."""
+    from distilkit import studies
+
+    console = wide_console()
+    with stoppable(out), StudyDisplay(console) as display:
+        tree = studies.intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, observer=display)
+    sources = tree["sources"].to_dataset().assign_attrs(title=tree.attrs["title"])
+    console.print(sources_table(sources))
+    show_figures(
+        console,
+        out,
+        report.budget_curves(sources, out / "budgets.png"),
+        report.subset_map(sources.sel(source=["subset of the large set", "random real"]), out / "subsets.png"),
+        report.influence_map(tree["influence"].to_dataset(), out / "influence.png"),
+    )
+
+
+def show_gradients(
+    pipeline: Distiller, at: Sequence[int], replicates: int, policies: Sequence[str], optimizers: Sequence[str], out: Path
+) -> None:
+    """Run the gradient study and draw it; see `distilkit.gradient_study`. Policies and optimisers are inline TOML tables."""
+    from distilkit import studies
+
+    console = wide_console()
+    chosen = {_words(text): _component("truncation", text) for text in policies}
+    inner = {_words(text): _component("optimizer", text) for text in optimizers}
+    with stoppable(out), StudyDisplay(console, "taking meta-gradients") as display:
+        study = studies.gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, notice=display.unit)
+    console.print(gradients_table(study))
+    show_figures(console, out, report.gradient_curves(study, out / "gradients.png"))
+
+
+def _component(slot: str, text: str) -> Any:
+    """A component from an inline TOML table."""
+    import attrs
+
+    from distilkit import fields
+    from distilkit.spec import loads
+
+    holder = attrs.make_class("Holder", {slot: fields.component(slot)}, frozen=True)
+    return getattr(loads(f"{slot} = {text}", root=holder, source=f"--{'policy' if slot == 'truncation' else slot}"), slot)
+
+
+def _words(text: str) -> str:
+    """A name for a component that was given as a table."""
+    return " ".join(text.replace("kind", "").translate(str.maketrans("{}=\"',", "      ")).split())

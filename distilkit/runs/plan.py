@@ -1,0 +1,129 @@
+"""The plan of a run: memory from shapes, and memory and time from a probe, before anything is written.
+
+The shapes come from programs recorded without data (`distilkit.runs.estimate`). The probe then runs windows of a few steps, as the run's
+first outer step would, and measures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import attrs
+import torch
+
+from distilkit import process
+from distilkit.distiller import Distiller, DistillerState
+from distilkit.evaluation import training_set
+from distilkit.evaluation.protocol import selection_split, streams
+from distilkit.evaluation.training import TEST_BATCH, accuracy, train
+from distilkit.runs.estimate import Plan, combine_stages, drawn_windows, stage_from_shapes, trajectory_bytes
+from distilkit.truncation import Window
+from distilkit.unroll.adjoints import AutogradAdjoint
+
+PROBING = 5.0  # seconds after which a time is not taken again
+
+
+def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], None] = lambda _: None) -> Plan:
+    """Estimate what a distiller's run takes. The data is loaded; nothing is written.
+
+    Windows are drawn as the run will draw them; a policy that learns from how the run goes is taken as it starts.
+
+    Args:
+        distiller: the pipeline.
+        probe: run a few inner steps and measure; otherwise go by shapes alone, which knows memory to a factor of two, and no time.
+        notice: told what is being done.
+
+    Raises:
+        DistilkitError: what would end the run at its start.
+    """
+    notice("loading data")
+    with _peak(distiller.torch_device) as loading:
+        state = distiller.template(len(distiller.stages) - 1)
+    count = distiller.cpu_threads(state)
+    drafts = []
+    with process.thread_limit(count):
+        for stage in distiller.stages:
+            drawn = drawn_windows(distiller, stage)
+            notice("working out shapes" if len(distiller.stages) == 1 else f"working out shapes of stage {stage.number + 1}")
+            draft = stage_from_shapes(distiller, stage, drawn, *loading)
+            if probe and draft.held + draft.work < draft.total:
+                notice("probing: windows of a few inner steps")
+                draft = _probe(distiller, distiller.template(stage.number), draft, drawn)
+            drafts.append(draft)
+    return combine_stages(distiller, drafts)
+
+
+def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list[Window]) -> Plan:
+    """Measure short windows at the run's own shapes, and draw the line from there to the longest window."""
+    device, adjoint = distiller.torch_device, distiller.unroller.adjoint
+    short = min(draft.longest, 2 + getattr(adjoint, "keep", 0))
+
+    def once(window: Window) -> float:
+        began = time.perf_counter()
+        distiller.meta_gradient(state, window).loss.item()
+        return time.perf_counter() - began
+
+    def best(window: Window) -> float:
+        """The least of a few times: the first may find memory that nobody has touched."""
+        times = [once(window)]
+        while len(times) < 4 and sum(times) < PROBING:
+            times.append(once(window))
+        return min(times)
+
+    with process.keep_freed_memory():
+        try:
+            with _peak(device) as built:
+                first = once(Window(0, short))
+            base = best(Window(0, short))
+            ahead = max(2, min(20, int(2 * short / max(base, 1e-9))))
+            before = max(0.0, best(Window(ahead, ahead + short)) - base) / ahead
+            more = min(ahead, draft.longest - short)
+            with _peak(device) as longer:
+                through = (best(Window(0, short + more)) - base) / more if more else base / short
+            with _peak(device) as evaluated:
+                _evaluate(distiller, state)
+        except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            if not process.is_out_of_memory(error):
+                raise
+            return attrs.evolve(draft, work=max(draft.work, draft.total))  # it did not fit, and now that is known
+    mean, length = draft.inner_steps
+    seconds = max(base + (length - short) * through + (mean - length) * before, base / 2)  # differences of short times may be off
+    timed = attrs.evolve(draft, seconds=seconds, first=first)
+    if not built:  # the system does not tell how much was held
+        return timed
+
+    def waiting(steps: int) -> int:
+        return trajectory_bytes(adjoint, steps, *draft.sizes, device)
+
+    work, grown = built[0] - draft.held, longer[0] - draft.held
+    if isinstance(adjoint, AutogradAdjoint):
+        rest = int((draft.longest - short) * max(0, grown - work) / more) if more else 0
+    else:
+        work, rest = max(work, grown - waiting(short + more) + waiting(short)), waiting(draft.longest) - waiting(short)
+    return attrs.evolve(timed, work=work, trajectory=rest, evaluation=evaluated[0] - draft.held)
+
+
+def _evaluate(distiller: Distiller, state: DistillerState) -> None:
+    """A few training steps of the networks that judge the set, and one look at some real images."""
+    data, evaluation = distiller.bundle, distiller.evaluation
+    learner = distiller.stage_learner(distiller.stages[state.stage])
+    learner, training = evaluation.trainer(learner, training_set(distiller.distilled(state), data))
+    for _, params in train(learner, training, streams(evaluation, distiller.stream.fold("plan")), (2,), mode=evaluation.mode):
+        split = selection_split(data)
+        some = attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH])
+        accuracy(learner, params, some, evaluation.mode)
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[int]]:
+    """Bytes held at most inside of the block, on a CPU by the whole process; nothing, where the system does not tell."""
+    if device.type == "cuda":
+        found: list[int] = []
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found.append(torch.cuda.max_memory_reserved(device))
+        return
+    with process.peak_resident() as found:
+        yield found

@@ -1,0 +1,154 @@
+"""The record of a run: what it has gathered so far, as groups of the store, as spec.toml, and as figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+import xarray as xr
+
+from distilkit import report, storage
+from distilkit.data import DistilledSet
+from distilkit.distiller import Distiller, DistillerState, StepInfo
+from distilkit.errors import DistilkitError
+from distilkit.evaluation import Score
+from distilkit.spec import dumps, to_tree
+from distilkit.storage import layout
+from distilkit.unroll.strategy import programs_of
+
+
+@attrs.define
+class Record:
+    """What a run has gathered so far."""
+
+    state: DistillerState
+    infos: list[StepInfo] = attrs.Factory(list)
+    validation: dict[int, np.ndarray[Any, Any]] = attrs.Factory(dict)
+    best: tuple[float, DistilledSet] | None = None
+    final: Score | None = None
+    prefixes: dict[int, Score] = attrs.Factory(dict)
+    baselines: Mapping[str, Score] = attrs.Factory(dict)
+
+
+def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], directory: Path) -> xr.DataTree:
+    """Write all that is known by now."""
+    last = distiller.distilled(record.state)
+    groups = {
+        "distilled": storage.distilled_group(storage.to_arrays(last), record.state.step),
+        "history": layout.history_group(
+            {
+                "outer_step": [i.outer_step for i in record.infos],
+                "outer_loss": [i.outer_loss for i in record.infos],
+                "meta_gradient_norm": [i.meta_gradient_norm for i in record.infos],
+                "clip_scale": [i.clip_scale for i in record.infos],
+                "window_start": [i.window.start for i in record.infos],
+                "window_stop": [i.window.stop for i in record.infos],
+                "seconds": [i.seconds for i in record.infos],
+            },
+            {"stage": layout.variable("outer_step", np.array([i.stage for i in record.infos], np.int64), "stage of the boost schedule")},
+        ).assign_attrs(_how(distiller, record.state.stage)),
+    }
+    if record.best:
+        accuracy, best = record.best
+        groups["best"] = storage.distilled_group(
+            storage.to_arrays(best), best.provenance["outer_step"], validation_accuracy=accuracy, preprocessing_group="distilled"
+        )
+    if record.validation or record.final:
+        protocol = distiller.evaluation.words(distiller.bundle) | ({"selected_training_steps": record.final.steps} if record.final else {})
+        groups["evaluation"] = layout.evaluation_group(
+            protocol=protocol,
+            which=("best" if record.best else "last") if record.final else None,
+            accuracy=_by_seed(record.final.test) if record.final else None,
+            validation={step: _by_seed(row) for step, row in record.validation.items()} or None,
+        )
+    if record.final and distiller.boost:
+        groups["prefixes"] = _prefixes(record.prefixes | {distiller.per_class: record.final}, distiller)
+    if record.baselines:
+        groups["baselines"] = layout.baselines_group(
+            {name: _by_seed(s.test) for name, s in record.baselines.items()},
+            protocol=distiller.evaluation.words(distiller.bundle)
+            | {"selected_training_steps": {n: s.steps for n, s in record.baselines.items()}},
+        )
+    tree = layout.build(
+        groups,
+        title=distiller.title,
+        spec=spec,
+        seed=distiller.seed,
+        device=_device_words(distiller.torch_device),
+        torch_version=torch.__version__,
+    )
+    storage.write(tree, directory)
+    return tree
+
+
+def _how(distiller: Distiller, stage: int) -> dict[str, str]:
+    """How inner steps were run: as planned in this stage, and in all stages so far, what fell back from that."""
+    executions = [(distiller.execution(one), distiller.stage_learner(one)) for one in distiller.stages[: stage + 1]]
+    fallbacks = {name: how for one in executions for name, how in programs_of(*one).fallbacks.items()}
+    return {
+        "precision": distiller.resolved_unroller.precision,
+        "execution": str(executions[-1][0]),
+        "execution_fallbacks": json.dumps(fallbacks),
+    }
+
+
+def _prefixes(scores: Mapping[int, Score], distiller: Distiller) -> xr.Dataset:
+    """The group `/prefixes`: test accuracy of the first images of each class, by how many."""
+    budgets = np.array(sorted(scores), np.int64)
+    accuracy = np.stack([scores[int(b)].test for b in budgets])
+    steps = np.array([scores[int(b)].steps for b in budgets], np.int64)
+    return xr.Dataset(
+        {
+            "accuracy": layout.variable(("budget", "seed"), accuracy, "test accuracy of networks trained on the first blocks"),
+            "training_steps": layout.variable("budget", steps, "training steps, selected on validation"),
+        },
+        {
+            "budget": layout.coordinate("budget", budgets, "images of each class"),
+            "seed": layout.coordinate("seed", np.arange(accuracy.shape[1])),
+        },
+        {"protocol": json.dumps(distiller.evaluation.words(distiller.bundle))},
+    )
+
+
+def write_spec(distiller: Distiller, directory: Path) -> dict[str, Any]:
+    """Write spec.toml, and return the spec as nested dicts; a pipeline with parts made in Python has no spec but words on why."""
+    distiller = attrs.evolve(distiller, unroller=distiller.resolved_unroller)
+    try:
+        tree = to_tree(distiller)
+    except DistilkitError as error:
+        return {"unwritable": error.message, "pipeline": repr(distiller)}
+    (directory / "spec.toml").write_text(dumps(distiller), encoding="utf-8")
+    return tree
+
+
+def _some_real(distiller: Distiller) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    """One real training image of each class, to look at beside the distilled ones."""
+    train, data = distiller.bundle.train, distiller.bundle
+    if len(data.image_shape) != 3:
+        return None
+    rows = torch.stack([(train.labels == c).nonzero()[0, 0] for c in range(data.classes)])
+    pixels = data.preprocessing.inverse(train.images[rows].cpu()).clamp(0, 1)
+    return (pixels * 255).round().to(torch.uint8).numpy(), np.arange(data.classes)
+
+
+def _by_seed(values: np.ndarray[Any, Any]) -> dict[int, float]:
+    return {i: float(v) for i, v in enumerate(values)}
+
+
+def _device_words(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def save_figures(distiller: Distiller, tree: xr.DataTree, directory: Path) -> None:
+    """Draw what there is: a run that was stopped has no accuracies, and one stopped at once no history."""
+    report.sheet(tree, directory / "distilled.png", real=_some_real(distiller))
+    if tree["history"].sizes["outer_step"]:
+        report.curves(tree, directory / "history.png")
+    if "prefixes" in tree.children:
+        prefixes = tree["prefixes"].to_dataset().assign_attrs(title=f"{distiller.title}: first images of each class")
+        report.budget_curves(prefixes, directory / "prefixes.png")

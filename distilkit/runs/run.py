@@ -1,0 +1,158 @@
+"""The run of a distiller into a folder: the outer loop, validation on the way, and the test at the end.
+
+    DIRECTORY/spec.toml       the resolved spec: running it again gives the same run
+    DIRECTORY/results.zarr    open it with xarray.open_datatree
+    DIRECTORY/distilled.png   the distilled images
+    DIRECTORY/history.png     loss, meta-gradient norm and validation accuracy
+    DIRECTORY/prefixes.png    accuracy by images per class, of a boosted set
+
+The store is written whole every half minute and at the end, whatever ends the run; what was computed is never lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+
+from distilkit import process
+from distilkit.distiller import Distiller, StepInfo
+from distilkit.errors import RunError
+from distilkit.evaluation import baseline_scores, require_baselines, score, training_set
+from distilkit.runs.estimate import from_shapes
+from distilkit.runs.record import Record, save_figures, write_results, write_spec
+from distilkit.storage.store import NAME
+
+SECONDS_BETWEEN_WRITES = 30.0
+
+logger = logging.getLogger("distilkit")
+
+
+class Observer(Protocol):
+    """Is told how a run goes on; the command line shows it. It cannot change the run."""
+
+    def phase(self, words: str) -> None:
+        """A new part of the work begins."""
+
+    def stepped(self, info: StepInfo) -> None:
+        """An outer step is done."""
+
+    def validated(self, outer_step: int, accuracy: np.ndarray[Any, Any]) -> None:
+        """The validation accuracy (seeds,) after so many outer steps."""
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def phase(self, words: str) -> None:
+        """Nothing."""
+
+    def stepped(self, info: StepInfo) -> None:
+        """Nothing."""
+
+    def validated(self, outer_step: int, accuracy: np.ndarray[Any, Any]) -> None:
+        """Nothing."""
+
+
+def run(distiller: Distiller, directory: str | Path, observer: Observer | None = None) -> xr.DataTree:
+    """Distil, judge, and store everything in a folder.
+
+    Args:
+        distiller: the pipeline.
+        directory: a folder that holds no run yet; it is made.
+        observer: is told how the run goes on.
+
+    Returns:
+        the stored results.
+
+    Raises:
+        RunError: the folder holds a run already, or cannot be made.
+        CombinationError: the data has too few images for the baselines.
+        GradientError: the meta-gradient was not finite; what was computed until then is stored.
+    """
+    directory, observer = Path(directory), observer or Silent()
+    if (directory / NAME).exists():
+        raise RunError(f"{directory} holds the results of another run.", fix=f"--out {directory}-2")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The folder {directory} cannot be made: {error.strerror}.", fix="--out runs/another") from error
+    observer.phase("loading data")
+    state = distiller.init()
+    require_baselines(distiller.evaluation, distiller.bundle, distiller.per_class)
+    spec = write_spec(distiller, directory)
+    record = Record(state)
+    count = distiller.cpu_threads(state)
+    _notice_memory(distiller)
+    with process.thread_limit(count), process.keep_freed_memory():
+        try:
+            _distil(distiller, record, observer, lambda: write_results(distiller, record, spec, directory))
+            _test(distiller, record, observer)
+        finally:
+            tree = write_results(distiller, record, spec, directory)
+            save_figures(distiller, tree, directory)
+    return tree
+
+
+def _notice_memory(distiller: Distiller) -> None:
+    """Say what the run will take, by shapes alone, and what to change if it will not fit."""
+    draft = from_shapes(distiller)
+    what = f"memory: about {draft.peak / 2**30:.1f} GiB at the peak, of {draft.total / 2**30:.1f} GiB"
+    if not draft.by_shapes:
+        logger.info("memory: not known, since the network cannot be recorded; distilkit plan measures it")
+    elif draft.fits:
+        logger.info(what)
+    else:
+        logger.warning("%s: it may not fit. Try %s", what, " or ".join(line for _, line in draft.advice))
+
+
+def _distil(distiller: Distiller, record: Record, observer: Observer, write: Callable[[], object]) -> None:
+    """The outer loop."""
+    steps, every = distiller.outer_steps, distiller.evaluation.every
+    observer.phase("distilling")
+    written = time.monotonic()
+    while record.state.step < steps:
+        record.state, info = distiller.step(record.state)
+        record.infos.append(info)
+        observer.stepped(info)
+        done = record.state.step
+        stage_over = distiller.boost is not None and record.state.stage_step == distiller.stages[record.state.stage].steps
+        if (every and (done % every == 0 or done == steps)) or stage_over:
+            _validate(distiller, record, observer)
+        if done < steps and time.monotonic() - written > SECONDS_BETWEEN_WRITES:
+            write()
+            written = time.monotonic()
+
+
+def _validate(distiller: Distiller, record: Record, observer: Observer) -> None:
+    """Measure the validation accuracy, and keep the set if it is the best so far; of a boosted run, only once all blocks are there."""
+    made, data, step = distiller.distilled(record.state), distiller.bundle, record.state.step
+    stream = distiller.stream.fold("evaluation").fold("validation")
+    stage = distiller.stages[record.state.stage]
+    result = score(distiller.stage_learner(stage), training_set(made, data), data, distiller.evaluation, stream, test=False)
+    record.validation[step] = result.selected
+    observer.validated(step, result.selected)
+    mean = float(result.selected.mean())
+    if stage is distiller.stages[-1] and (record.best is None or mean > record.best[0]):
+        record.best = (mean, made)
+
+
+def _test(distiller: Distiller, record: Record, observer: Observer) -> None:
+    """Test the selected set once, and the baselines beside it."""
+    chosen = record.best[1] if record.best else distiller.distilled(record.state)
+    data, evaluation, stream = distiller.bundle, distiller.evaluation, distiller.stream.fold("evaluation").fold("test")
+    observer.phase("testing the distilled set")
+    record.final = score(distiller.bound, training_set(chosen, data), data, evaluation, stream.fold("distilled"), test=True)
+    for k, stage in enumerate(distiller.stages[:-1]):
+        budget = stage.per_class
+        observer.phase(f"testing the first {budget} images of each class")
+        training, learner = training_set(chosen.subset(chosen.block <= k), data), distiller.stage_learner(stage)
+        record.prefixes[budget] = score(learner, training, data, evaluation, stream.fold("distilled"), test=True)
+    record.baselines = baseline_scores(
+        distiller.bound, data, distiller.per_class, evaluation, stream, lambda name: observer.phase(f"testing {name}")
+    )
