@@ -6,6 +6,7 @@ The rules are read from the source with `ast`, so an import inside a function or
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +160,36 @@ def test_checker_lets_honest_code_pass(tmp_path: Path, place: str, source: str) 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source, encoding="utf-8")
     assert violations(tmp_path, path) == []
+
+
+TREE = Path(__file__).parents[1] / "docs" / "architecture.md"
+
+
+def listed(text: str) -> dict[str, str]:
+    """The modules of the tree in a page, with the line of each."""
+    folders: list[str] = []
+    found = {}
+    (block,) = re.findall(r"```text\ndistilkit/\n(.*?)```", text, flags=re.DOTALL)
+    for line in block.splitlines():
+        name, _, words = line.strip().partition(" ")
+        folders[(len(line) - len(line.lstrip())) // 2 - 1 :] = [name]
+        if not name.endswith("/"):
+            path = "".join(folders)
+            assert path not in found, path
+            found[path] = words.strip()
+    return found
+
+
+def test_the_tree_of_the_page_is_the_tree() -> None:
+    lines = listed(TREE.read_text(encoding="utf-8"))
+    files = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py")}
+    assert set(lines) == {file for file in files if not file.endswith("/__init__.py")}
+    assert all(lines.values())
+    assert len(set(lines.values())) == len(lines)
+    folders = re.findall(r"(\w+)/ +\w", TREE.read_text(encoding="utf-8"))
+    assert {Path(file).parent.name for file in files} == {"", *folders}
+
+
+def test_the_table_of_the_page_is_the_order_of_the_rooms() -> None:
+    rows = TREE.read_text(encoding="utf-8").partition("| rooms | why there |\n| --- | --- |\n")[2].splitlines()
+    assert [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in rows] == GROUPS[:-1]

@@ -62,7 +62,7 @@ BASH = [b for b in BLOCKS if b.language == "bash"]
 
 
 def test_every_block_is_known_and_there_are_some():
-    assert {b.language for b in BLOCKS} == {"python", "toml", "bash"}
+    assert {b.language for b in BLOCKS} == {"python", "toml", "bash", "text"}
     assert {b.page for b in PYTHON} >= {"README.md", "docs/index.md", "docs/first-run.md", "docs/data.md", "docs/analysis.md"}
     assert len(TOML) > 5
     assert len(COMMANDS) > 20

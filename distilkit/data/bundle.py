@@ -1,4 +1,4 @@
-"""What a data source hands over: three splits that are already preprocessed, each one tensor."""
+"""The data bundle: three splits that are already preprocessed, each one tensor, as every data source gives it."""
 
 from __future__ import annotations
 

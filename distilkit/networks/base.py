@@ -1,4 +1,4 @@
-"""What a network is to the rest of distilkit, and what all networks do alike: binding to a data set and checking input."""
+"""The contract of a network, and what all of them do alike: binding to a data set and checking input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two results of a program are the same, as far as roundings let anybody tell."""
+"""Agreement of two results of a program, as far as roundings let anybody tell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a recorded program holds at its peak, from the shapes of its operations alone."""
+"""Peak memory of a recorded program, from the shapes of its operations alone."""
 
 from __future__ import annotations
 

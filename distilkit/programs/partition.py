@@ -1,4 +1,4 @@
-"""Cutting a recorded program in two: what can be computed before some of its inputs are there, and what cannot."""
+"""Partition of a recorded program: what can be computed before some of its inputs are there, and what cannot."""
 
 from __future__ import annotations
 

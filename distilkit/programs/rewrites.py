@@ -1,4 +1,4 @@
-"""What is rewritten in a recorded program: the same numbers from fewer or faster operations."""
+"""Rewrites of a recorded program: the same numbers from fewer or faster operations."""
 
 from __future__ import annotations
 

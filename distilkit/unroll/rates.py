@@ -1,4 +1,4 @@
-"""How fast this machine takes a convolution in each precision: what "auto" goes by."""
+"""Rates of this machine: how fast a convolution is in each precision, which "auto" goes by."""
 
 from __future__ import annotations
 
