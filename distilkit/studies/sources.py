@@ -148,7 +148,7 @@ def intercorrelation_study(
         observer: is told how the study goes on.
 
     Returns:
-        the tree with the groups sources and influence (see `intercorrelation` and `evaluation.influence`).
+        the tree with the groups sources and influence (see `intercorrelation` and `studies.influence`).
 
     Raises:
         CombinationError: the pipeline has no boost schedule.

@@ -4,8 +4,8 @@
     python examples/benchmarks/judging.py --quick --out /tmp/quick  # a test that it works
 
 One ConvNet-3 is trained by Adam on 10 images of 3x32x32 with `FlipRotate`, and tested. "By autograd" is the usual way: torch.autograd.grad
-of the eager network, whose freed memory goes back to the system ("kept" where it does not, as in `memory.kept`); it is what distilkit did
-before it judged by the programs of the inner step. Building programs is outside of the clock, and told as `build_seconds`.
+of the eager network, whose freed memory goes back to the system ("kept" where it does not, as in `process.keep_freed_memory`); it is what
+distilkit did before it judged by the programs of the inner step. Building programs is outside of the clock, and told as `build_seconds`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 import distilkit as dk
+from distilkit import process
 from distilkit.data import Split
 from distilkit.evaluation.training import Mode, TrainingSet, accuracy, draw, train
-from distilkit.functional import memory, optimizers
+from distilkit.functional import optimizers
 
 QUESTION = "time of a training step and of 10,000 test images, for one network that judges a distilled set"
 QUICK = {"width": 8, "steps": 3, "tests": 20}
@@ -72,7 +73,7 @@ def measure(side: str, width: int, steps: int, tests: int, threads: int, device:
         common.wait(device)
         return time.perf_counter() - began
 
-    with nullcontext() if side == SIDES[0] else memory.kept():
+    with nullcontext() if side == SIDES[0] else process.keep_freed_memory():
         build = clocked(lambda: test(learner, learn(2), split))
         params = learn(2)
         short, long = clocked(lambda: learn(2)), clocked(lambda: learn(2 + steps))
