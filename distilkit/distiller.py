@@ -29,7 +29,7 @@ from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.outer import Images, Labels, Mover, MoverState, Outer
 from distilkit.truncation import Window
-from distilkit.unroll.adjoints import Leaves
+from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.strategy import Execution
 from distilkit.unroller import MetaGradient, RealBatch, Unroller
 
@@ -49,7 +49,7 @@ class DistillerState(NamedTuple):
     """
 
     step: int
-    leaves: Leaves
+    leaves: OuterVariables
     movers: tuple[MoverState, ...]
     policy: Any
     stage: int = 0
@@ -195,7 +195,7 @@ class Distiller:
         """The state with the next block added, at the start of the next stage. Earlier rows, and what moves them, stay."""
         stage = self.stages[state.stage + 1]
         old, new = state.leaves, self._block(stage, state.leaves.log_lr)
-        leaves = Leaves(torch.cat([old.images, new.images]), torch.cat([old.labels, new.labels]), old.log_lr)
+        leaves = OuterVariables(torch.cat([old.images, new.images]), torch.cat([old.labels, new.labels]), old.log_lr)
         *rows, lr = zip(self._movers, state.movers, new, strict=True)
         movers = (*(mover.grow(own, block) for mover, own, block in rows), lr[1])
         return DistillerState(state.step, leaves, movers, stage.truncation.init(), stage.number, 0)
@@ -238,7 +238,9 @@ class Distiller:
         require_usable(info, others, self.learner.optimizer.lr)
         labels = labels.clamp_min(0) if self.labels.learn else labels
         policy = stage.truncation.observe(policy, info)
-        return DistillerState(state.step + 1, Leaves(images, labels, log_lr), movers, policy, state.stage, state.stage_step + 1), info
+        return DistillerState(
+            state.step + 1, OuterVariables(images, labels, log_lr), movers, policy, state.stage, state.stage_step + 1
+        ), info
 
     def meta_gradient(self, state: DistillerState, window: Window) -> MetaGradient:
         """The meta-gradient at a state through a window, on this outer step's real batch and fresh network."""
@@ -293,7 +295,7 @@ class Distiller:
 
     def distilled(self, state: DistillerState) -> DistilledSet:
         """The distilled set at a state, on the CPU."""
-        leaves, stage = Leaves(*(x.detach().cpu() for x in state.leaves)), self.stages[state.stage]
+        leaves, stage = OuterVariables(*(x.detach().cpu() for x in state.leaves)), self.stages[state.stage]
         return DistilledSet(
             images=leaves.images,
             labels=leaves.labels,
@@ -312,11 +314,11 @@ class Distiller:
 
         return run(self, directory, observer)
 
-    def _block(self, stage: Stage, log_lr: Tensor) -> Leaves:
+    def _block(self, stage: Stage, log_lr: Tensor) -> OuterVariables:
         """The rows that a stage adds, as they start."""
         count, skip = stage.blocks[-1], stage.per_class - stage.blocks[-1]
         images, classes = self.images.init(self.bundle, self.stream.fold("images"), count, skip)
-        return Leaves(*(x.to(self.torch_device) for x in (images, self.labels.init(classes, self.bundle.classes), log_lr)))
+        return OuterVariables(*(x.to(self.torch_device) for x in (images, self.labels.init(classes, self.bundle.classes), log_lr)))
 
     @property
     def _movers(self) -> tuple[Mover, Mover, Mover]:

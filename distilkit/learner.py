@@ -56,7 +56,7 @@ class Arithmetic(NamedTuple):
 
 
 class TrainingData(Protocol):
-    """What a learner learns from: `Leaves`, or a `DistilledSet`."""
+    """What a learner learns from: `OuterVariables`, or a `DistilledSet`."""
 
     @property
     def images(self) -> Tensor:

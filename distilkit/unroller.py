@@ -16,7 +16,7 @@ from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.truncation import Window
-from distilkit.unroll.adjoints import AutogradAdjoint, End, InnerProblem, Leaves, ReplayAdjoint, Step, step
+from distilkit.unroll.adjoints import AutogradAdjoint, InnerProblem, OuterLoss, OuterVariables, ReplayAdjoint, Step, step
 from distilkit.unroll.problem import draws, problem, start
 from distilkit.unroll.strategy import Execution, choose, programs_of
 
@@ -62,7 +62,7 @@ class Unroller:
     >>> from distilkit.networks import MLP
     >>> from distilkit.functional.optimizers import SGD
     >>> learner = Learner(MLP(hidden=(8,)), SGD(lr=0.1)).bind((4,), 2)
-    >>> leaves = Leaves(torch.randn(2, 4), torch.eye(2), torch.tensor(0.1).log())
+    >>> leaves = OuterVariables(torch.randn(2, 4), torch.eye(2), torch.tensor(0.1).log())
     >>> batch = RealBatch(torch.randn(16, 4), torch.eye(2)[torch.arange(16) % 2])
     >>> Unroller().meta_gradient(learner, leaves, Window(2, 5), batch, Stream(0)).images.shape
     torch.Size([2, 4])
@@ -98,7 +98,7 @@ class Unroller:
     def meta_gradient(
         self,
         learner: Learner,
-        distilled: Leaves,
+        distilled: OuterVariables,
         window: Window,
         real_batch: RealBatch,
         stream: Stream,
@@ -121,7 +121,7 @@ class Unroller:
             raise CombinationError(f"Window({window.start}, {window.stop}) holds no step: start must be at least 0 and below stop.")
         classes = (distilled.labels.argmax(1) if classes is None else classes).cpu()
         # A constant is a constant: whatever graph the caller has is cut here, so the prefix cannot leak a gradient.
-        leaves = Leaves(*(x.detach() for x in distilled))
+        leaves = OuterVariables(*(x.detach() for x in distilled))
         count = self.networks_per_step
         streams = [stream] if count == 1 else [stream.fold("of many").fold(i) for i in range(count)]
         rows = learner.rows(classes)
@@ -137,7 +137,14 @@ class Unroller:
         return problem(learner, execution.arithmetic.dtype if t > 0 else None, execution)
 
     def _one(
-        self, learner: Learner, leaves: Leaves, window: Window, end: End, streams: Sequence[Stream], classes: Tensor, execution: Execution
+        self,
+        learner: Learner,
+        leaves: OuterVariables,
+        window: Window,
+        end: OuterLoss,
+        streams: Sequence[Stream],
+        classes: Tensor,
+        execution: Execution,
     ) -> MetaGradient:
         """The meta-gradient of one network, or the sum over networks side by side."""
         programs = programs_of(execution, learner)
@@ -164,10 +171,10 @@ class Unroller:
             )
         return size // parts
 
-    def _end(self, learner: Learner, batch: RealBatch, execution: Execution) -> End:
+    def _end(self, learner: Learner, batch: RealBatch, execution: Execution) -> OuterLoss:
         parts = len(batch.images) // self.micro_batch(len(batch.images))
         pieces = zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True)
-        return End(self.problem(learner, 1, execution), list(pieces))
+        return OuterLoss(self.problem(learner, 1, execution), list(pieces))
 
 
 @lru_cache(maxsize=16)

@@ -23,7 +23,7 @@ from distilkit.data import Split
 from distilkit.functional.pytrees import stack
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState
-from distilkit.unroll.adjoints import Leaves, step
+from distilkit.unroll.adjoints import OuterVariables, step
 from distilkit.unroll.problem import problem, start
 from distilkit.unroll.strategy import Execution, choose, programs_of
 
@@ -236,7 +236,7 @@ class _Group:
     learner: Learner
     training: TrainingSet
     streams: Sequence[Stream]
-    leaves: Leaves
+    leaves: OuterVariables
     state: LearnerState
     step: Callable[..., tuple[Tensor, Any]]
     stacked: bool
@@ -250,7 +250,9 @@ class _Group:
         log_lr = torch.zeros((), device=images.device) if training.log_lr is None else training.log_lr
         one = problem(learner, execution.arithmetic.dtype, execution, own_sets=training.own and stacked)
         state = start(learner, streams, images, execution)
-        return cls(learner, training, streams, Leaves(images, labels, log_lr), state, step(programs_of(execution, learner), one), stacked)
+        return cls(
+            learner, training, streams, OuterVariables(images, labels, log_lr), state, step(programs_of(execution, learner), one), stacked
+        )
 
     @property
     def params(self) -> Tensor:

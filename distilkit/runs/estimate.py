@@ -23,7 +23,7 @@ from distilkit.programs.liveness import peak_bytes
 from distilkit.programs.partition import halve
 from distilkit.programs.programs import UNRECORDABLE, record
 from distilkit.truncation import Window
-from distilkit.unroll.adjoints import ReplayAdjoint, begin, late
+from distilkit.unroll.adjoints import ReplayAdjoint, cotangents_like, step_vjp
 from distilkit.unroll.problem import draws, start
 
 WINDOWS = 200  # outer steps whose windows are drawn, to know how long they are
@@ -116,7 +116,9 @@ def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], l
     try:
         outer = unroller.problem(learner, 1, execution)
         end = peak_bytes(record(outer.end, (fresh.params, *real)))
-        both = record(lambda early, coming: _step_and_pullback(problem, early, coming), (one_step, late(*one_step)), mutations=False)
+        both = record(
+            lambda early, coming: _step_and_pullback(problem, early, coming), (one_step, cotangents_like(*one_step)), mutations=False
+        )
         alive = max(end, peak_bytes(both))
         results = len(optree.tree_leaves((fresh.params, fresh.optimizer)))  # type: ignore[arg-type]
         kept = halve(both, len(optree.tree_leaves(one_step)), results).waiting  # type: ignore[arg-type]
@@ -144,7 +146,7 @@ def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], l
 
 
 def _step_and_pullback(problem: Any, early: Any, coming: Any) -> Any:
-    result, back = begin(problem)(*early)
+    result, back = step_vjp(problem)(*early)
     return result, back(*coming)
 
 

@@ -42,7 +42,7 @@ from distilkit.storage.grid import Region, fill
 from distilkit.studies.gradients_layout import VARIABLES, gradients_template
 from distilkit.studies.statistics import clipped, cosine, jackknife, relative_variance, squared_mean
 from distilkit.truncation import FullUnroll, RandomHorizon, RandomTruncation, TailTruncation, Window
-from distilkit.unroll.adjoints import Leaves
+from distilkit.unroll.adjoints import OuterVariables
 
 
 class Draw(NamedTuple):
@@ -224,7 +224,7 @@ def _unit(
     return {key: np.stack([np.asarray(row[key], np.float64) for row in rows]) for key in VARIABLES}
 
 
-def _taker(pipeline: Distiller, learner: Learner, leaves: Leaves, drawn_from: Tensor) -> Callable[[Window, Stream], Draw]:
+def _taker(pipeline: Distiller, learner: Learner, leaves: OuterVariables, drawn_from: Tensor) -> Callable[[Window, Stream], Draw]:
     """What takes one meta-gradient: a fresh network, fresh draws and a fresh real batch from the stream."""
     size = len(pipeline.bundle.train)
 

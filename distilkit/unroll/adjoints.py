@@ -20,11 +20,11 @@ from distilkit import fields
 from distilkit.errors import CombinationError, GradientError
 from distilkit.functional.pytrees import split_floating, tensor_map
 from distilkit.programs.programs import Programs
-from distilkit.unroll.offload import Parking
+from distilkit.unroll.offload import Offload
 
 
-class Leaves(NamedTuple):
-    """What is distilled: the floating tensors that a meta-gradient is taken with respect to.
+class OuterVariables(NamedTuple):
+    """The outer variables: the floating tensors that a meta-gradient is taken with respect to.
 
     images (N, ...) and labels (N, K) enter the inner loss; log_lr (), the logarithm of the inner learning rate, the update.
     """
@@ -53,7 +53,7 @@ class InnerProblem(NamedTuple):
         """This problem, and what to fall back to."""
         return (self,) if self.plain is None else (self, self.plain)
 
-    def step(self, theta: Tensor, state: Any, leaves: Leaves, draw: Any) -> tuple[Tensor, Any]:
+    def step(self, theta: Tensor, state: Any, leaves: OuterVariables, draw: Any) -> tuple[Tensor, Any]:
         """One inner step: the new (theta, state)."""
         gradient = torch.func.grad(self.loss)(theta, leaves.images, leaves.labels, draw)
         return self.update(theta, state, gradient, leaves.log_lr)
@@ -71,8 +71,8 @@ class Step(NamedTuple):
     draw: Any
 
 
-class End(NamedTuple):
-    """What closes a window: the problem, and real data in one or more micro-batches [(images, labels), ...] of equal size."""
+class OuterLoss(NamedTuple):
+    """The loss at the end of a window: the problem, and real data in one or more micro-batches [(images, labels), ...] of equal size."""
 
     problem: InnerProblem
     batches: Sequence[tuple[Tensor, Tensor]]
@@ -83,11 +83,11 @@ class AutogradAdjoint:
     """Reverse mode over the whole window. Exact; memory grows with every step of it. The reference to compare with."""
 
     def __call__(
-        self, steps: Sequence[Step], end: End, theta: Tensor, state: Any, leaves: Leaves, programs: Programs
-    ) -> tuple[Tensor, Leaves]:
+        self, steps: Sequence[Step], end: OuterLoss, theta: Tensor, state: Any, leaves: OuterVariables, programs: Programs
+    ) -> tuple[Tensor, OuterVariables]:
         """Return the outer loss at the end of the window and its gradient; see `ReplayAdjoint`. Always eager."""
 
-        def window(leaves: Leaves) -> Tensor:
+        def window(leaves: OuterVariables) -> Tensor:
             th, st = theta, state
             for problem, draw in steps:
                 th, st = problem.step(th, st, leaves, draw)
@@ -136,8 +136,8 @@ class ReplayAdjoint:
             )
 
     def __call__(
-        self, steps: Sequence[Step], end: End, theta: Tensor, state: Any, leaves: Leaves, programs: Programs
-    ) -> tuple[Tensor, Leaves]:
+        self, steps: Sequence[Step], end: OuterLoss, theta: Tensor, state: Any, leaves: OuterVariables, programs: Programs
+    ) -> tuple[Tensor, OuterVariables]:
         """Run the window forwards, then back.
 
         Args:
@@ -151,50 +151,50 @@ class ReplayAdjoint:
         Returns:
             (outer loss at the window's end, its gradient with respect to the leaves).
         """
-        waiting: list[Any] = []  # (theta, state) at steps 0, every, 2 every, ...
-        parking = Parking(self.store, theta.device)
-        held: list[Callable[..., Any]] = []  # the ways back through the last steps
+        stored: list[Any] = []  # (theta, state) at steps 0, every, 2 every, ...
+        offload = Offload(self.store, theta.device)
+        pullbacks: list[Callable[..., Any]] = []  # the ways back through the last steps
         replayed = max(0, len(steps) - self.keep)
         for t, (problem, draw) in enumerate(steps):
             if t >= replayed:
-                (theta, state), finish = programs.halved(f"step and back {problem.name}", late, *map(begin, problem.ways))(
+                (theta, state), pullback = programs.halved(f"step and back {problem.name}", cotangents_like, *map(step_vjp, problem.ways))(
                     theta, state, leaves, draw
                 )
-                held.append(finish)
+                pullbacks.append(pullback)
                 continue
             if t % self.every == 0:
-                waiting.append(parking.park((theta, state)))
+                stored.append(offload.put((theta, state)))
             theta, state = step(programs, problem)(theta, state, leaves, draw)
         loss, lam = _outer(end, theta, programs)
         sig = [torch.zeros_like(s) for s in split_floating(state)[0]]
-        total = Leaves(*(torch.zeros_like(x) for x in leaves))
-        while held:
-            lam, sig, total = held.pop()(lam, sig, total)
-        coming = parking.fetch(waiting.pop()) if waiting else None
-        for first in reversed(range(0, replayed, self.every)):
-            segment = [parking.take(coming)]
-            coming = parking.fetch(waiting.pop()) if waiting else None  # on its way while this segment is gone back through
-            here = steps[first : min(first + self.every, replayed)]
-            for problem, draw in here[:-1]:  # the states between, once more
+        total = OuterVariables(*(torch.zeros_like(x) for x in leaves))
+        while pullbacks:
+            lam, sig, total = pullbacks.pop()(lam, sig, total)
+        prefetched = offload.prefetch(stored.pop()) if stored else None
+        for begin in reversed(range(0, replayed, self.every)):
+            segment = [offload.get(prefetched)]
+            prefetched = offload.prefetch(stored.pop()) if stored else None  # on its way while this segment is gone back through
+            segment_steps = steps[begin : min(begin + self.every, replayed)]
+            for problem, draw in segment_steps[:-1]:  # the states between, once more
                 segment.append(step(programs, problem)(*segment[-1], leaves, draw))
-            for problem, draw in reversed(here):
+            for problem, draw in reversed(segment_steps):
                 theta, state = segment.pop()
                 back = programs(f"back {problem.name}, {self.product}", *map(self.back, problem.ways))
                 lam, sig, total = back(theta, state, leaves, draw, lam, sig, total)
         return loss, total
 
-    def back(self, problem: InnerProblem) -> Callable[..., tuple[Tensor, list[Tensor], Leaves]]:
+    def back(self, problem: InnerProblem) -> Callable[..., tuple[Tensor, list[Tensor], OuterVariables]]:
         """The function of one step back: from cotangents after the step, and the sums so far, to those before it."""
 
         def reverse(
-            theta: Tensor, state: Any, leaves: Leaves, draw: Any, lam: Tensor, sig: list[Tensor], total: Leaves
-        ) -> tuple[Tensor, list[Tensor], Leaves]:
-            back: tuple[Tensor, list[Tensor], Leaves] = begin(problem)(theta, state, leaves, draw)[1](lam, sig, total)
+            theta: Tensor, state: Any, leaves: OuterVariables, draw: Any, lam: Tensor, sig: list[Tensor], total: OuterVariables
+        ) -> tuple[Tensor, list[Tensor], OuterVariables]:
+            back: tuple[Tensor, list[Tensor], OuterVariables] = step_vjp(problem)(theta, state, leaves, draw)[1](lam, sig, total)
             return back
 
         def forward(
-            theta: Tensor, state: Any, leaves: Leaves, draw: Any, lam: Tensor, sig: list[Tensor], total: Leaves
-        ) -> tuple[Tensor, list[Tensor], Leaves]:
+            theta: Tensor, state: Any, leaves: OuterVariables, draw: Any, lam: Tensor, sig: list[Tensor], total: OuterVariables
+        ) -> tuple[Tensor, list[Tensor], OuterVariables]:
             _load_forward_rules()
             gradients = torch.func.grad(problem.loss, argnums=(0, 1, 2))
             gradient = torch.func.grad(problem.loss)(theta, leaves.images, leaves.labels, draw)
@@ -218,7 +218,7 @@ def step(programs: Programs, problem: InnerProblem) -> Callable[..., tuple[Tenso
     return programs(f"step {problem.name}", *(way.step for way in problem.ways))
 
 
-def begin(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], Callable[..., Any]]]:
+def step_vjp(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], Callable[..., Any]]]:
     """One step that can be gone back through.
 
     Returns:
@@ -226,7 +226,7 @@ def begin(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], Call
         (lam, sig, total) after the step to those before it.
     """
 
-    def forwards(theta: Tensor, state: Any, leaves: Leaves, draw: Any) -> tuple[tuple[Tensor, Any], Callable[..., Any]]:
+    def forwards(theta: Tensor, state: Any, leaves: OuterVariables, draw: Any) -> tuple[tuple[Tensor, Any], Callable[..., Any]]:
         def gradient_of(th: Tensor, images: Tensor, labels: Tensor) -> Tensor:
             gradient: Tensor = torch.func.grad(problem.loss)(th, images, labels, draw)
             return gradient
@@ -234,7 +234,7 @@ def begin(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], Call
         gradient, pull = torch.func.vjp(gradient_of, theta, leaves.images, leaves.labels)[:2]
         new, pull_update = update_and_pullback(problem, theta, state, gradient, leaves.log_lr)
 
-        def back(lam: Tensor, sig: list[Tensor], total: Leaves) -> tuple[Tensor, list[Tensor], Leaves]:
+        def back(lam: Tensor, sig: list[Tensor], total: OuterVariables) -> tuple[Tensor, list[Tensor], OuterVariables]:
             pulled, before, v, d_log_lr = pull_update(lam, sig)
             h, d_images, d_labels = pull(v)
             return pulled + h, before, _sum(total, d_images, d_labels, d_log_lr)
@@ -244,16 +244,16 @@ def begin(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], Call
     return forwards
 
 
-def late(theta: Tensor, state: Any, leaves: Leaves, _: Any) -> tuple[Tensor, list[Tensor], Leaves]:
+def cotangents_like(theta: Tensor, state: Any, leaves: OuterVariables, _: Any) -> tuple[Tensor, list[Tensor], OuterVariables]:
     """Tensors that look like the cotangents and sums (lam, sig, total) after a step of these arguments; none is one of those."""
     return tensor_map(torch.clone, (theta, split_floating(state)[0], leaves))  # type: ignore[no-any-return]
 
 
-def _sum(total: Leaves, images: Tensor, labels: Tensor, log_lr: Tensor) -> Leaves:
-    return Leaves(total.images + images, total.labels + labels, total.log_lr + log_lr)
+def _sum(total: OuterVariables, images: Tensor, labels: Tensor, log_lr: Tensor) -> OuterVariables:
+    return OuterVariables(total.images + images, total.labels + labels, total.log_lr + log_lr)
 
 
-def _outer(end: End, theta: Tensor, programs: Programs) -> tuple[Tensor, Tensor]:
+def _outer(end: OuterLoss, theta: Tensor, programs: Programs) -> tuple[Tensor, Tensor]:
     """The outer loss over all micro-batches and its gradient: both are means over equal micro-batches."""
     function = programs(f"end {end.problem.name}", *(way.end for way in end.problem.ways))
     loss, lam = function(theta, *end.batches[0])

@@ -14,26 +14,26 @@ from distilkit.functional.pytrees import tensor_map
 logger = logging.getLogger("distilkit")
 
 
-class Parking:
+class Offload:
     """Where the trajectory waits: on the device, or on the host of a GPU."""
 
     def __init__(self, store: str, device: torch.device) -> None:
         self.side = _side(device) if store == "host" else None
 
-    def park(self, tree: Any) -> Any:
+    def put(self, tree: Any) -> Any:
         """Put a tree of tensors away."""
         return tree if self.side is None else tensor_map(self.side.away, tree)
 
-    def fetch(self, parked: Any) -> Any:
-        """Start to bring it back; it must go through `take` before it is used."""
-        return parked if self.side is None else tensor_map(self.side.back, parked)
+    def prefetch(self, stored: Any) -> Any:
+        """Start to bring it back; it must go through `get` before it is used."""
+        return stored if self.side is None else tensor_map(self.side.back, stored)
 
-    def take(self, coming: Any) -> Any:
-        """The tree that `fetch` began to bring, for whatever the device does from now on. What is fetched later does not hold it up."""
+    def get(self, prefetched: Any) -> Any:
+        """The tree that `prefetch` began to bring, for whatever the device does from now on. What is fetched later does not hold it up."""
         if self.side is None:
-            return coming
+            return prefetched
         self.side.wait()
-        return tensor_map(self.side.arrived, coming)
+        return tensor_map(self.side.arrived, prefetched)
 
 
 class Side:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     import distilkit as dk
-    from distilkit.unroll.adjoints import Leaves
+    from distilkit.unroll.adjoints import OuterVariables
     from distilkit.unroller import RealBatch
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -63,7 +63,7 @@ class Problem(NamedTuple):
     """An inner problem: a bound learner, what is distilled, and real data."""
 
     learner: dk.Learner
-    leaves: Leaves
+    leaves: OuterVariables
     batch: RealBatch
 
 
@@ -296,13 +296,13 @@ def convnet(width: int = 128, images: int = 100, real: int = 100, device: str = 
     import torch
 
     import distilkit as dk
-    from distilkit.unroll.adjoints import Leaves
+    from distilkit.unroll.adjoints import OuterVariables
     from distilkit.unroller import RealBatch
 
     shape, stream = (3, size, size), dk.Stream(0)
     learner = dk.Learner(dk.ConvNet(width=width), dk.Adam(lr=1e-3)).bind(shape, 10)
     labels = [torch.eye(10)[torch.arange(count) % 10].to(device) for count in (images, real)]
-    leaves = Leaves(stream.fold("images").normal(images, *shape).to(device), labels[0], torch.tensor(1e-3).log().to(device))
+    leaves = OuterVariables(stream.fold("images").normal(images, *shape).to(device), labels[0], torch.tensor(1e-3).log().to(device))
     return Problem(learner, leaves, RealBatch(stream.fold("real").normal(real, *shape).to(device), labels[1]))
 
 

@@ -33,7 +33,7 @@ def measure(name: str, networks: int, rounds: int, threads: int, device: str) ->
 
     import distilkit as dk
     from distilkit import process
-    from distilkit.unroll.adjoints import Leaves
+    from distilkit.unroll.adjoints import OuterVariables
     from distilkit.unroll.strategy import operations
     from distilkit.unroller import RealBatch
 
@@ -42,7 +42,7 @@ def measure(name: str, networks: int, rounds: int, threads: int, device: str) ->
     learner = dk.Learner(getattr(dk, kind)(**options), dk.Adam(lr=1e-3)).bind(tuple(shape), 10)
     labels = [torch.eye(10)[torch.arange(count) % 10].to(device) for count in (10, 256)]
     images, real = (dk.Stream(0).fold(count).normal(count, *shape).to(device) for count in (10, 256))
-    leaves, batch = Leaves(images, labels[0], torch.tensor(1e-3).log().to(device)), RealBatch(real, labels[1])
+    leaves, batch = OuterVariables(images, labels[0], torch.tensor(1e-3).log().to(device)), RealBatch(real, labels[1])
     ways = {
         way: dk.Unroller(compile="auto" if common.on_gpu(device) else "trace", networks_per_step=networks, side_by_side=way)
         for way in ("off", "on")

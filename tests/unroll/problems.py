@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 import distilkit as dk
-from distilkit.unroll.adjoints import Leaves
+from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroller import RealBatch
 
 CLASSES, PER_CLASS, SHAPE = 3, 3, (1, 8, 8)
@@ -25,7 +25,7 @@ def problem(dtype=torch.float64, lr=0.05):
     images = stream.fold("images").normal(len(classes), *SHAPE, dtype=torch.float64)
     real = stream.fold("real").normal(24, *SHAPE, dtype=torch.float64)
     targets = F.one_hot(torch.arange(24) % CLASSES, CLASSES).double()
-    leaves = Leaves(images.to(dtype), labels.to(dtype), torch.tensor(lr, dtype=torch.float64).log().to(dtype))
+    leaves = OuterVariables(images.to(dtype), labels.to(dtype), torch.tensor(lr, dtype=torch.float64).log().to(dtype))
     return leaves, RealBatch(real.to(dtype), targets.to(dtype)), classes
 
 
@@ -34,7 +34,7 @@ def outer_loss(inner, leaves, window, batch, stream, classes):
 
     The steps before the window run on detached leaves, and what they leave is detached.
     """
-    frozen = Leaves(*(x.detach() for x in leaves))
+    frozen = OuterVariables(*(x.detach() for x in leaves))
     state = inner.init(stream.fold("network"), dtype=leaves.images.dtype)
     params = state.params.detach().requires_grad_()
     optimizer = state.optimizer
@@ -50,10 +50,10 @@ def outer_loss(inner, leaves, window, batch, stream, classes):
 
 def reference(inner, leaves, window, batch, stream, classes):
     """Whole-window autograd: (loss, gradient with respect to each leaf)."""
-    leaves = Leaves(*(x.clone().requires_grad_() for x in leaves))
+    leaves = OuterVariables(*(x.clone().requires_grad_() for x in leaves))
     loss = outer_loss(inner, leaves, window, batch, stream, classes)
     gradients = torch.autograd.grad(loss, list(leaves), allow_unused=True)
-    return loss.detach(), Leaves(*(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=False)))
+    return loss.detach(), OuterVariables(*(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=False)))
 
 
 def relative(a, b):

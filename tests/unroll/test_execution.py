@@ -15,7 +15,7 @@ from distilkit.process import products
 from distilkit.programs.agreement import faithful
 from distilkit.programs.programs import Programs
 from distilkit.unroll import offload
-from distilkit.unroll.adjoints import Leaves
+from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.strategy import _programs, choose, programs_of
 from distilkit.unroller import RealBatch
 from tests.unroll.problems import SHAPE, learner, problem, reference, relative
@@ -120,13 +120,13 @@ def test_a_trajectory_that_waits_on_the_host_gives_the_same_bits(side, optimizer
 
 def test_what_is_fetched_later_is_not_mixed_up():
     """Two trees on their way at once, as when the next segment is fetched while this one is gone back through."""
-    place = offload.Parking("device", torch.device("cpu"))
+    place = offload.Offload("device", torch.device("cpu"))
     place.side = Side()
     first, second = ({"x": torch.full((3,), float(k)), "count": torch.tensor(k)} for k in (1, 2))
-    parked = [place.park(first), place.park(second)]
+    parked = [place.put(first), place.put(second)]
     first["x"].zero_()  # the device may write over what was put away
-    coming = [place.fetch(parked.pop()), place.fetch(parked.pop())]
-    for k, tree in zip((2, 1), map(place.take, coming), strict=True):
+    coming = [place.prefetch(parked.pop()), place.prefetch(parked.pop())]
+    for k, tree in zip((2, 1), map(place.get, coming), strict=True):
         assert torch.equal(tree["x"], torch.full((3,), float(k)))
         assert tree["count"] == k
 
@@ -189,7 +189,7 @@ def smooth_problem():
     classes = torch.arange(10)
     images = F.interpolate(stream.fold("i").normal(10, 3, 8, 8), size=32, mode="bilinear")
     real = F.interpolate(stream.fold("r").normal(40, 3, 8, 8), size=32, mode="bilinear") + images.repeat(4, 1, 1, 1)
-    leaves = Leaves(images, torch.eye(10), torch.tensor(1e-3).log())
+    leaves = OuterVariables(images, torch.eye(10), torch.tensor(1e-3).log())
     return inner, leaves, RealBatch(real, torch.eye(10).repeat(4, 1)), classes
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit.unroll.adjoints import Leaves
+from distilkit.unroll.adjoints import OuterVariables
 from tests.unroll.problems import learner, outer_loss, problem, reference, relative
 
 # One line here gives a new component every test below.
@@ -198,7 +198,7 @@ def test_prefix_gets_no_gradient():
 def test_a_graph_of_the_caller_does_not_leak_in():
     inner = learner(dk.SGD(lr=0.05))
     leaves, batch, classes = problem()
-    tracked = Leaves(*(x.clone().requires_grad_() for x in leaves))
+    tracked = OuterVariables(*(x.clone().requires_grad_() for x in leaves))
     plain = dk.Unroller().meta_gradient(inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes)
     other = dk.Unroller().meta_gradient(inner, tracked, dk.Window(1, 4), batch, dk.Stream(5), classes)
     assert torch.equal(plain.images, other.images)
@@ -221,7 +221,7 @@ def test_gpu_agrees_with_cpu(adjoint):
     inner = learner(dk.Adam(lr=0.01), batch_per_class=2)
     leaves, batch, classes = problem()
     window, stream = dk.Window(2, 6), dk.Stream(5)
-    there = Leaves(*(x.cuda() for x in leaves))
+    there = OuterVariables(*(x.cuda() for x in leaves))
     cpu = dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(inner, leaves, window, batch, stream, classes)
     gpu = dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(
         inner, there, window, type(batch)(*(x.cuda() for x in batch)), stream, classes
