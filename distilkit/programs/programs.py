@@ -168,7 +168,7 @@ class Programs:
             return [*made[:count], *halves.second(*waiting(made, leaves), *leaves[len(flat) :])]
 
         if not _same(through_both, [*flat, *_flat(late)[0]], optree.tree_leaves(truth)):
-            raise WrongProgramError(f"The halves of {name!r} do not give what the whole gives: a fault of distilkit.", fix="keep = 0")
+            raise WrongProgramError(f"The halves of {name!r} do not give what the whole gives: a fault of distilkit.", fix="keep_last = 0")
         made = halves.first(*flat)
         first = self._fast(f"{name}, first half", halves.first, flat, made)
         between = [*waiting(made, flat), *_flat(late)[0]]

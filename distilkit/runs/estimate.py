@@ -154,9 +154,9 @@ def trajectory_bytes(adjoint: Any, length: int, entry: int, kept: int, device: t
     """Bytes of what waits of a window: (theta, state) of some steps, the graphs of others."""
     if not isinstance(adjoint, ReplayAdjoint):
         return length * (entry + kept)
-    replayed = max(0, length - adjoint.keep)
-    stored = 0 if adjoint.store == "host" and device.type == "cuda" else -(-replayed // adjoint.every)
-    between = max(0, min(adjoint.every, replayed) - 1)
+    replayed = max(0, length - adjoint.keep_last)
+    stored = 0 if adjoint.offload == "host" and device.type == "cuda" else -(-replayed // adjoint.checkpoint_every)
+    between = max(0, min(adjoint.checkpoint_every, replayed) - 1)
     return (stored + between) * entry + (length - replayed) * kept
 
 
@@ -167,12 +167,12 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]
     if found.fits:
         kept = found.sizes[1]
         slow = found.seconds is not None and found.seconds > 1
-        can = slow and replay and adjoint.product == "reverse-over-reverse" and not adjoint.keep
+        can = slow and replay and adjoint.hessian_product == "reverse-over-reverse" and not adjoint.keep_last
         steps = min(found.longest, int((0.8 * found.total - found.peak) / kept)) if can and kept else 0
         if steps <= max(2, found.longest // 10):
             return ()
         words = f"there is room to keep {steps} of the {found.longest} steps of a window, a quarter less time for each"
-        return ((words, _adjoint_line(adjoint, keep=steps)),)
+        return ((words, _adjoint_line(adjoint, keep_last=steps)),)
     if found.peak == found.held + found.evaluation:
         return (("the most is held while networks are tested", "--set evaluation.seeds=1"),)
     if found.peak == found.loading:
@@ -180,11 +180,11 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]
     lines = []
     if not replay:
         lines.append(("the graph of the whole window is alive at once", _adjoint_line(ReplayAdjoint())))
-    elif adjoint.keep:
-        lines.append(("kept steps take the most", _adjoint_line(adjoint, keep=adjoint.keep // 2)))
+    elif adjoint.keep_last:
+        lines.append(("kept steps take the most", _adjoint_line(adjoint, keep_last=adjoint.keep_last // 2)))
     elif found.trajectory > found.work:
-        every = max(2 * adjoint.every, round(found.longest**0.5))
-        lines.append(("most of it is the trajectory", _adjoint_line(adjoint, every=every)))
+        every = max(2 * adjoint.checkpoint_every, round(found.longest**0.5))
+        lines.append(("most of it is the trajectory", _adjoint_line(adjoint, checkpoint_every=every)))
     size = min(distiller.outer.batch_size, len(distiller.bundle.train))
     parts = next((p for p in range(2 * unroller.micro_batches, size + 1) if size % p == 0), size)
     if parts > unroller.micro_batches and getattr(distiller.learner.network, "norm", None) != "batch":

@@ -58,7 +58,7 @@ def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], No
 def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list[Window]) -> Plan:
     """Measure short windows at the run's own shapes, and draw the line from there to the longest window."""
     device, adjoint = distiller.torch_device, distiller.unroller.adjoint
-    short = min(draft.longest, 2 + getattr(adjoint, "keep", 0))
+    short = min(draft.longest, 2 + getattr(adjoint, "keep_last", 0))
 
     def once(window: Window) -> float:
         began = time.perf_counter()

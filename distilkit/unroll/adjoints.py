@@ -110,29 +110,29 @@ class ReplayAdjoint:
         lam, sig   = a + h, b
 
     Args:
-        product: how the product with the second derivatives is taken. "reverse-over-reverse" pulls v back through the gradient,
+        hessian_product: how the product with the second derivatives is taken. "reverse-over-reverse" pulls v back through the gradient,
             which is computed there anyway, and needs no forward rule of any operation in the network; "forward-over-reverse" is
             the forward derivative, along v, of the gradient with respect to (theta, S), which holds less at a time.
-        every: store the state of every k-th step only, and run the steps between once more on the way back: k times less
+        checkpoint_every: store the state of every k-th step only, and run the steps between once more on the way back: k times less
             memory for the trajectory, three more forward passes a step.
-        keep: the last `keep` steps of a window hold on to what their step computed, and do not compute it again on the way back:
+        keep_last: the last `keep_last` steps of a window hold on to what their step computed, and do not compute it again on the way back:
             nine forward passes a step in place of twelve, for the memory of a step's feature maps each. Needs "reverse-over-reverse".
-        store: where the trajectory waits: "device", or "host" (pinned memory, copied while the device works).
+        offload: where the trajectory waits: "device", or "host" (pinned memory, copied while the device works).
 
-    >>> ReplayAdjoint().product
+    >>> ReplayAdjoint().hessian_product
     'reverse-over-reverse'
     """
 
-    product: str = fields.choice("reverse-over-reverse", ["reverse-over-reverse", "forward-over-reverse"])
-    every: int = fields.integer(1, least=1)
-    keep: int = fields.integer(0, least=0)
-    store: str = fields.choice("device", ["device", "host"])
+    hessian_product: str = fields.choice("reverse-over-reverse", ["reverse-over-reverse", "forward-over-reverse"])
+    checkpoint_every: int = fields.integer(1, least=1)
+    keep_last: int = fields.integer(0, least=0)
+    offload: str = fields.choice("device", ["device", "host"])
 
     def __attrs_post_init__(self) -> None:
-        if self.keep and self.product != "reverse-over-reverse":
+        if self.keep_last and self.hessian_product != "reverse-over-reverse":
             raise CombinationError(
-                f"keep = {self.keep} holds on to the graph of a step's gradient, and {self.product} makes none.",
-                fix='product = "reverse-over-reverse"',
+                f"keep_last = {self.keep_last} holds on to the graph of a step's gradient, and {self.hessian_product} makes none.",
+                fix='hessian_product = "reverse-over-reverse"',
             )
 
     def __call__(
@@ -151,10 +151,10 @@ class ReplayAdjoint:
         Returns:
             (outer loss at the window's end, its gradient with respect to the leaves).
         """
-        stored: list[Any] = []  # (theta, state) at steps 0, every, 2 every, ...
-        offload = Offload(self.store, theta.device)
+        stored: list[Any] = []  # (theta, state) at steps 0, k, 2 k, ...
+        offload = Offload(self.offload, theta.device)
         pullbacks: list[Callable[..., Any]] = []  # the ways back through the last steps
-        replayed = max(0, len(steps) - self.keep)
+        replayed = max(0, len(steps) - self.keep_last)
         for t, (problem, draw) in enumerate(steps):
             if t >= replayed:
                 (theta, state), pullback = programs.halved(f"step and back {problem.name}", cotangents_like, *map(step_vjp, problem.ways))(
@@ -162,7 +162,7 @@ class ReplayAdjoint:
                 )
                 pullbacks.append(pullback)
                 continue
-            if t % self.every == 0:
+            if t % self.checkpoint_every == 0:
                 stored.append(offload.put((theta, state)))
             theta, state = step(programs, problem)(theta, state, leaves, draw)
         loss, lam = _outer(end, theta, programs)
@@ -171,15 +171,15 @@ class ReplayAdjoint:
         while pullbacks:
             lam, sig, total = pullbacks.pop()(lam, sig, total)
         prefetched = offload.prefetch(stored.pop()) if stored else None
-        for begin in reversed(range(0, replayed, self.every)):
+        for begin in reversed(range(0, replayed, self.checkpoint_every)):
             segment = [offload.get(prefetched)]
             prefetched = offload.prefetch(stored.pop()) if stored else None  # on its way while this segment is gone back through
-            segment_steps = steps[begin : min(begin + self.every, replayed)]
+            segment_steps = steps[begin : min(begin + self.checkpoint_every, replayed)]
             for problem, draw in segment_steps[:-1]:  # the states between, once more
                 segment.append(step(programs, problem)(*segment[-1], leaves, draw))
             for problem, draw in reversed(segment_steps):
                 theta, state = segment.pop()
-                back = programs(f"back {problem.name}, {self.product}", *map(self.back, problem.ways))
+                back = programs(f"back {problem.name}, {self.hessian_product}", *map(self.back, problem.ways))
                 lam, sig, total = back(theta, state, leaves, draw, lam, sig, total)
         return loss, total
 
@@ -205,12 +205,12 @@ class ReplayAdjoint:
             except NotImplementedError as error:
                 raise GradientError(
                     f"An operation of the network has no forward derivative: {str(error).splitlines()[0]}",
-                    fix='dk.ReplayAdjoint(product="reverse-over-reverse")',
+                    fix='dk.ReplayAdjoint(hessian_product="reverse-over-reverse")',
                 ) from error
             h, d_images, d_labels = product
             return pulled + h, sig, _sum(total, d_images, d_labels, d_log_lr)
 
-        return forward if self.product == "forward-over-reverse" else reverse
+        return forward if self.hessian_product == "forward-over-reverse" else reverse
 
 
 def step(programs: Programs, problem: InnerProblem) -> Callable[..., tuple[Tensor, Any]]:

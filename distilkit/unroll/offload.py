@@ -17,8 +17,8 @@ logger = logging.getLogger("distilkit")
 class Offload:
     """Where the trajectory waits: on the device, or on the host of a GPU."""
 
-    def __init__(self, store: str, device: torch.device) -> None:
-        self.side = _side(device) if store == "host" else None
+    def __init__(self, where: str, device: torch.device) -> None:
+        self.side = _side(device) if where == "host" else None
 
     def put(self, tree: Any) -> Any:
         """Put a tree of tensors away."""
@@ -76,4 +76,4 @@ def _side(device: torch.device) -> Side | None:
 
 @cache
 def _say_that_there_is_no_host() -> None:
-    logger.warning('store = "host" does nothing on a CPU: the trajectory is in the memory of the host as it is.')
+    logger.warning('offload = "host" does nothing on a CPU: the trajectory is in the memory of the host as it is.')

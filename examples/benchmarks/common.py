@@ -328,7 +328,7 @@ def warm_up(unroller: dk.Unroller) -> dk.Window:
     """A window after which all programs of any other one are built: it holds step 0 and another, and the last, which may be kept."""
     import distilkit as dk
 
-    return dk.Window(0, 2 + getattr(unroller.adjoint, "keep", 0))
+    return dk.Window(0, 2 + getattr(unroller.adjoint, "keep_last", 0))
 
 
 def figure(width: float, height: float) -> Figure:

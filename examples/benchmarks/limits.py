@@ -66,7 +66,7 @@ def in_use(problem: common.Problem, precision: str, compile: str, window: int, d
     import distilkit as dk
     from distilkit.programs.programs import Programs
 
-    unroller = dk.Unroller(dk.ReplayAdjoint(keep=0), precision=precision, compile=compile)
+    unroller = dk.Unroller(dk.ReplayAdjoint(keep_last=0), precision=precision, compile=compile)
     shape = tuple(problem.leaves.images.shape)
     kind = unroller.execution(problem.learner, shape, problem.leaves.images.device).kind
     clocked = Clocked(Programs(kind), device)

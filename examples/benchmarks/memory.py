@@ -21,7 +21,7 @@ QUESTION = "peak memory of one meta-gradient against the window"
 QUICK = {"windows": [2, 6], "width": 8, "images": 10, "adjoints": ["replay", "autograd"]}
 ADJOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "replay": ("ReplayAdjoint", {}),
-    "replay, forward over reverse": ("ReplayAdjoint", {"product": "forward-over-reverse"}),
+    "replay, forward over reverse": ("ReplayAdjoint", {"hessian_product": "forward-over-reverse"}),
     "autograd": ("AutogradAdjoint", {}),
 }
 

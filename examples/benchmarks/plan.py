@@ -44,7 +44,7 @@ def pipeline(words: list[str], steps: int):  # type: ignore[no-untyped-def]
         return dk.Distiller(dk.Digits(), learner, dk.RandomTruncation(40, 20), outer=outer, evaluation=evaluation)
     data = common.noise(2000, 200, validation=200)
     network = dk.MLP(hidden=(number["hidden"],)) if "hidden" in number else dk.ConvNet(width=number["width"], depth=number.get("depth", 3))
-    replay = dk.ReplayAdjoint(every=number.get("every", 1), keep=number.get("keep", 0))
+    replay = dk.ReplayAdjoint(checkpoint_every=number.get("every", 1), keep_last=number.get("keep", 0))
     unroller = dk.Unroller(
         dk.AutogradAdjoint() if options.get("adjoint") == "autograd" else replay,
         precision=options.get("precision", "float32"),

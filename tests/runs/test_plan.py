@@ -60,7 +60,7 @@ def test_time_is_that_of_the_steps_of_a_mean_window(monkeypatch):
     assert found.advice == (("there is room to keep 6 of the 6 steps of a window, a quarter less time for each", KEEP_SIX),)
 
 
-KEEP_SIX = """--set 'unroller.adjoint={kind = "ReplayAdjoint", keep = 6}'"""
+KEEP_SIX = """--set 'unroller.adjoint={kind = "ReplayAdjoint", keep_last = 6}'"""
 
 
 def test_every_stage_is_planned_for(monkeypatch):
@@ -112,10 +112,10 @@ def test_shapes_alone_compute_nothing_and_know_no_time(monkeypatch):
 
 TRAJECTORIES = {
     "all": (dk.ReplayAdjoint(), 60 * 8),
-    "every fourth, and the segment": (dk.ReplayAdjoint(every=4), (15 + 3) * 8),
-    "ten kept": (dk.ReplayAdjoint(keep=10), 50 * 8 + 10 * 100),
-    "few steps, every eighth": (dk.ReplayAdjoint(every=80), (1 + 59) * 8),
-    "all kept": (dk.ReplayAdjoint(keep=99), 60 * 100),
+    "every fourth, and the segment": (dk.ReplayAdjoint(checkpoint_every=4), (15 + 3) * 8),
+    "ten kept": (dk.ReplayAdjoint(keep_last=10), 50 * 8 + 10 * 100),
+    "few steps, every eighth": (dk.ReplayAdjoint(checkpoint_every=80), (1 + 59) * 8),
+    "all kept": (dk.ReplayAdjoint(keep_last=99), 60 * 100),
     "whole window": (dk.AutogradAdjoint(), 60 * 108),
 }
 
@@ -146,7 +146,7 @@ def test_advice_can_be_typed(monkeypatch, tmp_path):
     """Every line of advice is an override that the spec takes."""
     monkeypatch.setattr(estimate, "_total", lambda device: 1 << 20)
     path = tmp_path / "spec.toml"
-    for adjoint in (dk.AutogradAdjoint(), dk.ReplayAdjoint(every=2)):
+    for adjoint in (dk.AutogradAdjoint(), dk.ReplayAdjoint(checkpoint_every=2)):
         distiller = digits(unroller=dk.Unroller(adjoint), images=dk.Images(per_class=2))
         path.write_text(spec.dumps(distiller))
         # Not the whole plan: where loading the data was the peak, which hangs on what this process did before, there is no advice.
@@ -160,9 +160,9 @@ def test_advice_can_be_typed(monkeypatch, tmp_path):
 def test_room_to_spare_is_used_to_keep_steps():
     draft = dk.plan(digits(), probe=False)
     slow = attrs.evolve(draft, seconds=10.0, longest=60, sizes=(1, 1 << 20))
-    host = digits(unroller=dk.Unroller(dk.ReplayAdjoint(store="host")))
+    host = digits(unroller=dk.Unroller(dk.ReplayAdjoint(offload="host")))
     ((words, line),) = estimate.advice_for(host, slow)
-    assert 'keep = 60, store = "host"' in line
+    assert 'keep_last = 60, offload = "host"' in line
     assert "room" in words
     assert estimate.advice_for(digits(), attrs.evolve(slow, sizes=(1, draft.total))) == ()
 

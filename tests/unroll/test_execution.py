@@ -22,19 +22,21 @@ from tests.unroll.problems import SHAPE, learner, problem, reference, relative
 
 UNROLLERS = {
     "trace": dk.Unroller(compile="trace"),
-    "trace, forward over reverse": dk.Unroller(dk.ReplayAdjoint(product="forward-over-reverse"), compile="trace"),
-    "trace, every second state": dk.Unroller(dk.ReplayAdjoint(every=2), compile="trace"),
+    "trace, forward over reverse": dk.Unroller(dk.ReplayAdjoint(hessian_product="forward-over-reverse"), compile="trace"),
+    "trace, every second state": dk.Unroller(dk.ReplayAdjoint(checkpoint_every=2), compile="trace"),
     "trace, micro-batches": dk.Unroller(compile="trace", micro_batches=4),
     "micro-batches": dk.Unroller(compile="off", micro_batches=3),
     "autograd, micro-batches": dk.Unroller(dk.AutogradAdjoint(), micro_batches=2),
-    "keep": dk.Unroller(dk.ReplayAdjoint(keep=9), compile="off"),
-    "trace, keep": dk.Unroller(dk.ReplayAdjoint(keep=9), compile="trace"),
-    "trace, keep two, every second state": dk.Unroller(dk.ReplayAdjoint(keep=2, every=2), compile="trace"),
+    "keep": dk.Unroller(dk.ReplayAdjoint(keep_last=9), compile="off"),
+    "trace, keep": dk.Unroller(dk.ReplayAdjoint(keep_last=9), compile="trace"),
+    "trace, keep two, every second state": dk.Unroller(dk.ReplayAdjoint(keep_last=2, checkpoint_every=2), compile="trace"),
     "trace, channels last": dk.Unroller(compile="trace", channels_last="on"),
     "inductor": pytest.param(dk.Unroller(compile="inductor"), marks=pytest.mark.slow),
-    "inductor, keep": pytest.param(dk.Unroller(dk.ReplayAdjoint(keep=2), compile="inductor"), marks=pytest.mark.slow),
-    "cudagraph, keep": pytest.param(dk.Unroller(dk.ReplayAdjoint(keep=2), compile="cudagraph"), marks=pytest.mark.gpu),
-    "cudagraph, host": pytest.param(dk.Unroller(dk.ReplayAdjoint(store="host", every=2), compile="cudagraph"), marks=pytest.mark.gpu),
+    "inductor, keep": pytest.param(dk.Unroller(dk.ReplayAdjoint(keep_last=2), compile="inductor"), marks=pytest.mark.slow),
+    "cudagraph, keep": pytest.param(dk.Unroller(dk.ReplayAdjoint(keep_last=2), compile="cudagraph"), marks=pytest.mark.gpu),
+    "cudagraph, host": pytest.param(
+        dk.Unroller(dk.ReplayAdjoint(offload="host", checkpoint_every=2), compile="cudagraph"), marks=pytest.mark.gpu
+    ),
     "cudagraph": pytest.param(dk.Unroller(compile="cudagraph"), marks=pytest.mark.gpu),
 }
 
@@ -107,7 +109,7 @@ def test_a_trajectory_that_waits_on_the_host_gives_the_same_bits(side, optimizer
     inner = learner(optimizer, batch_per_class=2, learn_lr=True)
     leaves, batch, classes = problem(lr=optimizer.lr)
     device, host = (
-        dk.Unroller(dk.ReplayAdjoint(every=every, keep=keep, store=store), compile="off").meta_gradient(
+        dk.Unroller(dk.ReplayAdjoint(checkpoint_every=every, keep_last=keep, offload=store), compile="off").meta_gradient(
             inner, leaves, dk.Window(2, 8), batch, dk.Stream(5), classes
         )
         for store in ("device", "host")
@@ -136,10 +138,10 @@ def test_the_host_of_a_cpu_is_told_once_to_be_none(caplog):
     leaves, batch, classes = problem()
     offload._say_that_there_is_no_host.cache_clear()
     for store in ("device", "host", "host"):
-        dk.Unroller(dk.ReplayAdjoint(store=store), compile="off").meta_gradient(
+        dk.Unroller(dk.ReplayAdjoint(offload=store), compile="off").meta_gradient(
             inner, leaves, dk.Window(0, 2), batch, dk.Stream(5), classes
         )
-        assert caplog.text.count('store = "host" does nothing on a CPU') == (store == "host")
+        assert caplog.text.count('offload = "host" does nothing on a CPU') == (store == "host")
 
 
 @pytest.mark.parametrize("unroller", cases(UNROLLERS))
@@ -160,7 +162,7 @@ MANY = {
     "side by side": dk.Unroller(networks_per_step=3, side_by_side="on"),
     "side by side, eager": dk.Unroller(networks_per_step=3, side_by_side="on", compile="off"),
     "side by side, forward over reverse": dk.Unroller(
-        dk.ReplayAdjoint(product="forward-over-reverse"), networks_per_step=3, side_by_side="on"
+        dk.ReplayAdjoint(hessian_product="forward-over-reverse"), networks_per_step=3, side_by_side="on"
     ),
     "side by side, whole-window autograd": dk.Unroller(dk.AutogradAdjoint(), networks_per_step=3, side_by_side="on"),
 }
@@ -250,7 +252,7 @@ def test_compiled_steps_give_the_same_bits_again(keep):
     """Built anew, and called again."""
     inner = learner(dk.Adam(lr=0.02), batch_per_class=2)
     leaves, batch, classes = problem(torch.float32)
-    unroller = dk.Unroller(dk.ReplayAdjoint(keep=keep), compile="inductor")
+    unroller = dk.Unroller(dk.ReplayAdjoint(keep_last=keep), compile="inductor")
     found = []
     for _ in range(2):
         _programs.cache_clear()
@@ -340,7 +342,7 @@ def test_own_derivatives_of_a_network_are_taken(keep):
     leaves, batch, classes = problem()
     inner = dk.Learner(Rounded(), dk.SGD(lr=0.05))
     found = [
-        dk.Unroller(dk.ReplayAdjoint(keep=keep), compile=compile).meta_gradient(
+        dk.Unroller(dk.ReplayAdjoint(keep_last=keep), compile=compile).meta_gradient(
             inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes
         )
         for compile in ("off", "trace")
@@ -371,7 +373,7 @@ def test_one_tensor_in_two_places_is_two_inputs():
 
 def test_keep_needs_a_graph():
     with pytest.raises(CombinationError, match="makes none"):
-        dk.ReplayAdjoint(keep=1, product="forward-over-reverse")
+        dk.ReplayAdjoint(keep_last=1, hessian_product="forward-over-reverse")
 
 
 AUTO = {

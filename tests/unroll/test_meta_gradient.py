@@ -11,9 +11,9 @@ from tests.unroll.problems import learner, outer_loss, problem, reference, relat
 # One line here gives a new component every test below.
 ADJOINTS = {
     "autograd": dk.AutogradAdjoint(),
-    "replay, reverse over reverse": dk.ReplayAdjoint(product="reverse-over-reverse"),
-    "replay, forward over reverse": dk.ReplayAdjoint(product="forward-over-reverse"),
-    "replay, every third state": dk.ReplayAdjoint(every=3),
+    "replay, reverse over reverse": dk.ReplayAdjoint(hessian_product="reverse-over-reverse"),
+    "replay, forward over reverse": dk.ReplayAdjoint(hessian_product="forward-over-reverse"),
+    "replay, every third state": dk.ReplayAdjoint(checkpoint_every=3),
 }
 # Every window holds more than three steps, so that each adjoint has all that it can have in it.
 POLICIES = {
@@ -119,7 +119,7 @@ def test_negative_control_one_wrong_draw(optimizer, product):
     inner = learner(OPTIMIZERS[optimizer], batch_per_class=1)
     leaves, batch, classes = problem()
     window, stream = dk.Window(2, 7), dk.Stream(5)
-    adjoint = dk.ReplayAdjoint(product=product)
+    adjoint = dk.ReplayAdjoint(hessian_product=product)
     right = dk.Unroller(adjoint, compile="off").meta_gradient(inner, leaves, window, batch, stream, classes)
     wrong = dk.Unroller(OneWrongDraw(adjoint), compile="off").meta_gradient(inner, leaves, window, batch, stream, classes)
     assert torch.equal(wrong.loss, right.loss)  # the forward pass is the same
