@@ -3,7 +3,7 @@
 Every outcome is a line of JSON in --out; of two lines with one name the later counts. A line that says "failed" is written before a
 check begins, so that a process that dies in the middle leaves a failure, and the next one goes on behind it.
 
-A meta-gradient is compared with that of the same pipeline run as it is, in float32 (`compile="off"`), which tests/truth compares
+A meta-gradient is compared with that of the same pipeline run as it is, in float32 (`compile="off"`), which tests/unroll compares
 with whole-window autograd in float64 in the same cell. Where float32 is compared with float32 the networks have gelu: with relu and
 max pooling, whose slopes jump, a rounding moves a meta-gradient by some percent (float32 and float64 differ by 0.03 for the ConvNet-3
 here; with gelu by 1e-5). Those are held to the direction. A program that falls back to a slower way is right but is not what was asked
@@ -95,8 +95,9 @@ def first_line(error: object) -> str:
 
 def checks() -> Iterator[Check]:
     """All checks, in the order in which they run."""
-    for path in sorted((ROOT / "tests" / "truth").glob("test_*.py")):
-        yield Check(f"tests/truth/{path.name}", partial(tests, path), path.stem == "test_meta_gradient")
+    folders = (ROOT / "tests" / room for room in ("unroll", "programs", "functional"))
+    for path in (*(path for folder in folders for path in sorted(folder.glob("test_*.py"))), ROOT / "tests" / "test_truncation.py"):
+        yield Check(path.relative_to(ROOT).as_posix(), partial(tests, path), path.stem == "test_meta_gradient")
     smooth = {"ConvNet-3": Inner(dk.ConvNet(activation="gelu")), "ConvNet-4": Inner(dk.ConvNet(depth=4, activation="gelu"), side=64)}
     jumping = {name: inner._replace(network=attrs.evolve(inner.network, activation="relu")) for name, inner in smooth.items()}
     short = {("auto", "auto", "float32"), ("trace", "on", "float32"), ("trace", "off", "bfloat16")}
@@ -110,10 +111,10 @@ def checks() -> Iterator[Check]:
                     in_short = name == "ConvNet-3" and (compile, layout, precision) in short
                     yield Check(words, partial(compare, inner, cosine=cosine, **settings), in_short)
     adjoints = {
-        "keep = 1": dk.ReplayAdjoint(keep=1),
-        "keep = 2": dk.ReplayAdjoint(keep=2),
-        "every = 2": dk.ReplayAdjoint(every=2),
-        "forward over reverse": dk.ReplayAdjoint(product="forward-over-reverse"),
+        "keep_last = 1": dk.ReplayAdjoint(keep_last=1),
+        "keep_last = 2": dk.ReplayAdjoint(keep_last=2),
+        "checkpoint_every = 2": dk.ReplayAdjoint(checkpoint_every=2),
+        "forward over reverse": dk.ReplayAdjoint(hessian_product="forward-over-reverse"),
     }
     learners = {"DSA": {"augment": dk.DSA()}, "minibatch": {"batch_per_class": 1}}
     for name, compile, precision, inner, cosine in (
@@ -125,7 +126,7 @@ def checks() -> Iterator[Check]:
         cases = [(words, inner, adjoint) for words, adjoint in adjoints.items()]
         cases += [(words, inner._replace(**changes), dk.ReplayAdjoint()) for words, changes in learners.items()]
         for words, changed, adjoint in cases:
-            in_short = compile == "trace" and words in ("keep = 2", "forward over reverse", "DSA")
+            in_short = compile == "trace" and words in ("keep_last = 2", "forward over reverse", "DSA")
             run = partial(compare, changed, adjoint, cosine=cosine, compile=compile, precision=precision)
             yield Check(f"{name}, {compile}, {precision}, {words}", run, in_short)
     families = {"ConvNet-3 with relu": dk.ConvNet(), "ResNet-18": dk.ResNet(), "VGG-11": dk.VGG(), "AlexNet": dk.AlexNet()}

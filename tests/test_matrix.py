@@ -144,7 +144,7 @@ def test_every_check_has_its_name_and_short_ones_are_few():
     assert len({check.name for check in checks}) == len(checks)
     short = [check.name for check in checks if check.short]
     assert 6 <= len(short) <= 10
-    assert {"tests/truth/test_meta_gradient.py", "distilkit run examples/digits.toml, and evaluate"} <= set(short)
+    assert {"tests/unroll/test_meta_gradient.py", "distilkit run examples/digits.toml, and evaluate"} <= set(short)
 
 
 def broken():
@@ -182,5 +182,5 @@ def test_a_fallback_is_noted(monkeypatch):
     network = attrs.evolve(SMALL.network, activation="relu")
     inner = SMALL._replace(network=network)
     matrix_checks.reference(inner)
-    monkeypatch.setattr("distilkit.functional.programs.record", broken)
+    monkeypatch.setattr("distilkit.programs.programs.record", broken)
     assert matrix_checks.compare(inner, compile="trace").startswith("fell back: ")
