@@ -23,21 +23,21 @@ def agree(truth: Sequence[Tensor], given: Sequence[Tensor], *, roundings: int) -
     return True
 
 
-def faithful(truth: Sequence[Tensor], given: Sequence[Tensor], nearby: Sequence[Tensor]) -> bool:
+def within_rounding(expected: Sequence[Tensor], actual: Sequence[Tensor], perturbed: Sequence[Tensor]) -> bool:
     """Whether results are those of the recorded program, as far as roundings let anybody tell.
 
     A tensor is, if it agrees to 2,000 roundings; or if it is no more than ten times as far off as the recorded program's own
     result for nudged inputs, in norm or, where a few entries near a singularity outweigh all others in the norm, in the median.
     """
-    for expected, actual, other in zip(truth, given, nearby, strict=True):
-        if agree([expected], [actual], roundings=2000):
+    for right, given, other in zip(expected, actual, perturbed, strict=True):
+        if agree([right], [given], roundings=2000):
             continue
-        if not expected.is_floating_point():
+        if not right.is_floating_point():
             return False
-        if distance(expected, actual) <= 10 * distance(expected, other):
+        if distance(right, given) <= 10 * distance(right, other):
             continue
-        off, wobble = ((_exact(expected) - _exact(x)).abs().median() for x in (actual, other))
-        if expected.numel() < 100 or not off <= 10 * wobble:
+        off, wobble = ((_exact(right) - _exact(x)).abs().median() for x in (given, other))
+        if right.numel() < 100 or not off <= 10 * wobble:
             return False
     return True
 

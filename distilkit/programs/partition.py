@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 aten = torch.ops.aten
-# Cheap to do again, and then its result need not wait: what makes one large tensor out of others that wait anyway.
+# Pointwise, or nearly: recomputed in the backward part, since their inputs are saved anyway.
 _POINTWISE = {
     *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default, aten.relu.default),
     *(aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar, aten.threshold_backward.default, aten._to_copy.default),
@@ -17,23 +17,23 @@ _POINTWISE = {
 }
 
 
-class Halves(NamedTuple):
+class Partition(NamedTuple):
     """A program in two parts.
 
     Args:
-        first: takes the early inputs; gives the early results and what waits.
-        second: takes what waits, the early inputs named in `again`, and the late inputs; gives the late results.
-        again: places of the early inputs that the second part takes too.
-        waiting: bytes of what waits.
+        forward: takes the early inputs; gives the early results and what is saved.
+        backward: takes what is saved, the early inputs named in `reused`, and the late inputs; gives the late results.
+        reused: places of the early inputs that the second part takes too.
+        saved_bytes: of what is saved.
     """
 
-    first: fx.GraphModule
-    second: fx.GraphModule
-    again: tuple[int, ...]
-    waiting: int
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    reused: tuple[int, ...]
+    saved_bytes: int
 
 
-def halve(program: fx.GraphModule, early: int, results: int) -> Halves:
+def partition(program: fx.GraphModule, early: int, results: int) -> Partition:
     """Cut a recorded program.
 
     Args:
@@ -42,7 +42,7 @@ def halve(program: fx.GraphModule, early: int, results: int) -> Halves:
         results: how many of its results are wanted at first; none of them may depend on a late input.
 
     Returns:
-        the two parts. Results that cost little to compute again from others do not wait.
+        the two parts. Cheap results are recomputed, not saved.
 
     Raises:
         ValueError: an early result depends on a late input.
@@ -59,25 +59,25 @@ def halve(program: fx.GraphModule, early: int, results: int) -> Halves:
         raise ValueError("An early result depends on a late input.")
     late.discard(nodes[-1])
     operations = [n for n in nodes if n in late and n.op == "call_function"]
-    waits = {used for n in operations for used in n.all_input_nodes if used not in late}
-    waits |= {n for n in after if isinstance(n, fx.Node) and n not in late}
+    saved = {used for n in operations for used in n.all_input_nodes if used not in late}
+    saved |= {n for n in after if isinstance(n, fx.Node) and n not in late}
     repeated: set[fx.Node] = set()
     for node in reversed(nodes):  # from the last on, so that what a repeated one needs comes up after it
-        if node in waits and _is_repeatable(node, waits):
-            waits.discard(node)
+        if node in saved and _is_repeatable(node, saved):
+            saved.discard(node)
             repeated.add(node)
-            waits.update(node.all_input_nodes)
-    order = [n for n in nodes if n in waits]
+            saved.update(node.all_input_nodes)
+    order = [n for n in nodes if n in saved]
     stored = [n for n in order if n.op != "placeholder"]
-    again = tuple(i for i, n in enumerate(inputs[:early]) if n in waits)
-    before, coming = inputs[:early], [*(inputs[i] for i in again), *inputs[early:]]
-    first = _part(program, before, [n for n in nodes if n not in late], [*wanted, *stored])
-    second = _part(program, [*stored, *coming], [n for n in nodes if n in repeated or n in late], after)
-    return Halves(first, second, again, sum(_bytes(n) for n in stored))
+    reused = tuple(i for i, n in enumerate(inputs[:early]) if n in saved)
+    before, coming = inputs[:early], [*(inputs[i] for i in reused), *inputs[early:]]
+    forward = _part(program, before, [n for n in nodes if n not in late], [*wanted, *stored])
+    backward = _part(program, [*stored, *coming], [n for n in nodes if n in repeated or n in late], after)
+    return Partition(forward, backward, reused, sum(_bytes(n) for n in stored))
 
 
-def _is_repeatable(node: fx.Node, waits: set[fx.Node]) -> bool:
-    """Whether to compute a node again: it is a view or a constant, or a cheap operation on what waits anyway."""
+def _is_repeatable(node: fx.Node, saved: set[fx.Node]) -> bool:
+    """Whether to compute a node again: it is a view or a constant, or a cheap operation on what is saved anyway."""
     if node.op != "call_function" or node.target is operator.getitem:
         return False
     if not node.all_input_nodes:
@@ -87,7 +87,7 @@ def _is_repeatable(node: fx.Node, waits: set[fx.Node]) -> bool:
         return True
     if node.target not in _POINTWISE:
         return False
-    size = sum(_bytes(used) for used in node.all_input_nodes if used not in waits and used.op != "placeholder")
+    size = sum(_bytes(used) for used in node.all_input_nodes if used not in saved and used.op != "placeholder")
     return size < _bytes(node)
 
 

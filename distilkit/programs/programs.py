@@ -33,8 +33,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from distilkit import process
 from distilkit.errors import GradientError
-from distilkit.programs.agreement import agree, faithful, nudged
-from distilkit.programs.partition import halve
+from distilkit.programs.agreement import agree, nudged, within_rounding
+from distilkit.programs.partition import partition
 from distilkit.programs.rewrites import improve
 
 EXECUTIONS = ("eager", "trace", "inductor", "cudagraph")
@@ -83,12 +83,12 @@ class Programs:
                 from call to call.
         """
         if self.execution != "eager":
-            return self._by_shapes(name, ways, lambda way, arguments: self._whole(name, way, arguments))
+            return self._by_shapes(name, ways, lambda way, arguments: self._build_whole(name, way, arguments))
         if len(ways) == 1:
             return ways[0]
         return self._by_shapes(name, ways, self._tried)
 
-    def halved(self, name: str, late: Function, *ways: Function) -> Function:
+    def split(self, name: str, late: Function, *ways: Function) -> Function:
         """Return a function made fast, where it gives a function itself: (result, rest), and rest(*late arguments) another result.
 
         Args:
@@ -99,7 +99,7 @@ class Programs:
         if self.execution == "eager":
             return ways[0]
 
-        return self._by_shapes(name, ways, lambda way, arguments: self._halves(name, way, arguments, late(*arguments)))
+        return self._by_shapes(name, ways, lambda way, arguments: self._build_split(name, way, arguments, late(*arguments)))
 
     def _by_shapes(self, name: str, ways: Sequence[Function], build: Callable[[Function, Sequence[Any]], Function]) -> Function:
         """A function that has a program built the first time it sees arguments of some shapes, and calls that with the flat arguments."""
@@ -141,38 +141,38 @@ class Programs:
         function(*arguments)
         return _unflattened(function, arguments)
 
-    def _whole(self, name: str, function: Function, arguments: Sequence[Any]) -> Function:
+    def _build_whole(self, name: str, function: Function, arguments: Sequence[Any]) -> Function:
         """Record, check and compile one program; it is called with the flat arguments."""
         graph, truth = self._recorded(name, function, arguments)
         result = optree.tree_structure(truth)
-        run = self._fast(name, graph, _flat(arguments)[0], optree.tree_leaves(truth))
+        run = self._compile_checked(name, graph, _flat(arguments)[0], optree.tree_leaves(truth))
         return lambda *leaves: optree.tree_unflatten(result, run(*leaves))
 
-    def _halves(self, name: str, function: Function, early: Sequence[Any], late: Sequence[Any]) -> Function:
-        """Record, check, cut and compile one program; see `halved`. It is called with the flat early arguments."""
+    def _build_split(self, name: str, function: Function, early: Sequence[Any], late: Sequence[Any]) -> Function:
+        """Record, check, cut and compile one program; see `split`. It is called with the flat early arguments."""
 
         def both(early: Any, late: Any) -> Any:
             result, rest = function(*early)
             return result, rest(*late)
 
         flat = _flat(early)[0]
-        graph, truth = self._recorded(name, both, (early, late), halved=True)
+        graph, truth = self._recorded(name, both, (early, late), split=True)
         count, result, rest = len(optree.tree_leaves(truth[0])), optree.tree_structure(truth[0]), optree.tree_structure(truth[1])
-        halves = halve(graph, len(flat), count)
+        parts = partition(graph, len(flat), count)
 
         def waiting(made: Sequence[Tensor], leaves: Sequence[Any]) -> list[Any]:
-            return [*made[count:], *(leaves[i] for i in halves.again)]
+            return [*made[count:], *(leaves[i] for i in parts.reused)]
 
         def through_both(*leaves: Any) -> list[Tensor]:
-            made = halves.first(*leaves[: len(flat)])
-            return [*made[:count], *halves.second(*waiting(made, leaves), *leaves[len(flat) :])]
+            made = parts.forward(*leaves[: len(flat)])
+            return [*made[:count], *parts.backward(*waiting(made, leaves), *leaves[len(flat) :])]
 
         if not _same(through_both, [*flat, *_flat(late)[0]], optree.tree_leaves(truth)):
             raise WrongProgramError(f"The halves of {name!r} do not give what the whole gives: a fault of distilkit.", fix="keep_last = 0")
-        made = halves.first(*flat)
-        first = self._fast(f"{name}, first half", halves.first, flat, made)
+        made = parts.forward(*flat)
+        first = self._compile_checked(f"{name}, first half", parts.forward, flat, made)
         between = [*waiting(made, flat), *_flat(late)[0]]
-        second = self._fast(f"{name}, second half", halves.second, between, halves.second(*between))
+        second = self._compile_checked(f"{name}, second half", parts.backward, between, parts.backward(*between))
 
         def begin(*leaves: Any) -> tuple[Any, Function]:
             made = first(*leaves)
@@ -184,16 +184,16 @@ class Programs:
 
         return begin
 
-    def _recorded(self, name: str, function: Function, arguments: Sequence[Any], *, halved: bool = False) -> tuple[fx.GraphModule, Any]:
+    def _recorded(self, name: str, function: Function, arguments: Sequence[Any], *, split: bool = False) -> tuple[fx.GraphModule, Any]:
         """A function as a list of operations, checked against the function itself, and what that gives."""
-        graph = record(function, arguments, mutations=not halved)
+        graph = record(function, arguments, mutations=not split)
         truth = function(*arguments)
         process.release_freed_memory()  # the function held more than the list will
         flat, expected = _flat(arguments)[0], optree.tree_leaves(truth)
         if _same(graph, flat, expected):
             return graph, truth
         # Where products are rounded (TF32), another routine for the same may differ by more than that.
-        graph = record(function, arguments, mutations=not halved, faster=False)
+        graph = record(function, arguments, mutations=not split, faster=False)
         if _same(graph, flat, expected):
             return graph, truth
         raise WrongProgramError(
@@ -202,7 +202,7 @@ class Programs:
             fix='compile = "off"',
         )
 
-    def _fast(self, name: str, graph: fx.GraphModule, flat: Sequence[Any], truth: Sequence[Tensor]) -> Function:
+    def _compile_checked(self, name: str, graph: fx.GraphModule, flat: Sequence[Any], truth: Sequence[Tensor]) -> Function:
         """A recorded program, compiled if that is how programs run here and the compiler keeps its results."""
         if self.execution not in ("inductor", "cudagraph"):
             return graph
@@ -211,7 +211,7 @@ class Programs:
             # Twice, with other values: a graph captured on the wrong device would give its first results for ever.
             moved = nudged(flat)
             there = graph(*moved)
-            if faithful(truth, run(*flat), there) and faithful(there, run(*moved), truth):
+            if within_rounding(truth, run(*flat), there) and within_rounding(there, run(*moved), truth):
                 return run
             why: Exception | str = "what was compiled of it differs by more than roundings can"
         except Exception as error:  # compilers raise many kinds; all mean that the recorded list is to be used
@@ -234,7 +234,7 @@ class Programs:
 def _same(program: Function, flat: Sequence[Any], truth: Sequence[Tensor]) -> bool:
     """Whether a program gives the truth: to a few roundings, or as nearly as it gives the same for inputs that are rounded otherwise."""
     given = program(*flat)
-    return agree(truth, given, roundings=2000) or faithful(given, truth, program(*nudged(flat)))
+    return agree(truth, given, roundings=2000) or within_rounding(given, truth, program(*nudged(flat)))
 
 
 def _unflattened(function: Function, arguments: Sequence[Any]) -> Function:

@@ -20,7 +20,7 @@ from distilkit.boosting import Stage, groups
 from distilkit.distiller import Distiller
 from distilkit.functional.pytrees import split_floating
 from distilkit.programs.liveness import peak_bytes
-from distilkit.programs.partition import halve
+from distilkit.programs.partition import partition
 from distilkit.programs.programs import UNRECORDABLE, record
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import ReplayAdjoint, cotangents_like, step_vjp
@@ -121,7 +121,7 @@ def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], l
         )
         alive = max(end, peak_bytes(both))
         results = len(optree.tree_leaves((fresh.params, fresh.optimizer)))  # type: ignore[arg-type]
-        kept = halve(both, len(optree.tree_leaves(one_step)), results).waiting  # type: ignore[arg-type]
+        kept = partition(both, len(optree.tree_leaves(one_step)), results).saved_bytes  # type: ignore[arg-type]
     except UNRECORDABLE:  # the run will say so, and go on without
         end = alive = kept = 0
     entry = _bytes([fresh.params, *split_floating(fresh.optimizer)[0]])

@@ -157,7 +157,7 @@ class ReplayAdjoint:
         replayed = max(0, len(steps) - self.keep_last)
         for t, (problem, draw) in enumerate(steps):
             if t >= replayed:
-                (theta, state), pullback = programs.halved(f"step and back {problem.name}", cotangents_like, *map(step_vjp, problem.ways))(
+                (theta, state), pullback = programs.split(f"step and back {problem.name}", cotangents_like, *map(step_vjp, problem.ways))(
                     theta, state, leaves, draw
                 )
                 pullbacks.append(pullback)

@@ -114,9 +114,9 @@ def test_a_compiler_that_is_wrong_leaves_the_recorded_program(heard, monkeypatch
 
 
 def test_halves_that_cannot_be_cut_fall_back(heard, monkeypatch):
-    monkeypatch.setattr(module, "halve", raises)
+    monkeypatch.setattr(module, "partition", raises)
     said, make = heard
-    run = make("trace").halved("step", lambda x: (x,), lambda x: (2 * x, lambda late: late * x))
+    run = make("trace").split("step", lambda x: (x,), lambda x: (2 * x, lambda late: late * x))
     result, rest = run(IMAGES)
     assert torch.equal(result, 2 * IMAGES)
     assert torch.equal(rest(IMAGES), IMAGES * IMAGES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distilkit.programs.partition import halve
+from distilkit.programs.partition import partition
 from distilkit.programs.programs import record
 
 aten = torch.ops.aten
@@ -56,17 +56,17 @@ def test_halves_give_what_the_whole_gives():
 
     x, y, late = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     graph = record(whole, (x, y, late))
-    halves = halve(graph, early=2, results=1)
-    total, *waiting = halves.first(x, y)
-    after = halves.second(*waiting, *((x, y)[i] for i in halves.again), late)
+    parts = partition(graph, early=2, results=1)
+    total, *waiting = parts.forward(x, y)
+    after = parts.backward(*waiting, *((x, y)[i] for i in parts.reused), late)
     for given, expected in zip([total, *after], whole(x, y, late), strict=True):
         torch.testing.assert_close(given, expected)
-    assert halves.waiting == sum(w.nbytes for w in waiting)
-    heavy = [n.target for n in halves.second.graph.nodes if n.op == "call_function"]
+    assert parts.saved_bytes == sum(w.nbytes for w in waiting)
+    heavy = [n.target for n in parts.backward.graph.nodes if n.op == "call_function"]
     assert aten.sin.default not in heavy
 
 
 def test_an_early_result_that_needs_a_late_input_is_refused():
     graph = record(lambda x, late: (x + late, late), (torch.ones(2), torch.ones(2)))
     with pytest.raises(ValueError, match="late"):
-        halve(graph, early=1, results=1)
+        partition(graph, early=1, results=1)

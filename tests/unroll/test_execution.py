@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import distilkit as dk
 from distilkit.errors import CombinationError, GradientError
 from distilkit.process import products
-from distilkit.programs.agreement import faithful
+from distilkit.programs.agreement import within_rounding
 from distilkit.programs.programs import Programs
 from distilkit.unroll import offload
 from distilkit.unroll.adjoints import OuterVariables
@@ -295,20 +295,20 @@ def test_what_cannot_be_recorded_runs_eagerly_and_says_so(caplog):
     assert "runs eagerly" in caplog.text
 
 
-def test_what_is_faithful():
+def test_what_is_within_rounding():
     """A rounding, a spike in a few entries where the program itself has spikes; not a wrong sign, and not a wrong number."""
     generator = torch.Generator().manual_seed(0)
     truth, noise = torch.randn(2, 10_000, generator=generator)
     nearby = truth + 1e-3 * noise
     spiked = truth + 1e-3 * noise.flip(0)
     spiked[:3] += 100
-    assert faithful([truth], [truth * (1 + 1e-6)], [truth])
-    assert faithful([truth], [spiked], [nearby])
-    assert not faithful([truth], [-truth], [nearby])
-    assert not faithful([truth], [truth * 1.1], [nearby])
-    assert not faithful([torch.tensor(1.0)], [torch.tensor(1.1)], [torch.tensor(1.001)])
-    assert not faithful([torch.tensor(1)], [torch.tensor(2)], [torch.tensor(1)])
-    assert not faithful([truth], [truth * torch.nan], [nearby])
+    assert within_rounding([truth], [truth * (1 + 1e-6)], [truth])
+    assert within_rounding([truth], [spiked], [nearby])
+    assert not within_rounding([truth], [-truth], [nearby])
+    assert not within_rounding([truth], [truth * 1.1], [nearby])
+    assert not within_rounding([torch.tensor(1.0)], [torch.tensor(1.1)], [torch.tensor(1.001)])
+    assert not within_rounding([torch.tensor(1)], [torch.tensor(2)], [torch.tensor(1)])
+    assert not within_rounding([truth], [truth * torch.nan], [nearby])
 
 
 class Straight(torch.autograd.Function):
