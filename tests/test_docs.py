@@ -116,6 +116,7 @@ def place(tmp_path, monkeypatch, digits_run, boosted_run):
     """A folder with the runs that the pages open."""
     shutil.copytree(digits_run, tmp_path / "runs" / "digits")
     shutil.copytree(boosted_run, tmp_path / "runs" / "boost-digits")
+    shutil.copytree(ROOT / "examples" / "extending", tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -165,6 +166,7 @@ def test_toml_loads(block, tmp_path, monkeypatch):
     for own in BLOCKS:
         if own.text.startswith("# own_parts.py"):
             (tmp_path / "own_parts.py").write_text(own.text)
+    shutil.copy(ROOT / "examples" / "extending" / "my_parts.py", tmp_path)
     np.savez(tmp_path / "minerals.npz", images=np.zeros((34, 5, 64, 64), np.uint8), labels=np.arange(34) % 17)
     monkeypatch.chdir(tmp_path)
     base = tomllib.loads((ROOT / "examples" / "digits.toml").read_text())

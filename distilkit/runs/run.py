@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from distilkit import process
+from distilkit.data.preprocessing import require_readable
 from distilkit.distiller import Distiller, StepInfo
 from distilkit.errors import RunError
 from distilkit.evaluation import baseline_scores, require_baselines, score, training_set
@@ -72,7 +73,7 @@ def run(distiller: Distiller, directory: str | Path, observer: Observer | None =
 
     Raises:
         RunError: the folder holds a run already, or cannot be made.
-        CombinationError: the data has too few images for the baselines.
+        CombinationError: the data has too few images for the baselines; its preprocessing could not be read back.
         GradientError: the meta-gradient was not finite; what was computed until then is stored.
     """
     directory, observer = Path(directory), observer or Silent()
@@ -85,6 +86,7 @@ def run(distiller: Distiller, directory: str | Path, observer: Observer | None =
     observer.phase("loading data")
     state = distiller.init()
     require_baselines(distiller.evaluation, distiller.bundle, distiller.per_class)
+    require_readable(distiller.bundle.preprocessing)
     spec = write_spec(distiller, directory)
     record = Record(state)
     count = distiller.cpu_threads(state)

@@ -12,9 +12,6 @@ from typing import Any
 ROOT = "distilkit.distiller:Distiller"
 """The class of a whole spec."""
 
-PYTHON_SLOTS = ("data", "network")
-"""The slots that also take `kind = "python"`: see `distilkit.spec.python`."""
-
 
 def _in(module: str, *names: str) -> dict[str, str]:
     return {name: f"{module}:{name}" for name in names}
@@ -44,6 +41,10 @@ KINDS: dict[str, dict[str, str]] = {
     "truncation": _in("distilkit.truncation", "FullUnroll", "TailTruncation", "RandomHorizon", "RandomTruncation", "FixedStart"),
     "schedule": _in("distilkit.functional.schedules", "Constant", "Cosine"),
 }
+
+PYTHON_SLOTS = tuple(slot for slot in KINDS if slot != "preprocessing")
+"""The slots that also take `kind = "python"` (`distilkit.spec.python`): all but preprocessing, since a stored set must be readable without
+the user's code."""
 
 
 def import_name(target: str) -> Any:

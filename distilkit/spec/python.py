@@ -1,4 +1,4 @@
-"""`kind = "python"`: a network or data source of the user's own, named by `target = "module:factory"` in a spec.
+"""`kind = "python"`: a component of the user's own, named by `target = "module:factory"` in a spec.
 
     [learner.network]
     kind = "python"
@@ -64,6 +64,10 @@ class PythonComponent:
         if name == "built" or (name.startswith("__") and name.endswith("__")):  # copy and pickle ask before `built` is there
             raise AttributeError(name)
         return getattr(self.built, name)
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        """Call what was built: a loss or an adjoint."""
+        return self.built(*arguments, **more)
 
     def __hash__(self) -> int:
         return hash((self.target, *sorted(self.arguments)))

@@ -19,4 +19,5 @@ def sample_kinds():
         patch.setitem(kinds.KINDS, "network", {name: f"spec_samples:{name}" for name in ("ConvNet", "MLP")})
         patch.setitem(kinds.KINDS, "optimizer", {name: f"spec_samples:{name}" for name in ("SGD", "Adam")})
         patch.setitem(kinds.KINDS, "schedule", {"Constant": "spec_samples:Constant"})
+        patch.setattr(kinds, "PYTHON_SLOTS", ("data", "network"))  # so that there are slots without
         yield

@@ -85,6 +85,12 @@ PLAIN = {
 PYTHON = {
     "data": st.builds(lambda v: PythonComponent("distilkit.data.sources:Digits", {"validation": v}), st.floats(0, 0.5)),
     "network": st.builds(lambda h: PythonComponent("distilkit.networks:MLP", {"hidden": h}), st.lists(st.integers(1, 9), min_size=1)),
+    "optimizer": st.builds(lambda v: PythonComponent("distilkit.functional.optimizers:SGD", {"lr": v}), st.floats(0.01, 1)),
+    "loss": st.builds(PythonComponent, st.just("distilkit.functional.losses:MSE")),
+    "augmentation": st.builds(lambda v: PythonComponent("distilkit.data.augmentation:FlipRotate", {"degrees": v}), st.floats(0, 90)),
+    "truncation": st.builds(lambda v: PythonComponent("distilkit.truncation:FullUnroll", {"horizon": v}), st.integers(1, 9)),
+    "adjoint": st.builds(PythonComponent, st.just("distilkit.unroll.adjoints:AutogradAdjoint")),
+    "schedule": st.builds(PythonComponent, st.just("distilkit.functional.schedules:Cosine")),
 }
 
 
@@ -103,7 +109,7 @@ def values(field, bare):
     if part is not None:
         return st.one_of(*nothing, components(part, bare))
     if slot is not None:
-        own = [PYTHON[slot]] if slot in PYTHON and slot in kinds.PYTHON_SLOTS else []
+        own = [PYTHON[slot]] if slot in kinds.PYTHON_SLOTS else []
         return st.one_of(*nothing, *own, *(components(kinds.resolve(slot, kind), bare) for kind in kinds.KINDS[slot]))
     words = re.findall(r'"([^"]+)"', field.metadata.get("allowed", ""))
     if words:

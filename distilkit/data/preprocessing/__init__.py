@@ -47,6 +47,21 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> Fitted:
     return fitted
 
 
+def require_readable(fitted: Fitted) -> None:
+    """Refuse a preprocessing that a stored set could not be read back with.
+
+    Raises:
+        CombinationError: it is one of the user's own.
+    """
+    kind = fitted.to_arrays()[0].get("kind")
+    if kind not in _READERS:
+        raise CombinationError(
+            f"A set made with the preprocessing {type(fitted).__name__} could be stored, and never be read again: its kind is {kind!r}, "
+            f"and those that can be read are {listing(sorted(_READERS))}. Apply your own to the images before you give them to dk.Arrays.",
+            fix="preprocessing=dk.Identity()",
+        )
+
+
 def require_same(expected: Fitted, given: Fitted) -> None:
     """Refuse to use images of one space with a set of another.
 
@@ -77,5 +92,6 @@ __all__ = [
     "Whiten",
     "Whitened",
     "from_arrays",
+    "require_readable",
     "require_same",
 ]
