@@ -148,7 +148,7 @@ def component(slot: str, default: Any = attrs.NOTHING, *, methods: Sequence[str]
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if optional and value is None:
             return
-        made = getattr(value, "built", value)  # of a component from a spec with kind = "python"
+        made = value.built if getattr(type(value), "stands_for_built", False) else value  # kind = "python" in a spec
         if isinstance(value, type) or value is None or not all(callable(getattr(made, m, None)) for m in methods):
             hint = f"{value.__name__}()" if isinstance(value, type) else None
             raise FieldError(attribute.name, value, allowed, fix=f"{attribute.name}={hint}" if hint else None)

@@ -15,10 +15,11 @@ from distilkit import fields, process
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
+from distilkit.programs.programs import Programs
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import AutogradAdjoint, InnerProblem, OuterLoss, OuterVariables, ReplayAdjoint, Step, step
 from distilkit.unroll.problem import draws, problem, start
-from distilkit.unroll.strategy import Execution, choose, programs_of
+from distilkit.unroll.strategy import Execution, choose, programs_of, require_values
 
 logger = logging.getLogger("distilkit")
 
@@ -82,18 +83,11 @@ class Unroller:
         Raises:
             CombinationError: "cudagraph" without a GPU; a learner that is not a value.
         """
-        try:
-            hash((self, learner))
-        except TypeError as error:
-            raise CombinationError(
-                f"The learner or the unroller holds a part that is not a value ({error}): network, optimizer, loss, augment and adjoint "
-                "must be hashable, and must not change once they are made.",
-                fix="@attrs.frozen  # above the class",
-            ) from error
-        found = choose(learner, self.compile, self.channels_last, self.side_by_side, self.precision, self.networks_per_step, shape, device)
-        if isinstance(self.adjoint, AutogradAdjoint):
-            return found._replace(why=f"{found.why}; the window as it is, by AutogradAdjoint")
-        return found
+        require_values(self, learner)
+        whole = isinstance(self.adjoint, AutogradAdjoint)  # whose window is always run as it is
+        precision = "float32" if whole and self.precision == "auto" else self.precision
+        found = choose(learner, self.compile, self.channels_last, self.side_by_side, precision, self.networks_per_step, shape, device)
+        return found._replace(why=f"{found.why}; the window as it is, by AutogradAdjoint") if whole else found
 
     def meta_gradient(
         self,
@@ -132,6 +126,11 @@ class Unroller:
             results = [self._one(learner, leaves, window, end, group, classes, execution) for group in groups]
         return MetaGradient(*(parts[0] if count == 1 else sum(parts) / count for parts in zip(*results, strict=True)))
 
+    def programs(self, learner: Learner, execution: Execution) -> Programs:
+        """The programs that steps of this learner are run by."""
+        ours = isinstance(self.adjoint, (ReplayAdjoint, AutogradAdjoint))
+        return programs_of(execution, learner, None if ours else self.adjoint)
+
     def problem(self, learner: Learner, t: int, execution: Execution) -> InnerProblem:
         """The inner problem of step t: in bfloat16 from step 1 on, if that is the precision."""
         return problem(learner, execution.arithmetic.dtype if t > 0 else None, execution)
@@ -147,7 +146,7 @@ class Unroller:
         execution: Execution,
     ) -> MetaGradient:
         """The meta-gradient of one network, or the sum over networks side by side."""
-        programs = programs_of(execution, learner)
+        programs = self.programs(learner, execution)
         _say(execution)
         made = draws(learner, streams, window.stop, classes, leaves.images, execution)
         steps = [Step(self.problem(learner, t, execution), draw) for t, draw in enumerate(made)]

@@ -1,6 +1,6 @@
 """Judging distilled sets: the protocol, the baselines, DD-Ranking's scores, and training many networks at once."""
 
-from distilkit.evaluation.protocol import Evaluation, Score, baseline_scores, baseline_set, measure, require_baselines, score, training_set
+from distilkit.evaluation.protocol import Evaluation, Score, baseline_scores, baseline_set, measure, require_usable, score, training_set
 from distilkit.evaluation.ranking import augmentation_robust_score, label_robust_score, rank
 from distilkit.evaluation.training import TrainingSet, accuracy, train
 
@@ -15,7 +15,7 @@ __all__ = [
     "label_robust_score",
     "measure",
     "rank",
-    "require_baselines",
+    "require_usable",
     "score",
     "train",
     "training_set",

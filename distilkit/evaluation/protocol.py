@@ -25,6 +25,7 @@ from distilkit.functional.losses import MSE
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.storage.spread import plus_minus
+from distilkit.unroll.strategy import require_values
 
 Table = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -256,12 +257,23 @@ def baseline_set(name: str, data: DataBundle, per_class: int, evaluation: Evalua
     return chosen_images(name, data, per_class, evaluation.seeds, stream)
 
 
-def require_baselines(evaluation: Evaluation, data: DataBundle, per_class: int) -> None:
+def require_usable(evaluation: Evaluation, learner: Learner, data: DataBundle, per_class: int) -> None:
     """Refuse at the start what would end a run at its end.
 
+    Args:
+        evaluation: the protocol.
+        learner: bound.
+        data: the real data.
+        per_class: images of each class that the small baselines get.
+
     Raises:
-        CombinationError: a baseline of real images wants more of a class than there are.
+        CombinationError: a baseline of real images wants more of a class than there are; networks cannot be run as `evaluation.compile`
+            says; a part of the learner is not a value.
     """
+    device = data.train.images.device
+    if evaluation.compile == "cudagraph" and device.type != "cuda":
+        raise CombinationError(f'evaluation.compile = "cudagraph" needs a GPU, and the work is on {device}.', fix='compile = "auto"')
+    require_values(learner, evaluation.optimizer, evaluation.augment)
     if set(evaluation.baselines) - {"full data"}:
         members_of_classes(data, per_class)
 

@@ -25,7 +25,7 @@ from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState
 from distilkit.unroll.adjoints import OuterVariables, step
 from distilkit.unroll.problem import problem, start
-from distilkit.unroll.strategy import Execution, choose, programs_of
+from distilkit.unroll.strategy import Execution, choose, programs_of, require_values
 
 MEMORY = 2**28  # bytes of activations at one time on a CPU; on a GPU, an eighth of what is free
 TEST_BATCH = 2048  # images that go through a network at one time when accuracy is measured, or fewer if they are large
@@ -123,6 +123,7 @@ def train(
 
 def _execution(learner: Learner, batch: Tensor, networks: int, together: int, mode: Mode, steps: int) -> Execution:
     """How to train `networks` networks for so many steps on batches like this one."""
+    require_values(learner)
     stacked = "on" if together > 1 else "off"
     calls = steps * -(-networks // together)
     return choose(learner, mode.compile, "auto", stacked, mode.precision, together, tuple(batch.shape), batch.device, calls)

@@ -185,11 +185,16 @@ class TorchOpt:
         return self.factory()
 
 
+def _declared(optimizer: Any) -> Any:
+    """The declaration itself, where a component of kind python stands before what its factory built."""
+    return optimizer.built if getattr(type(optimizer), "stands_for_built", False) else optimizer
+
+
 @lru_cache(maxsize=64)
 def _built(optimizer: Optimizer) -> GradientTransformation:
     transformation = optimizer.transformation()
     if not isinstance(optimizer, TorchOpt):  # that was checked when it was made
-        name = type(getattr(optimizer, "built", optimizer)).__name__
+        name = type(_declared(optimizer)).__name__
         check_differentiable(transformation, name)
         _check_learning_rate(optimizer, name)
     return primed(with_tensors(transformation))
@@ -346,7 +351,7 @@ def _check_learning_rate(optimizer: Optimizer, name: str) -> None:
     Raises:
         CombinationError: with half the learning rate, `transformation()` gives other updates.
     """
-    declared = getattr(optimizer, "built", optimizer)  # a component of kind python stands before what its factory built
+    declared = _declared(optimizer)
     other = _with_lr(declared, declared.lr / 2)
     if other is None:
         return

@@ -21,7 +21,7 @@ from distilkit.distiller import Distiller
 from distilkit.functional.pytrees import split_floating
 from distilkit.programs.liveness import peak_bytes
 from distilkit.programs.partition import partition
-from distilkit.programs.programs import UNRECORDABLE, record
+from distilkit.programs.programs import record
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import ReplayAdjoint, cotangents_like, step_vjp
 from distilkit.unroll.problem import draws, start
@@ -122,7 +122,9 @@ def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], l
         alive = max(end, peak_bytes(both))
         results = len(optree.tree_leaves((fresh.params, fresh.optimizer)))  # type: ignore[arg-type]
         kept = partition(both, len(optree.tree_leaves(one_step)), results).saved_bytes  # type: ignore[arg-type]
-    except UNRECORDABLE:  # the run will say so, and go on without
+    except Exception as error:  # torch raises many kinds; the run will say so, and go on without
+        if process.is_out_of_memory(error):
+            raise
         end = alive = kept = 0
     entry = _bytes([fresh.params, *split_floating(fresh.optimizer)[0]])
     longest = max(w.length for w in drawn)

@@ -19,7 +19,6 @@ from distilkit.errors import DistilkitError
 from distilkit.evaluation import Score
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
-from distilkit.unroll.strategy import programs_of
 
 
 @attrs.define
@@ -88,11 +87,11 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
 
 def _how(distiller: Distiller, stage: int) -> dict[str, str]:
     """How inner steps were run: as planned in this stage, and in all stages so far, what fell back from that."""
-    executions = [(distiller.execution(one), distiller.stage_learner(one)) for one in distiller.stages[: stage + 1]]
-    fallbacks = {name: how for one in executions for name, how in programs_of(*one).fallbacks.items()}
+    executions = [(distiller.stage_learner(one), distiller.execution(one)) for one in distiller.stages[: stage + 1]]
+    fallbacks = {name: how for one in executions for name, how in distiller.unroller.programs(*one).fallbacks.items()}
     return {
         "precision": distiller.resolved_unroller.precision,
-        "execution": str(executions[-1][0]),
+        "execution": str(executions[-1][1]),
         "execution_fallbacks": json.dumps(fallbacks),
     }
 

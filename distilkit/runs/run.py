@@ -24,7 +24,7 @@ from distilkit import process
 from distilkit.data.preprocessing import require_readable
 from distilkit.distiller import Distiller, StepInfo
 from distilkit.errors import RunError
-from distilkit.evaluation import baseline_scores, require_baselines, score, training_set
+from distilkit.evaluation import baseline_scores, require_usable, score, training_set
 from distilkit.runs.estimate import from_shapes
 from distilkit.runs.record import Record, save_figures, write_results, write_spec
 from distilkit.storage.store import NAME
@@ -85,7 +85,7 @@ def run(distiller: Distiller, directory: str | Path, observer: Observer | None =
         raise RunError(f"The folder {directory} cannot be made: {error.strerror}.", fix="--out runs/another") from error
     observer.phase("loading data")
     state = distiller.init()
-    require_baselines(distiller.evaluation, distiller.bundle, distiller.per_class)
+    require_usable(distiller.evaluation, distiller.bound, distiller.bundle, distiller.per_class)
     require_readable(distiller.bundle.preprocessing)
     spec = write_spec(distiller, directory)
     record = Record(state)

@@ -17,7 +17,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 
@@ -45,6 +45,8 @@ class PythonComponent:
     >>> PythonComponent("fractions:Fraction", {"numerator": 6, "denominator": 4}).numerator
     3
     """
+
+    stands_for_built: ClassVar[bool] = True
 
     target: str
     arguments: dict[str, Any] = attrs.field(factory=dict)

@@ -10,8 +10,9 @@ import torch
 from distilkit import process
 
 REPEATS = 5  # the least of these counts
-# About one layer of a ConvNet of width 128 on ten images: large enough to be arithmetic, small enough to take no time.
-IMAGES, CHANNELS, SIZE = 10, 128, 16
+# About one layer of a ConvNet of width 128 on ten images: large enough to be arithmetic, small enough to take no time; on a GPU, which
+# would only start operations in that, on a thousand.
+IMAGES, CHANNELS, SIZE = {"cpu": 10, "cuda": 1000}, 128, 16
 
 
 @lru_cache(maxsize=16)
@@ -31,7 +32,8 @@ def convolution_seconds(dtype: torch.dtype, channels_last: bool, device: torch.d
     """
     generator = torch.Generator().manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    images = torch.randn(IMAGES, CHANNELS, SIZE, SIZE, generator=generator).to(device, dtype, memory_format=layout)
+    count = IMAGES.get(device.type, 10)
+    images = torch.randn(count, CHANNELS, SIZE, SIZE, generator=generator).to(device, dtype, memory_format=layout)
     weight = torch.randn(CHANNELS, CHANNELS, 3, 3, generator=generator).to(device, dtype)
 
     def once() -> float:
@@ -43,7 +45,7 @@ def convolution_seconds(dtype: torch.dtype, channels_last: bool, device: torch.d
         gradients[1].flatten()[0].item()  # waits for a GPU
         return time.perf_counter() - began
 
-    # On one CPU thread: two that wait for each other beside other work would measure the other work.
-    with torch.no_grad(), process.thread_limit(1):
+    # On one CPU thread: two that wait for each other beside other work would measure the other work. On a GPU float32 is not TF32.
+    with torch.no_grad(), process.thread_limit(1), process.products("float32", device):
         once()  # loads libraries and picks routines
         return min(once() for _ in range(REPEATS))

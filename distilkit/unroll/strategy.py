@@ -7,7 +7,7 @@ import os
 import shutil
 from functools import lru_cache
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,6 +65,22 @@ _WORDS = {
     "inductor": "recorded operations, compiled",
     "cudagraph": "recorded operations, as CUDA graphs",
 }
+
+
+def require_values(*parts: Any) -> None:
+    """Refuse a learner or an unroller that programs cannot be kept for.
+
+    Raises:
+        CombinationError: a part of one is not a value.
+    """
+    try:
+        hash(parts)
+    except TypeError as error:
+        raise CombinationError(
+            f"The learner or the unroller holds a part that is not a value ({error}): network, optimizer, loss, augment and adjoint "
+            "must be hashable, and must not change once they are made.",
+            fix="@attrs.frozen  # above the class",
+        ) from error
 
 
 @lru_cache(maxsize=64)
@@ -155,11 +171,17 @@ def _compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-def programs_of(execution: Execution, learner: Learner) -> Programs:
-    """The programs of a learner that is run in one way: built once, for all steps. Both are values, so equal ones share them."""
-    return _programs(execution._replace(why=""), learner)
+def programs_of(execution: Execution, learner: Learner, adjoint: Any = None) -> Programs:
+    """The programs of a learner that is run in one way: built once, for all steps. All are values, so equal ones share them.
+
+    Args:
+        execution: how they run.
+        learner: bound.
+        adjoint: one whose programs have names that do not tell its parameters, as a user's own may.
+    """
+    return _programs(execution._replace(why=""), learner, adjoint)
 
 
 @lru_cache(maxsize=16)
-def _programs(execution: Execution, learner: Learner) -> Programs:
+def _programs(execution: Execution, learner: Learner, adjoint: Any) -> Programs:
     return Programs(execution.kind, logger.info, logger.warning)

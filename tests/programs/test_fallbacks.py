@@ -30,6 +30,14 @@ def flattened(x):
     return permuted(x).view(len(x), -1).square()
 
 
+@pytest.fixture(autouse=True)
+def _own_programs():
+    """What is broken on purpose stays here."""
+    _programs.cache_clear()
+    yield
+    _programs.cache_clear()
+
+
 IMAGES = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -132,6 +140,18 @@ def test_a_wrong_recorded_program_is_an_error(heard, monkeypatch):
         heard[1]("trace")("twice", lambda x: 2 * x, lambda x: x + x)(IMAGES)
 
 
+def test_a_recorded_program_that_is_wrong_in_a_few_entries_is_an_error(heard, monkeypatch):
+    """Though the function is so steep that roundings of its input show."""
+    steep = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 1
+
+    def wrong(function, arguments, **_):
+        return record(lambda x: torch.where(torch.arange(1000) % 10 == 0, 0, function(x)), arguments)
+
+    monkeypatch.setattr(module, "record", wrong)
+    with pytest.raises(GradientError, match="does not give what its function gives"):
+        heard[1]("trace")("steep", lambda x: (1e4 * x).sin())(steep)
+
+
 def test_memory_that_runs_out_is_not_fallen_back_from(heard):
     def greedy(_):
         raise torch.OutOfMemoryError("planted")
@@ -147,7 +167,6 @@ def test_memory_that_runs_out_is_not_fallen_back_from(heard):
 def test_a_run_goes_on_and_stores_what_was_used(place, compile, expected, tmp_path, monkeypatch, caplog):
     """A ConvNet in channels last, through a run: with a compiler that raises, and with group norm's lie where torch still tells it."""
     monkeypatch.setattr(place, raises if compile == "inductor" else lambda _: None)
-    _programs.cache_clear()
     stream = dk.Stream(0)
     data = dk.Arrays(
         train_images=stream.fold("train").normal(40, 3, 8, 8),
@@ -163,12 +182,12 @@ def test_a_run_goes_on_and_stores_what_was_used(place, compile, expected, tmp_pa
         dk.Unroller(compile=compile, channels_last="on"),
         outer=dk.Outer(steps=1, batch_size=8),
         evaluation=dk.Evaluation(seeds=1, steps=(2,), every=0, baselines=()),
+        device="cpu",
     )
     with caplog.at_level(logging.WARNING, logger="distilkit"), warnings.catch_warnings():
         tree = distiller.run(tmp_path / "run")
     fallbacks = json.loads(tree["history"].attrs["execution_fallbacks"])
     said = [r.getMessage() for r in caplog.records]
-    _programs.cache_clear()
     assert set(fallbacks) == {name for name in fallbacks if any(line.startswith(f"{name} runs") for line in said)}
     assert len(said) == len(set(said))
     if expected is not None:

@@ -309,6 +309,9 @@ def test_what_is_within_rounding():
     assert not within_rounding([torch.tensor(1.0)], [torch.tensor(1.1)], [torch.tensor(1.001)])
     assert not within_rounding([torch.tensor(1)], [torch.tensor(2)], [torch.tensor(1)])
     assert not within_rounding([truth], [truth * torch.nan], [nearby])
+    broken = truth.clone()
+    broken[::10] = 0  # a tenth of the entries
+    assert not within_rounding([truth], [broken], [nearby])
 
 
 class Straight(torch.autograd.Function):
