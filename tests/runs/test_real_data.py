@@ -22,7 +22,10 @@ from tests.commands import distilkit
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 EXAMPLES = ROOT / "examples"
+# The examples' networks are 32 and 64 wide, and compiled, for minutes of work.
 SHORT = [
+    "learner.network.width=8",
+    "unroller.compile=trace",
     "outer.steps=2",
     "truncation.horizon=3",
     "truncation.window=2",
