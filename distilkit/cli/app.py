@@ -48,9 +48,10 @@ def run(
     """Run a spec: distil, judge on real test images, and store everything in a folder."""
     from distilkit import spec as specs
     from distilkit.cli.run import show_run
+    from distilkit.runs.claim import free_folder
 
     distiller = specs.load(spec, set_, trust=trust)
-    show_run(distiller, out or _free_folder(distiller.title))
+    show_run(distiller, out or free_folder(_folder(distiller.title)))
 
 
 @app.command()
@@ -219,20 +220,6 @@ def _list(words: str | None) -> list[str]:
 def _folder(title: str) -> Path:
     """runs/TITLE."""
     return Path("runs") / ("".join(c if c.isalnum() or c in "-_." else "-" for c in title).strip("-.") or "run")
-
-
-def _free_folder(title: str) -> Path:
-    """runs/TITLE, or runs/TITLE-2 and so on where that is taken."""
-    first = folder = _folder(title)
-    number = 2
-    while folder.exists() and not _is_empty(folder):
-        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-    return folder
-
-
-def _is_empty(folder: Path) -> bool:
-    """Whether it is a folder with nothing in it, as a run leaves that could not load its data."""
-    return folder.is_dir() and not any(folder.iterdir())
 
 
 def main() -> None:

@@ -23,11 +23,10 @@ import xarray as xr
 from distilkit import process
 from distilkit.data.preprocessing import require_readable
 from distilkit.distiller import Distiller, StepInfo
-from distilkit.errors import RunError
 from distilkit.evaluation import baseline_scores, require_usable, score, training_set
+from distilkit.runs.claim import claimed
 from distilkit.runs.estimate import from_shapes
 from distilkit.runs.record import Record, save_figures, write_results, write_spec
-from distilkit.storage.store import NAME
 
 SECONDS_BETWEEN_WRITES = 30.0
 
@@ -65,24 +64,23 @@ def run(distiller: Distiller, directory: str | Path, observer: Observer | None =
 
     Args:
         distiller: the pipeline.
-        directory: a folder that holds no run yet; it is made.
+        directory: a folder that holds no run and no spec.toml yet; it is made. It is locked as long as this takes.
         observer: is told how the run goes on.
 
     Returns:
         the stored results.
 
     Raises:
-        RunError: the folder holds a run already, or cannot be made.
+        RunError: the folder holds a run or a spec.toml already, another process writes into it, or it cannot be made.
         CombinationError: the data has too few images for the baselines; its preprocessing could not be read back.
         GradientError: the meta-gradient was not finite; what was computed until then is stored.
     """
     directory, observer = Path(directory), observer or Silent()
-    if (directory / NAME).exists():
-        raise RunError(f"{directory} holds the results of another run.", fix=f"--out {directory}-2")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"The folder {directory} cannot be made: {error.strerror}.", fix="--out runs/another") from error
+    with claimed(directory):
+        return _run(distiller, directory, observer)
+
+
+def _run(distiller: Distiller, directory: Path, observer: Observer) -> xr.DataTree:
     observer.phase("loading data")
     state = distiller.init()
     require_usable(distiller.evaluation, distiller.bound, distiller.bundle, distiller.per_class)

@@ -1,0 +1,60 @@
+"""The claim on a folder: one run writes into it, and nothing that lies there is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from distilkit.errors import RunError
+from distilkit.storage.store import NAME
+
+LOCK = ".lock"
+
+
+def free_folder(first: Path) -> Path:
+    """Make the folder `first`, or `first`-2 and so on where that is taken. Of several processes at once, each gets one of its own.
+
+    Raises:
+        RunError: a folder cannot be made.
+    """
+    folder, number = first, 2
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+        except OSError as error:
+            raise RunError(f"The folder {folder} cannot be made: {error.strerror}.", fix="--out runs/another") from error
+        else:
+            return folder
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Hold a folder for one run; it is made if it is not there, and taken away again if it is left empty.
+
+    Raises:
+        RunError: another process writes a run into it; it holds a run or a spec; it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"Another process writes a run into {directory} now.", fix=f"--out {directory}-2") from error
+    except OSError as error:
+        raise RunError(f"The folder {directory} cannot be made: {error.strerror}.", fix="--out runs/another") from error
+    try:
+        if (directory / NAME).exists():
+            raise RunError(f"{directory} holds the results of another run.", fix=f"--out {directory}-2")
+        if (directory / "spec.toml").exists():
+            raise RunError(f"{directory} holds a spec.toml, which a run would write over.", fix=f"--out {directory}-2")
+        yield
+    finally:
+        (directory / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # it is not empty
+            directory.rmdir()
