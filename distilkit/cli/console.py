@@ -66,7 +66,7 @@ class RunDisplay:
 
     def validated(self, outer_step: int, accuracy: Any) -> None:
         """Show the validation accuracy."""
-        self._validation = f" val {accuracy.mean():.3f}"
+        self._validation = f" val {plus_minus(accuracy, 3).split()[0]}"
         self._say(f"outer step {outer_step}: validation accuracy {plus_minus(accuracy, 3)}")
 
     def _say(self, words: str) -> None:

@@ -73,7 +73,7 @@ def evaluation_table(result: xr.Dataset, title: str) -> Table:
     for what, network, table_of_one in rows:
         for steps in result.training_steps.values:
             one = table_of_one.sel(training_steps=steps)
-            table.add_row(what, network, str(steps), f"{float(one.mean()):.4f}", _deviation(one, 4), str(one.size))
+            table.add_row(what, network, str(steps), f"{float(one.mean()):.4f}", _deviation(one, 4), _count(one))
     return table
 
 
@@ -92,6 +92,12 @@ def evaluation_words(result: xr.Dataset) -> list[str]:
         )
     scores = ("hard_label_recovery", "improvement_over_random", "label_robust_score", "augmentation_robust_score")
     return lines + [f"{result[name].attrs['long_name']}: {plus_minus(result[name])}" for name in scores if name in result]
+
+
+def _count(accuracy: xr.DataArray) -> str:
+    """How many networks there are, and how many of them diverged and so are in neither mean nor deviation."""
+    lost = int(accuracy.isnull().sum())
+    return f"{accuracy.size} ({lost} diverged)" if lost else str(accuracy.size)
 
 
 def _deviation(values: xr.DataArray, digits: int) -> str:
@@ -115,7 +121,7 @@ def results_table(tree: xr.DataTree) -> Table:
         names = [str(name) for name in baselines["baseline"].values]
         rows += [(name, "all" if name == "full data" else images, baselines.sel(baseline=name)) for name in names]
     for name, count, accuracy in rows:
-        table.add_row(name, count, f"{float(accuracy.mean()):.3f}", _deviation(accuracy, 3), str(accuracy.sizes["seed"]))
+        table.add_row(name, count, f"{float(accuracy.mean()):.3f}", _deviation(accuracy, 3), _count(accuracy))
     return table
 
 

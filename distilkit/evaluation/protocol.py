@@ -20,7 +20,7 @@ from distilkit.data import DataBundle, DistilledSet, Split
 from distilkit.data.preprocessing import require_same
 from distilkit.errors import CombinationError
 from distilkit.evaluation.baselines import chosen_images, full_data, members_of_classes
-from distilkit.evaluation.training import Mode, TrainingSet, accuracy, train
+from distilkit.evaluation.training import Mode, TrainingSet, accuracy, mean_or_zero, train
 from distilkit.functional.losses import MSE
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
@@ -144,7 +144,8 @@ class Score:
     """Accuracy of one training set.
 
     Args:
-        validation: fractions (lengths, seeds) on what choices are made on: after each number of training steps, for each network.
+        validation: fractions (lengths, seeds) on what choices are made on: after each number of training steps, for each network; NaN for
+            one that diverged, which counts as never right where a choice is made.
         test: fractions (seeds,) after the steps that were best there; empty when the test split was not used.
         steps: that number of training steps.
     """
@@ -156,7 +157,7 @@ class Score:
     @property
     def selected(self) -> Table:
         """Accuracy by seed at the best number of steps, on what choices are made on."""
-        best: Table = self.validation[int(self.validation.mean(1).argmax())]
+        best: Table = self.validation[int(mean_or_zero(self.validation).argmax())]
         return best
 
 
@@ -180,7 +181,7 @@ def score(learner: Learner, training: TrainingSet, data: DataBundle, evaluation:
         rows.append(accuracy(learner, params, choosing, evaluation.mode).numpy())
         kept[length] = params
     table = np.stack(rows)
-    best = int(table.mean(1).argmax())
+    best = int(mean_or_zero(table).argmax())
     steps = evaluation.steps[best]
     if not test:
         return Score(table, np.zeros(0), steps)

@@ -28,7 +28,7 @@ from distilkit.data import DataBundle, DistilledSet
 from distilkit.errors import CombinationError, FieldError
 from distilkit.evaluation.baselines import chosen_images, full_data
 from distilkit.evaluation.protocol import Evaluation, Score, Table, score, training_set
-from distilkit.evaluation.training import TrainingSet
+from distilkit.evaluation.training import TrainingSet, mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 
@@ -164,7 +164,7 @@ def _tuned(
     protocols = [attrs.evolve(evaluation, optimizer=attrs.evolve(evaluation.optimizer or learner.optimizer, lr=rate)) for rate in rates]
     if not protocols:
         return score(learner, training, data, evaluation, stream, test=True)
-    best = max(protocols, key=lambda p: float(score(learner, training, data, p, stream, test=False).selected.mean()))
+    best = max(protocols, key=lambda p: float(mean_or_zero(score(learner, training, data, p, stream, test=False).selected)))
     return score(learner, training, data, best, stream, test=True)
 
 

@@ -11,10 +11,12 @@ steps to win back what building it takes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +28,8 @@ from distilkit.learner import Draw, Learner, LearnerState
 from distilkit.unroll.adjoints import OuterVariables, step
 from distilkit.unroll.problem import problem, start
 from distilkit.unroll.strategy import Execution, choose, programs_of, require_values
+
+logger = logging.getLogger("distilkit")
 
 MEMORY = 2**28  # bytes of activations at one time on a CPU; on a GPU, an eighth of what is free
 TEST_BATCH = 2048  # images that go through a network at one time when accuracy is measured, or fewer if they are large
@@ -178,7 +182,7 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN)
         mode: how to run the networks.
 
     Returns:
-        float64 (networks,), on the CPU.
+        float64 (networks,), on the CPU; NaN for a network whose outputs are not all finite.
     """
     images, labels = split.images, split.labels
     probe = images[:64]
@@ -196,13 +200,24 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN)
     )
     forward = _forward(learner, execution)
     hits = torch.zeros(len(params), dtype=torch.int64, device=images.device)
+    diverged = torch.zeros(len(params), dtype=torch.bool, device=images.device)
     with torch.no_grad(), process.keep_freed_memory(), process.products(mode.precision, images.device):
         for i in range(0, len(params), together):
             some = params[i : i + together]
             for x, y in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
                 found = forward(some, x) if together > 1 else forward(some[0], x)[None]
                 hits[i : i + together] += (found.argmax(-1) == y).sum(-1)
-    return hits.double().cpu() / len(labels)
+                diverged[i : i + together] |= ~found.isfinite().flatten(1).all(1)
+    lost = int(diverged.sum())
+    if lost:
+        logger.warning("%d of %d networks diverged: their outputs are not finite, and they have no accuracy", lost, len(params))
+    return (hits.double() / len(labels)).masked_fill(diverged, torch.nan).cpu()
+
+
+def mean_or_zero(accuracies: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Mean over the last dimension to choose by, in which a network that diverged counts as never right."""
+    mean: np.ndarray[Any, Any] = np.nan_to_num(accuracies).mean(-1)
+    return mean
 
 
 def _forward(learner: Learner, execution: Execution) -> Callable[[Tensor, Tensor], Tensor]:

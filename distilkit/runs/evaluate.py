@@ -22,6 +22,7 @@ from distilkit.data import DataBundle, DistilledSet
 from distilkit.errors import CombinationError, RunError
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC
+from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.runs.open import is_run, pipeline_of
@@ -205,14 +206,14 @@ def _dataset(case: Case, rows: Sequence[Mapping[str, Any]], networks: list[str] 
     front = ("network",) if networks else ()
     dims = (*front, "training_steps", "seed")
     tables = {name: np.stack([row[name] for row in rows]) if networks else rows[0][name] for name in rows[0]}
-    mean = tables["test"].mean(-1)
+    mean = mean_or_zero(tables["test"])
     variables = {
         "accuracy": layout.variable(dims, tables["test"], "test accuracy of networks trained on the distilled set"),
         "paper_protocol": layout.variable(front, mean.max(-1), "largest mean test accuracy over the training steps: optimistic"),
     }
     choosing = mean if evaluation.select == "paper" else None
     if "validation" in tables:
-        choosing = tables["validation"].mean(-1)
+        choosing = mean_or_zero(tables["validation"])
         words = "validation accuracy of networks trained on the distilled set"
         variables["validation_accuracy"] = layout.variable(dims, tables["validation"], words)
     if choosing is not None:

@@ -24,6 +24,7 @@ from distilkit import process
 from distilkit.data.preprocessing import require_readable
 from distilkit.distiller import Distiller, StepInfo
 from distilkit.evaluation import baseline_scores, require_usable, score, training_set
+from distilkit.evaluation.training import mean_or_zero
 from distilkit.runs.claim import claimed
 from distilkit.runs.estimate import from_shapes
 from distilkit.runs.record import Record, save_figures, write_results, write_spec
@@ -137,7 +138,7 @@ def _validate(distiller: Distiller, record: Record, observer: Observer) -> None:
     result = score(distiller.stage_learner(stage), training_set(made, data), data, distiller.evaluation, stream, test=False)
     record.validation[step] = result.selected
     observer.validated(step, result.selected)
-    mean = float(result.selected.mean())
+    mean = float(mean_or_zero(result.selected))
     if stage is distiller.stages[-1] and (record.best is None or mean > record.best[0]):
         record.best = (mean, made)
 

@@ -290,7 +290,7 @@ def score_sets(
     choosing = data.test if evaluation.select == "paper" else selection_split(data)
     chosen, kept = [], []
     for _, params in train(learner, stacked, streams, evaluation.steps, mode=evaluation.mode):
-        chosen.append(accuracy(learner, params, choosing, evaluation.mode).view(len(sets), seeds).mean(1))
+        chosen.append(accuracy(learner, params, choosing, evaluation.mode).nan_to_num(0).view(len(sets), seeds).mean(1))
         kept.append(params.view(len(sets), seeds, -1))
     best = torch.stack(chosen).argmax(0)
     final = torch.cat([kept[int(b)][i] for i, b in enumerate(best)])
