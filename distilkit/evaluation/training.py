@@ -112,7 +112,9 @@ def train(
     batch = training.batch(learner, streams[0])
     if together is None:
         together = side_by_side(learner, batch, len(streams))
-    execution = _execution(learner, batch, len(streams), together, mode, max(lengths, default=0))
+    require_values(learner)
+    calls = max(lengths, default=0) * -(-len(streams) // together)
+    execution = _execution(learner, tuple(batch.shape), batch.device, together, mode, calls)
     starts = range(0, len(streams), together)
     groups = [_Group.start(learner, training.part(slice(i, i + together)), streams[i : i + together], execution) for i in starts]
     done = 0
@@ -125,12 +127,10 @@ def train(
         yield length, torch.cat([group.params for group in groups])
 
 
-def _execution(learner: Learner, batch: Tensor, networks: int, together: int, mode: Mode, steps: int) -> Execution:
-    """How to train `networks` networks for so many steps on batches like this one."""
-    require_values(learner)
+def _execution(learner: Learner, shape: tuple[int, ...], device: torch.device, together: int, mode: Mode, calls: int) -> Execution:
+    """How to run so many networks side by side on batches of a shape, for so many calls."""
     stacked = "on" if together > 1 else "off"
-    calls = steps * -(-networks // together)
-    return choose(learner, mode.compile, "auto", stacked, mode.precision, together, tuple(batch.shape), batch.device, calls)
+    return choose(learner, mode.compile, "auto", stacked, mode.precision, together, shape, device, calls)
 
 
 def side_by_side(learner: Learner, batch: Tensor, networks: int) -> int:
@@ -195,9 +195,7 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN)
     parts = next((n for n in range(least, 2 * least) if len(images) % n == 0), least)
     calls = parts * -(-len(params) // together)
     shape = (-(-len(images) // parts), *images.shape[1:])
-    execution = choose(
-        learner, mode.compile, "auto", "on" if together > 1 else "off", mode.precision, together, shape, images.device, calls
-    )
+    execution = _execution(learner, shape, images.device, together, mode, calls)
     forward = _forward(learner, execution)
     hits = torch.zeros(len(params), dtype=torch.int64, device=images.device)
     diverged = torch.zeros(len(params), dtype=torch.bool, device=images.device)
