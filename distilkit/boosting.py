@@ -10,7 +10,7 @@ as an unscaled one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import attrs
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from distilkit import fields
 from distilkit.errors import CombinationError, FieldError
+
+Minibatch = Literal["union", "each block"]
 
 
 class Stage(NamedTuple):
@@ -66,7 +68,7 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-@attrs.frozen
+@fields.component
 class BoostSchedule:
     """Distil a set in stages, so that every prefix of its blocks is a good smaller set.
 
@@ -97,17 +99,17 @@ class BoostSchedule:
     [(1, 100, (1.0,)), (5, 50, (0.1, 1.0)), (10, 50, (0.1, 0.1, 1.0))]
     """
 
-    blocks: tuple[int, ...] = fields.integers((1, 4, 5))
-    steps: int | tuple[int, ...] | None = attrs.field(
+    blocks: Sequence[int] = fields.integers(default=(1, 4, 5))
+    steps: int | Sequence[int] | None = attrs.field(
         default=None,
         converter=_as_tuple,
         validator=_check_steps,
         metadata={"allowed": "a whole number, at least 1, or a list with one for each block", "list": True},
     )
-    old_step_scale: float = fields.number(0.1, least=0)
-    minibatch: str = fields.choice("union", ["union", "each block"])
-    horizons: tuple[int, ...] | None = fields.integers(None, optional=True)
-    windows: tuple[int, ...] | None = fields.integers(None, optional=True)
+    old_step_scale: float = fields.number(default=0.1, least=0)
+    minibatch: Minibatch = fields.choice(Minibatch, default="union")
+    horizons: Sequence[int] | None = fields.integers(default=None, optional=True)
+    windows: Sequence[int] | None = fields.integers(default=None, optional=True)
 
     def __attrs_post_init__(self) -> None:
         for name in ("steps", "horizons", "windows"):
@@ -139,11 +141,11 @@ class BoostSchedule:
         Raises:
             CombinationError: the policy has no horizon or window to change, or the two do not go together.
         """
-        given = outer_steps if self.steps is None else self.steps
-        steps = given if isinstance(given, tuple) else (given,) * len(self.blocks)
+        given, blocks = outer_steps if self.steps is None else self.steps, tuple(self.blocks)
+        steps = (given,) * len(blocks) if isinstance(given, int) else tuple(given)
         return tuple(
-            Stage(i, self.blocks[: i + 1], steps[i], self._policy(truncation, i), (*[float(self.old_step_scale)] * i, 1.0))
-            for i in range(len(self.blocks))
+            Stage(i, blocks[: i + 1], steps[i], self._policy(truncation, i), (*[float(self.old_step_scale)] * i, 1.0))
+            for i in range(len(blocks))
         )
 
     def _policy(self, truncation: Any, index: int) -> Any:

@@ -15,28 +15,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields, process
 from distilkit.boosting import BoostSchedule, Stage, fitted, groups, require_minibatch, single
-from distilkit.data import DataBundle, DistilledSet
+from distilkit.data import DataBundle, DataSource, DistilledSet
 from distilkit.errors import CombinationError, GradientError, listing
 from distilkit.evaluation import Evaluation
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.outer import Images, Labels, Mover, MoverState, Outer
-from distilkit.truncation import Window
+from distilkit.progress import SILENT, Progress
+from distilkit.truncation import StepInfo, TruncationPolicy, Window
 from distilkit.unroll.adjoints import OuterVariables
-from distilkit.unroll.strategy import Execution
+from distilkit.unroll.strategy import Execution, ProgramCache
 from distilkit.unroller import MetaGradient, RealBatch, Unroller
 
 if TYPE_CHECKING:
     import xarray
-
-    from distilkit.runs.run import Observer
 
 logger = logging.getLogger("distilkit")
 
@@ -56,22 +54,7 @@ class DistillerState(NamedTuple):
     stage_step: int = 0
 
 
-class StepInfo(NamedTuple):
-    """Diagnostics of one outer step, never fed back (but for `TruncationPolicy.observe`).
-
-    meta_gradient_norm: of the images, before clipping. clip_scale: what clipping multiplied it by. seconds: wall clock.
-    """
-
-    outer_step: int
-    outer_loss: float
-    meta_gradient_norm: float
-    clip_scale: float
-    window: Window
-    seconds: float
-    stage: int = 0
-
-
-@attrs.frozen
+@fields.component
 class Distiller:
     """A dataset distillation pipeline.
 
@@ -102,19 +85,19 @@ class Distiller:
     (1, 3)
     """
 
-    data: Any = fields.component("data", methods=("load",))
+    data: DataSource = fields.slot("data")
     learner: Learner = fields.part(Learner)
-    truncation: Any = fields.component("truncation", methods=("init", "plan", "observe"))
-    unroller: Unroller = fields.part(Unroller, Unroller())
-    boost: BoostSchedule | None = fields.part(BoostSchedule, None, optional=True)
-    images: Images = fields.part(Images, Images())
-    labels: Labels = fields.part(Labels, Labels())
-    outer: Outer = fields.part(Outer, Outer())
-    evaluation: Evaluation = fields.part(Evaluation, Evaluation())
-    seed: int = fields.integer(0, least=0)
-    title: str = fields.text("distilled")
-    device: str = fields.text("auto")
-    threads: int | None = fields.integer(None, least=1, optional=True)
+    truncation: TruncationPolicy[Any] = fields.slot("truncation")
+    unroller: Unroller = fields.part(Unroller, default=Unroller())
+    boost: BoostSchedule | None = fields.part(BoostSchedule, default=None, optional=True)
+    images: Images = fields.part(Images, default=Images())
+    labels: Labels = fields.part(Labels, default=Labels())
+    outer: Outer = fields.part(Outer, default=Outer())
+    evaluation: Evaluation = fields.part(Evaluation, default=Evaluation())
+    seed: int = fields.integer(default=0, least=0)
+    title: str = fields.text(default="distilled")
+    device: str = fields.text(default="auto")
+    threads: int | None = fields.integer(default=None, least=1, optional=True)
 
     def __attrs_post_init__(self) -> None:
         if self.boost is not None and self.images.per_class not in (1, self.boost.per_class):
@@ -286,7 +269,12 @@ class Distiller:
             return self.unroller
         found = self._execution(self.unroller, self.stages[-1])
         logger.info("precision: %s (%s)", found.precision, found.why)
-        return attrs.evolve(self.unroller, precision=found.precision)
+        return fields.evolve(self.unroller, precision=found.precision)
+
+    @property
+    def programs(self) -> ProgramCache:
+        """The programs that were built for this pipeline: for inner steps, and for networks that are judged on the way."""
+        return self.resolved_unroller.cache
 
     def _execution(self, unroller: Unroller, stage: Stage) -> Execution:
         learner = self.stage_learner(stage)
@@ -308,11 +296,11 @@ class Distiller:
             provenance={"title": self.title, "data": self.bundle.name, "seed": self.seed, "outer_step": state.step},
         )
 
-    def run(self, directory: str | Path, observer: Observer | None = None) -> xarray.DataTree:
+    def run(self, directory: str | Path, progress: Progress = SILENT) -> xarray.DataTree:
         """Distil, evaluate and store; see `distilkit.run`, of which this is another name."""
         from distilkit.runs.run import run
 
-        return run(self, directory, observer)
+        return run(self, directory, progress)
 
     def _block(self, stage: Stage, log_lr: Tensor) -> OuterVariables:
         """The rows that a stage adds, as they start."""

@@ -1,22 +1,28 @@
-"""Fields of components: strict validators that say what is allowed, the same from Python and from TOML.
+"""`@component` and its fields: values that type checkers know, and strict checks that say what is allowed.
 
-Every public component is an `attrs.frozen` class whose fields are made here. attrs itself would take 3.7 or "3" for an
-`int`; these do not. A validator raises `FieldError`, which carries the field's name, what was given and what is allowed,
-so that the spec loader can report all of them at once under their paths. Checks that involve two fields belong in
-`__attrs_post_init__` and raise `CombinationError`.
+    @fields.component
+    class Cosine:
+        final: float = fields.number(default=0.0, least=0, most=1)
+
+A component is an `attrs.frozen` class. mypy and pyright take its constructor from the annotations (PEP 681), so the annotation of
+a field is what a program may give it, and the function that makes the field is what is checked when it runs, the same from Python
+and from TOML. attrs itself would take 3.7 or "3" for an `int`; these do not. A check raises `FieldError`, which carries the field's
+name, what was given and what is allowed, so that the spec loader can report all of them at once under their paths. Checks that
+involve two fields belong in `__attrs_post_init__` and raise `CombinationError`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, TypeVar, dataclass_transform, get_args
 
 import attrs
 
 from distilkit.errors import FieldError, listing
 
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+C = TypeVar("C")
 
 
 def _field(default: Any, check: Check, metadata: dict[str, Any]) -> Any:
@@ -24,7 +30,7 @@ def _field(default: Any, check: Check, metadata: dict[str, Any]) -> Any:
     return attrs.field(default=default, validator=check, metadata=metadata)
 
 
-def integer(default: Any = attrs.NOTHING, *, least: int | None = None, most: int | None = None, optional: bool = False) -> Any:
+def integer(*, default: Any = attrs.NOTHING, least: int | None = None, most: int | None = None, optional: bool = False) -> Any:
     """A whole number; `True`, 3.0 and "3" are refused."""
     allowed = "a whole number" + _bounds(least, most) + (" (or left out)" if optional else "")
 
@@ -38,8 +44,8 @@ def integer(default: Any = attrs.NOTHING, *, least: int | None = None, most: int
 
 
 def number(
-    default: Any = attrs.NOTHING,
     *,
+    default: Any = attrs.NOTHING,
     least: float | None = None,
     most: float | None = None,
     above: float | None = None,
@@ -61,7 +67,7 @@ def number(
     return _field(default, check, {"allowed": allowed})
 
 
-def flag(default: bool) -> Any:
+def flag(*, default: bool) -> Any:
     """`True` or `False`; 0 and "yes" are refused."""
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -71,7 +77,7 @@ def flag(default: bool) -> Any:
     return _field(default, check, {"allowed": "true or false"})
 
 
-def text(default: Any = attrs.NOTHING, *, optional: bool = False) -> Any:
+def text(*, default: Any = attrs.NOTHING, optional: bool = False) -> Any:
     """A string."""
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -81,18 +87,19 @@ def text(default: Any = attrs.NOTHING, *, optional: bool = False) -> Any:
     return _field(default, check, {"allowed": "a text in quotes"})
 
 
-def choice(default: Any, options: Sequence[str]) -> Any:
-    """One of a few words."""
+def choice(of: Any, *, default: str) -> Any:
+    """One of the words of a `Literal`."""
+    options: tuple[str, ...] = get_args(of)
     allowed = listing([f'"{o}"' for o in options])
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if not isinstance(value, str) or value not in options:
             raise FieldError(attribute.name, value, allowed)
 
-    return _field(default, check, {"allowed": allowed, "options": tuple(options)})
+    return _field(default, check, {"allowed": allowed, "options": options})
 
 
-def integers(default: Any = attrs.NOTHING, *, least: int = 1, empty: bool = False, optional: bool = False) -> Any:
+def integers(*, default: Any = attrs.NOTHING, least: int = 1, empty: bool = False, optional: bool = False) -> Any:
     """A sequence of whole numbers, kept as a tuple; TOML arrays arrive as lists."""
     allowed = f"whole numbers in a list, each{_bounds(least, None)}"
 
@@ -106,8 +113,9 @@ def integers(default: Any = attrs.NOTHING, *, least: int = 1, empty: bool = Fals
     return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})
 
 
-def choices(default: Any, options: Sequence[str]) -> Any:
-    """Several of a few words, kept as a tuple; may be empty."""
+def choices(of: Any, *, default: Sequence[str]) -> Any:
+    """Several of the words of a `Literal`, kept as a tuple; may be empty."""
+    options: tuple[str, ...] = get_args(of)
     allowed = "a list of " + listing([f'"{o}"' for o in options])
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -119,7 +127,7 @@ def choices(default: Any, options: Sequence[str]) -> Any:
 
 
 def numbers(
-    default: Any = attrs.NOTHING, *, length: int, least: float | None = None, most: float | None = None, below: float | None = None
+    *, default: Any = attrs.NOTHING, length: int, least: float | None = None, most: float | None = None, below: float | None = None
 ) -> Any:
     """A fixed count of real numbers, kept as a tuple; TOML arrays arrive as lists."""
     allowed = f"{length} numbers in a list, each{_bounds(least, most, None, below)}"
@@ -135,15 +143,27 @@ def numbers(
     return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})
 
 
-Slot = Literal["data", "preprocessing", "augmentation", "network", "optimizer", "loss", "adjoint", "truncation", "schedule"]
+# What an object must be able to do to stand in a slot. The signatures are Protocols beside each family, such as `networks.Network`.
+METHODS: dict[str, tuple[str, ...]] = {
+    "data": ("load",),
+    "preprocessing": ("fit",),
+    "augmentation": ("sample", "apply"),
+    "network": ("init", "apply"),
+    "optimizer": ("transformation",),
+    "loss": ("__call__",),
+    "adjoint": ("__call__",),
+    "truncation": ("init", "plan", "observe"),
+    "schedule": ("factor",),
+}
 
 
-def component(slot: str, default: Any = attrs.NOTHING, *, methods: Sequence[str] = (), optional: bool = False) -> Any:
-    """A component of the kind `slot`: in TOML a table whose `kind` is looked up in `distilkit.spec.kinds`.
+def slot(name: str, *, default: Any = attrs.NOTHING, optional: bool = False) -> Any:
+    """A component of a family, one of `METHODS`: in TOML a table whose `kind` is looked up in `distilkit.spec.kinds`.
 
-    In Python any object with the named methods will do, so that a user's own component needs no base class.
+    In Python any object with the family's methods will do, so that a user's own component needs no base class.
     """
-    allowed = f"a component for the slot {slot!r}" + (f" (an object with {listing(methods, 'and')})" if methods else "")
+    methods = METHODS[name]
+    allowed = f"a component for the slot {name!r} (an object with {listing(methods, 'and')})"
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if optional and value is None:
@@ -153,10 +173,10 @@ def component(slot: str, default: Any = attrs.NOTHING, *, methods: Sequence[str]
             hint = f"{value.__name__}()" if isinstance(value, type) else None
             raise FieldError(attribute.name, value, allowed, fix=f"{attribute.name}={hint}" if hint else None)
 
-    return _field(default, check, {"allowed": allowed, "slot": slot, "optional": optional})
+    return _field(default, check, {"allowed": allowed, "slot": name, "optional": optional})
 
 
-def part(cls: type, default: Any = attrs.NOTHING, *, optional: bool = False) -> Any:
+def part(cls: type, *, default: Any = attrs.NOTHING, optional: bool = False) -> Any:
     """A component of exactly one class, such as `outer`: in TOML a table without a `kind`."""
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -164,6 +184,36 @@ def part(cls: type, default: Any = attrs.NOTHING, *, optional: bool = False) -> 
             raise FieldError(attribute.name, value, f"a {cls.__name__}")
 
     return _field(default, check, {"allowed": f"a table of {cls.__name__}", "part": cls, "optional": optional})
+
+
+@dataclass_transform(
+    frozen_default=True, field_specifiers=(integer, number, flag, text, choice, choices, integers, numbers, slot, part, attrs.field)
+)
+def component(cls: type[C]) -> type[C]:
+    """Make a class a component: immutable, compared by value, and known to type checkers.
+
+    >>> @component
+    ... class Cosine:
+    ...     final: float = number(default=0.0, least=0, most=1)
+    >>> Cosine(0.1)
+    Cosine(final=0.1)
+    """
+    return attrs.frozen(cls)
+
+
+def evolve(value: C, **changes: Any) -> C:
+    """The same component with some of its fields changed; the checks of its class run again.
+
+    What `attrs.evolve` does, which type checkers refuse for classes that are declared by a decorator of ours.
+
+    >>> @component
+    ... class Cosine:
+    ...     final: float = number(default=0.0, least=0, most=1)
+    >>> evolve(Cosine(), final=0.1)
+    Cosine(final=0.1)
+    """
+    changed: C = attrs.evolve(value, **changes)  # type: ignore[misc]
+    return changed
 
 
 def _as_tuple(value: Any) -> Any:

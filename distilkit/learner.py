@@ -9,16 +9,18 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-import attrs
 import torch
 from torch import Tensor
 
 from distilkit import fields
+from distilkit.data import Augmentation
 from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
-from distilkit.functional.losses import CrossEntropy
+from distilkit.functional.losses import CrossEntropy, Loss
+from distilkit.functional.optimizers import Optimizer
 from distilkit.functional.pytrees import Layout, to_device
 from distilkit.functional.streams import Stream
+from distilkit.networks import Network
 
 
 class LearnerState(NamedTuple):
@@ -74,7 +76,7 @@ class TrainingData(Protocol):
         ...
 
 
-@attrs.frozen
+@fields.component
 class Learner:
     """Network, optimiser, loss and augmentation of the inner problem.
 
@@ -93,13 +95,13 @@ class Learner:
     torch.Size([163])
     """
 
-    network: Any = fields.component("network", methods=("init", "apply"))
-    optimizer: Any = fields.component("optimizer", optimizers.Adam(), methods=("transformation",))
-    loss: Any = fields.component("loss", CrossEntropy(), methods=("__call__",))
-    augment: Any = fields.component("augmentation", None, methods=("sample", "apply"), optional=True)
-    batch_per_class: int | None = fields.integer(None, least=1, optional=True)
-    classes_per_step: int | None = fields.integer(None, least=1, optional=True)
-    learn_lr: bool = fields.flag(False)
+    network: Network = fields.slot("network")
+    optimizer: Optimizer = fields.slot("optimizer", default=optimizers.Adam())
+    loss: Loss = fields.slot("loss", default=CrossEntropy())
+    augment: Augmentation | None = fields.slot("augmentation", default=None, optional=True)
+    batch_per_class: int | None = fields.integer(default=None, least=1, optional=True)
+    classes_per_step: int | None = fields.integer(default=None, least=1, optional=True)
+    learn_lr: bool = fields.flag(default=False)
 
     def bind(self, image_shape: tuple[int, ...], classes: int) -> Learner:
         """This learner with its network made for images of this shape and this many classes."""
@@ -108,7 +110,7 @@ class Learner:
                 f"classes_per_step = {self.classes_per_step}, and the data has {classes} classes.", fix=f"classes_per_step = {classes}"
             )
         bind = getattr(self.network, "bind", None)
-        return attrs.evolve(self, network=bind(image_shape, classes)) if bind else self
+        return fields.evolve(self, network=bind(image_shape, classes)) if bind else self
 
     @cached_property
     def layout(self) -> Layout:
@@ -167,6 +169,7 @@ class Learner:
         if draw.rows is not None:
             images, labels = images[draw.rows], labels[draw.rows]
         if draw.augment is not None:
+            assert self.augment is not None  # it made the draw
             images = self.augment.apply(images, draw.augment)
         value: Tensor = self.loss(self.logits(params, images, arithmetic), labels)
         return value

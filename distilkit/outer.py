@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import attrs
 import torch
@@ -11,15 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields
-from distilkit.data import DataBundle, Split
+from distilkit.data import Augmentation, DataBundle, Split
 from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
 from distilkit.functional.clipping import EMAClip
-from distilkit.functional.schedules import Constant
+from distilkit.functional.optimizers import Optimizer
+from distilkit.functional.schedules import Constant, Schedule
 from distilkit.functional.streams import Stream
 
+ImageStart = Literal["noise", "real"]
 
-@attrs.frozen
+
+@fields.component
 class Images:
     """How many images are distilled, and what they start as.
 
@@ -29,8 +32,8 @@ class Images:
             images of the class.
     """
 
-    per_class: int = fields.integer(1, least=1)
-    start: str = fields.choice("noise", ["noise", "real"])
+    per_class: int = fields.integer(default=1, least=1)
+    start: ImageStart = fields.choice(ImageStart, default="noise")
 
     def init(self, data: DataBundle, stream: Stream, count: int | None = None, skip: int = 0) -> tuple[Tensor, Tensor]:
         """Return images (N, ...) float32 and classes (N,) int64, class by class.
@@ -70,7 +73,7 @@ def random_rows(split: Split, class_names: tuple[str, ...], per_class: int, stre
     return torch.cat(picked)
 
 
-@attrs.frozen
+@fields.component
 class Labels:
     """Labels of the distilled images.
 
@@ -81,16 +84,16 @@ class Labels:
             only still throws the labels off.
     """
 
-    learn: bool = fields.flag(False)
-    clip: EMAClip | None = fields.part(EMAClip, EMAClip(), optional=True)
-    optimizer: Any = fields.component("optimizer", None, methods=("transformation",), optional=True)
+    learn: bool = fields.flag(default=False)
+    clip: EMAClip | None = fields.part(EMAClip, default=EMAClip(), optional=True)
+    optimizer: Optimizer | None = fields.slot("optimizer", default=None, optional=True)
 
     def init(self, classes: Tensor, count: int) -> Tensor:
         """One-hot float32 (N, count)."""
         return F.one_hot(classes, count).float()
 
 
-@attrs.frozen
+@fields.component
 class Outer:
     """The outer optimisation: what moves the distilled images.
 
@@ -104,13 +107,13 @@ class Outer:
         augment: augmentation of the real batch, or None.
     """
 
-    steps: int = fields.integer(1000, least=1)
-    batch_size: int = fields.integer(256, least=1)
-    optimizer: Any = fields.component("optimizer", optimizers.Adam(lr=1e-3), methods=("transformation",))
-    lr_optimizer: Any = fields.component("optimizer", None, methods=("transformation",), optional=True)
-    schedule: Any = fields.component("schedule", Constant(), methods=("factor",))
-    clip: EMAClip | None = fields.part(EMAClip, EMAClip(), optional=True)
-    augment: Any = fields.component("augmentation", None, methods=("sample", "apply"), optional=True)
+    steps: int = fields.integer(default=1000, least=1)
+    batch_size: int = fields.integer(default=256, least=1)
+    optimizer: Optimizer = fields.slot("optimizer", default=optimizers.Adam(lr=1e-3))
+    lr_optimizer: Optimizer | None = fields.slot("optimizer", default=None, optional=True)
+    schedule: Schedule = fields.slot("schedule", default=Constant())
+    clip: EMAClip | None = fields.part(EMAClip, default=EMAClip(), optional=True)
+    augment: Augmentation | None = fields.slot("augmentation", default=None, optional=True)
 
     def batch_rows(self, step: int, size: int, stream: Stream) -> Tensor:
         """Rows of the real batch of an outer step: int64 (batch,). Every epoch is a new order of all real images."""
@@ -137,7 +140,7 @@ class Mover:
         learn: False leaves the leaf as it is.
     """
 
-    optimizer: Any
+    optimizer: Optimizer
     clip: EMAClip | None
     learn: bool = True
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -47,7 +47,7 @@ _depth = 0
 
 
 @contextmanager
-def keep_freed_memory() -> Iterator[None]:
+def keep_freed_memory() -> Generator[None, None, None]:
     """Keep freed memory for the next allocation as long as this lasts; then give it back to the system.
 
     It holds for the whole process, may be nested, and does nothing where the C library is not glibc, or where the environment
@@ -97,7 +97,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def peak_resident() -> Iterator[list[int]]:
+def peak_resident() -> Generator[list[int], None, None]:
     """Measure the most that the process held at one time inside of the block.
 
     Yields:
@@ -137,7 +137,8 @@ def peak_of_tensors(work: Callable[[], object], device: torch.device) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at its first use: else it writes its own affairs to stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         work()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    recorded: Any = profiler.profiler  # which has no types
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
@@ -167,7 +168,7 @@ def threads_for(work: Callable[[], object]) -> int:
 
 
 @contextmanager
-def thread_limit(count: int) -> Iterator[None]:
+def thread_limit(count: int) -> Generator[None, None, None]:
     """Work with so many threads, then go back to what was."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -178,7 +179,7 @@ def thread_limit(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def products(precision: str, device: torch.device) -> Iterator[None]:
+def products(precision: str, device: torch.device) -> Generator[None, None, None]:
     """Float32 means float32 on a GPU too: torch lets convolutions round to TF32 unless told otherwise."""
     if device.type != "cuda":
         yield

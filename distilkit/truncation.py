@@ -9,9 +9,7 @@ is taken at `stop`. The steps before `start` run without gradient, and their opt
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
-
-import attrs
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from distilkit import fields
 from distilkit.errors import CombinationError
@@ -34,18 +32,36 @@ class Window(NamedTuple):
         return self.stop - self.start
 
 
-class TruncationPolicy(Protocol):
-    """What a truncation policy offers."""
+class StepInfo(NamedTuple):
+    """Diagnostics of one outer step, never fed back (but by `TruncationPolicy.observe`).
 
-    def init(self) -> Any:
+    meta_gradient_norm: of the images, before clipping. clip_scale: what clipping multiplied it by. seconds: wall clock.
+    """
+
+    outer_step: int
+    outer_loss: float
+    meta_gradient_norm: float
+    clip_scale: float
+    window: Window
+    seconds: float
+    stage: int = 0
+
+
+S = TypeVar("S")
+
+
+class TruncationPolicy(Protocol[S]):
+    """What a truncation policy with a state of type `S` offers."""
+
+    def init(self) -> S:
         """State before the first outer step, a tree of tensors and numbers."""
         ...
 
-    def plan(self, state: Any, outer_step: int, stream: Stream) -> tuple[Window, Any]:
+    def plan(self, state: S, outer_step: int, stream: Stream, /) -> tuple[Window, S]:
         """Pick the window of an outer step; all randomness comes from `stream`."""
         ...
 
-    def observe(self, state: Any, info: Any) -> Any:
+    def observe(self, state: S, info: StepInfo, /) -> S:
         """Take notice of what the outer step gave, and return the new state."""
         ...
 
@@ -59,7 +75,7 @@ class _Stateless:
         """Nothing to keep."""
         return ()
 
-    def observe(self, state: tuple[()], info: Any) -> tuple[()]:
+    def observe(self, state: tuple[()], info: StepInfo) -> tuple[()]:
         """Nothing to learn."""
         return state
 
@@ -72,7 +88,7 @@ def _window_fits(policy: Any) -> None:
         )
 
 
-@attrs.frozen
+@fields.component
 class FullUnroll(_Stateless):
     """Plain backpropagation through time (BPTT): through the whole inner run.
 
@@ -90,7 +106,7 @@ class FullUnroll(_Stateless):
         return Window(0, self.horizon), state
 
 
-@attrs.frozen
+@fields.component
 class TailTruncation(_Stateless):
     """Truncated BPTT (T-BPTT): through the last `window` steps of the inner run.
 
@@ -113,7 +129,7 @@ class TailTruncation(_Stateless):
         return Window(self.horizon - self.window, self.horizon), state
 
 
-@attrs.frozen
+@fields.component
 class RandomHorizon(_Stateless):
     """R-BPTT: the inner run ends at random, and the gradient flows through all of it.
 
@@ -126,7 +142,7 @@ class RandomHorizon(_Stateless):
     """
 
     horizon: int = fields.integer(least=1)
-    shortest: int = fields.integer(1, least=1)
+    shortest: int = fields.integer(default=1, least=1)
 
     def __attrs_post_init__(self) -> None:
         if self.shortest > self.horizon:
@@ -138,7 +154,7 @@ class RandomHorizon(_Stateless):
         return Window(0, self.shortest + int(extra)), state
 
 
-@attrs.frozen
+@fields.component
 class RandomTruncation(_Stateless):
     """RaT-BPTT, the paper's method (Feng, Vedantam and Kempe, 2024, section 3): a window at a random place.
 
@@ -154,7 +170,7 @@ class RandomTruncation(_Stateless):
 
     horizon: int = fields.integer(least=1)
     window: int = fields.integer(least=1)
-    redraw_every: int = fields.integer(1, least=1)
+    redraw_every: int = fields.integer(default=1, least=1)
 
     def __attrs_post_init__(self) -> None:
         _window_fits(self)
@@ -165,7 +181,7 @@ class RandomTruncation(_Stateless):
         return Window(start, start + self.window), state
 
 
-@attrs.frozen
+@fields.component
 class FixedStart(_Stateless):
     """The authors' "stabilised" recipe: a window at a fixed place.
 

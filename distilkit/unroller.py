@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache, reduce
+from operator import add
+from typing import NamedTuple
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -17,9 +17,9 @@ from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.programs.programs import Programs
 from distilkit.truncation import Window
-from distilkit.unroll.adjoints import AutogradAdjoint, InnerProblem, OuterLoss, OuterVariables, ReplayAdjoint, Step, step
+from distilkit.unroll.adjoints import Adjoint, AutogradAdjoint, InnerProblem, OuterLoss, OuterVariables, ReplayAdjoint, Step, step
 from distilkit.unroll.problem import draws, problem, start
-from distilkit.unroll.strategy import Execution, choose, programs_of, require_values
+from distilkit.unroll.strategy import AnyPrecision, Compile, Execution, ProgramCache, Switch, choose, require_values
 
 logger = logging.getLogger("distilkit")
 
@@ -40,7 +40,7 @@ class MetaGradient(NamedTuple):
     log_lr: Tensor
 
 
-@attrs.frozen
+@fields.component
 class Unroller:
     """Takes meta-gradients.
 
@@ -69,13 +69,18 @@ class Unroller:
     torch.Size([2, 4])
     """
 
-    adjoint: Any = fields.component("adjoint", ReplayAdjoint(), methods=("__call__",))
-    precision: str = fields.choice("float32", ["auto", "float32", "tf32", "bfloat16"])
-    compile: str = fields.choice("auto", ["auto", "off", "trace", "inductor", "cudagraph"])
-    channels_last: str = fields.choice("auto", ["auto", "on", "off"])
-    micro_batches: int = fields.integer(1, least=1)
-    networks_per_step: int = fields.integer(1, least=1)
-    side_by_side: str = fields.choice("auto", ["auto", "on", "off"])
+    adjoint: Adjoint = fields.slot("adjoint", default=ReplayAdjoint())
+    precision: AnyPrecision = fields.choice(AnyPrecision, default="float32")
+    compile: Compile = fields.choice(Compile, default="auto")
+    channels_last: Switch = fields.choice(Switch, default="auto")
+    micro_batches: int = fields.integer(default=1, least=1)
+    networks_per_step: int = fields.integer(default=1, least=1)
+    side_by_side: Switch = fields.choice(Switch, default="auto")
+
+    @cached_property
+    def cache(self) -> ProgramCache:
+        """The programs that were built for this unroller."""
+        return ProgramCache()
 
     def execution(self, learner: Learner, shape: tuple[int, ...], device: torch.device) -> Execution:
         """How the functions of a step are run, for a bound learner and inner batches of a shape (B, ...): what "auto" stands for.
@@ -124,12 +129,12 @@ class Unroller:
         end = self._end(learner, real_batch, execution)
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
             results = [self._one(learner, leaves, window, end, group, classes, execution) for group in groups]
-        return MetaGradient(*(parts[0] if count == 1 else sum(parts) / count for parts in zip(*results, strict=True)))
+        return MetaGradient(*(parts[0] if count == 1 else reduce(add, parts) / count for parts in zip(*results, strict=True)))
 
     def programs(self, learner: Learner, execution: Execution) -> Programs:
         """The programs that steps of this learner are run by."""
         ours = isinstance(self.adjoint, (ReplayAdjoint, AutogradAdjoint))
-        return programs_of(execution, learner, None if ours else self.adjoint)
+        return self.cache.of(execution, learner, None if ours else self.adjoint)
 
     def problem(self, learner: Learner, t: int, execution: Execution) -> InnerProblem:
         """The inner problem of step t: in bfloat16 from step 1 on, if that is the precision."""

@@ -18,7 +18,7 @@ ROOT = Path(distilkit.__file__).parent
 
 # Design section 5: a room may import the rooms in the groups before its own.
 GROUPS = [
-    {"errors", "fields", "process"},
+    {"errors", "fields", "process", "progress"},
     {"functional", "programs", "networks", "data"},
     {"learner", "truncation", "boosting"},
     {"unroll"},
@@ -44,8 +44,8 @@ BESIDE = {
 APART = {("unroll/adjoints.py", "learner"), ("unroll/offload.py", "learner")}
 # The only import upward: `Distiller.run` is another name of `dk.run`, three lines that import it when they are called, and its types.
 DOORS = {("distiller", "runs")}
-NO_TORCH_AT_TOP = {"errors", "fields", "spec", "report", "cli", "__main__"}
-NO_TORCH_AT_ALL = {"errors", "fields", "report", "recipes"}
+NO_TORCH_AT_TOP = {"errors", "fields", "progress", "spec", "report", "cli", "__main__"}
+NO_TORCH_AT_ALL = {"errors", "fields", "progress", "report", "recipes"}
 LONGEST = 400
 
 

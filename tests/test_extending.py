@@ -1,4 +1,4 @@
-"""Six components of a user's own in one spec, from the files that docs/extending.md shows: every command takes them."""
+"""Seven components of a user's own in one spec, from the files that docs/extending.md shows: every command takes them."""
 
 import shutil
 import sys
@@ -12,6 +12,7 @@ import xarray as xr
 import distilkit as dk
 from distilkit import spec
 from distilkit.errors import CombinationError, FieldError
+from distilkit.storage import formats
 from tests.commands import distilkit
 
 FILES = Path(__file__).parents[1] / "examples" / "extending"
@@ -81,9 +82,43 @@ def test_an_object_without_the_methods_is_refused(folder, monkeypatch):
         dk.Learner(dk.MLP(), loss=dk.Window(0, 1))
 
 
+def test_a_set_with_a_preprocessing_of_ones_own_can_be_read_without_the_code(folder, tmp_path):
+    made = dk.load(folder / "runs" / "own")
+    stored = dk.open(folder / "runs" / "own")["distilled"]
+    assert made.preprocessing.to_arrays()[0]["kind"] == "Centred"
+    mean = made.preprocessing.to_arrays()[1]["mean"]
+    assert torch.allclose(torch.from_numpy(stored["pixel"].values), made.images + torch.from_numpy(mean), atol=1e-6)
+    with pytest.raises(CombinationError, match="does not run code"):
+        made.pixels()
+    formats.write(made, tmp_path / "set.safetensors", "safetensors")
+    again = formats.read(tmp_path / "set.safetensors")
+    assert again.preprocessing.fingerprint() == made.preprocessing.fingerprint()
+
+
+def test_its_evaluation_can_be_stored(folder):
+    done = distilkit("evaluate", "runs/own", "--trust", "--seeds", "1", "--steps", "2", "--out", "judged", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert dk.load(folder / "judged").preprocessing.fingerprint() == dk.load(folder / "runs" / "own").preprocessing.fingerprint()
+
+
+def test_a_preprocessing_named_in_a_spec(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    text = (Path(__file__).parents[1] / "examples" / "digits.toml").read_text()
+    assert "[data.preprocessing]" not in text
+    own = text.replace('kind = "Digits"', 'kind = "Digits"\npreprocessing = { kind = "python", target = "my_parts:Centred" }')
+    pipeline = spec.loads(own, [*SHORT, "outer.steps=2"], trust=True)
+    assert pipeline.bundle.train.images.mean(0).abs().max() < 1e-5
+    pipeline.run(tmp_path / "run")
+    assert 'target = "my_parts:Centred"' in (tmp_path / "run" / "spec.toml").read_text()
+    result = dk.evaluate(tmp_path / "run", trust=True)
+    assert result.accuracy.notnull().all()
+
+
 @attrs.frozen
 class Shifted:
-    """A preprocessing of the user's own: fitted and fitting in one."""
+    """A preprocessing that does not go into a file."""
+
+    words: object
 
     def fit(self, images):
         return self
@@ -98,11 +133,12 @@ class Shifted:
         return "shifted"
 
     def to_arrays(self):
-        return {"kind": "Shifted"}, {}
+        return self.words, {}
 
 
-def test_what_could_not_be_read_back_is_refused_at_the_start(tmp_path):
-    data = dk.Arrays(train_images=torch.rand(40, 1, 8, 8), train_labels=torch.arange(40) % 2, preprocessing=Shifted())
+@pytest.mark.parametrize("words", [{"kind": object()}, {}, None, {"kind": 3}])
+def test_what_could_not_be_read_back_is_refused_at_the_start(tmp_path, words):
+    data = dk.Arrays(train_images=torch.rand(40, 1, 8, 8), train_labels=torch.arange(40) % 2, preprocessing=Shifted(words))
     distiller = dk.Distiller(data, dk.Learner(dk.MLP(hidden=(4,))), dk.FullUnroll(2))
     with pytest.raises(CombinationError, match="never be read again"):
         distiller.run(tmp_path / "run")

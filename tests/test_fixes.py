@@ -29,7 +29,7 @@ from distilkit.cli.app import app
 from distilkit.cli.evaluate import assemble, parse_networks
 from distilkit.data import Split
 from distilkit.data.preprocessing import from_arrays, require_same
-from distilkit.distiller import StepInfo, require_usable
+from distilkit.distiller import require_usable
 from distilkit.errors import DistilkitError
 from distilkit.evaluation.baselines import members_of_classes
 from distilkit.functional import optimizers
@@ -39,6 +39,7 @@ from distilkit.spec.hints import known_paths
 from distilkit.storage import checkpoint, formats, layout
 from distilkit.studies import gradient_study, intercorrelation_study, with_pipeline
 from distilkit.studies.subsets import orders
+from distilkit.truncation import StepInfo
 
 MODULES = {"dk": dk, "distilkit": dk, "torch": torch, "torchopt": torchopt, "nn": nn, "attrs": attrs, "formats": formats, "layout": layout}
 # What a fix may leave for the reader to fill in.

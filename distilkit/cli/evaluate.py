@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 from rich.console import Console
 
-from distilkit import recipes, spec as specs, storage
+from distilkit import fields, recipes, spec as specs, storage
+from distilkit.cli.console import Display
 from distilkit.cli.tables import evaluation_table, evaluation_words
 from distilkit.data import Arrays, DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation
 from distilkit.learner import Learner
+from distilkit.progress import SILENT, Progress
 from distilkit.runs.evaluate import Case, evaluate, require_free, save
 from distilkit.runs.open import is_run, pipeline_of
 from distilkit.spec import kinds
@@ -36,10 +38,11 @@ def show_evaluation(path: Path, case: dict[str, Any], judged: dict[str, Any], ou
     console = Console(highlight=False, soft_wrap=True)
     if out is not None:
         require_free(out)
-    found = assemble(path, **case, notice=console.print)
-    names, rates = judged.pop("networks"), judged.pop("rates")
-    networks = parse_networks(names, rates, found.learner, found.evaluation)
-    result = evaluate(found, networks=networks, notice=console.print, **judged)
+    with Display(console) as display:
+        found = assemble(path, **case, progress=display)
+        names, rates = judged.pop("networks"), judged.pop("rates")
+        networks = parse_networks(names, rates, found.learner, found.evaluation)
+        result = evaluate(found, networks=networks, progress=display, **judged)
     console.print(evaluation_table(result, f"{path.name}: accuracy on {result.attrs['test_images']} test images of {result.attrs['data']}"))
     for line in evaluation_words(result):
         console.print(line)
@@ -58,7 +61,7 @@ def assemble(
     preprocessing: str | None = None,
     overrides: Iterable[str] = (),
     trust: bool = False,
-    notice: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Case:
     """Put together the evaluation of a run or of anyone's set, as `distilkit evaluate` says it.
 
@@ -74,7 +77,7 @@ def assemble(
         preprocessing: what its images went through, where the file does not say.
         overrides: changes of the recipe, such as "evaluation.steps=[300,600]".
         trust: allow the spec to name Python code.
-        notice: told what is being done.
+        progress: is told what is being done.
 
     Raises:
         DistilkitError: something is missing or does not fit.
@@ -91,7 +94,7 @@ def assemble(
             fix=f"--recipe SPEC.toml {os.fspath(path)}",
         )
     source = pipeline.data if data is None else _source(data, pipeline.data)
-    notice("loading data")
+    progress.phase("loading data")
     if run:
         distilled = storage.load(path)
         if data is not None:
@@ -135,7 +138,7 @@ def parse_networks(names: Sequence[str], rates: Sequence[str], learner: Learner,
     for rate in rates:
         name, _, value = rate.partition("=")
         try:
-            chosen[name] = (chosen[name], attrs.evolve(optimizer, lr=float(value)))
+            chosen[name] = (chosen[name], fields.evolve(optimizer, lr=float(value)))
         except (KeyError, ValueError) as error:
             raise FieldError("lr", rate, f"NAME=NUMBER, where NAME is one of the networks: {listing(names or ['none'])}") from error
     return chosen

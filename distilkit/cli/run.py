@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from distilkit.cli.console import RunDisplay, log_lines
+from distilkit.cli.console import Display, log_lines
 from distilkit.cli.tables import gib, plan_table, recipes_table, results_table
 from distilkit.errors import RunError
 
@@ -21,7 +21,7 @@ def show_run(distiller: Distiller, directory: Path) -> None:
 
     console = Console()
     try:
-        with log_lines(console), RunDisplay(console, distiller.outer_steps) as display:
+        with log_lines(console), Display(console) as display:
             tree = run(distiller, directory, display)
     except KeyboardInterrupt:
         raise RunError(f"Stopped. What was done until then is in {directory}.") from None
@@ -35,8 +35,8 @@ def show_plan(distiller: Distiller, probe: bool) -> None:
     from distilkit.runs.plan import plan
 
     console = Console(highlight=False, soft_wrap=True)
-    with log_lines(console):
-        found = plan(distiller, probe=probe, notice=console.print)
+    with log_lines(console), Display(console) as display:
+        found = plan(distiller, probe=probe, progress=display)
     console.print(plan_table(found, distiller.title))
     if found.seconds is None:
         console.print(f"inner steps: {found.execution}", markup=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilkit import report
-from distilkit.cli.console import StudyDisplay, show_figures, stoppable, wide_console
+from distilkit.cli.console import Display, show_figures, stoppable, wide_console
 from distilkit.cli.tables import gradients_table, sources_table, subsets_table
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def show_subsets(
         whole = int(made.class_counts().min())
         budgets = [*(2**i for i in range(whole.bit_length()) if 2**i < whole), whole]
     chosen = parse_networks(networks, [], pipeline.learner, pipeline.evaluation) or None
-    with stoppable(out), StudyDisplay(console, f"testing subsets of {run}") as display:
-        grid = studies.subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, notice=display.unit)
+    with stoppable(out), Display(console) as display:
+        display.phase(f"testing subsets of {run}")
+        grid = studies.subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=display)
     console.print(subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy"))
     grid.attrs["title"] = f"{run.name}: {strategy} subsets"
     show_figures(console, out, report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png"))
@@ -39,8 +40,8 @@ def show_intercorrelation(pipeline: Distiller, draws: int, influence_at: int | N
     from distilkit import studies
 
     console = wide_console()
-    with stoppable(out), StudyDisplay(console) as display:
-        tree = studies.intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, observer=display)
+    with stoppable(out), Display(console) as display:
+        tree = studies.intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, progress=display)
     sources = tree["sources"].to_dataset().assign_attrs(title=tree.attrs["title"])
     console.print(sources_table(sources))
     show_figures(
@@ -61,8 +62,9 @@ def show_gradients(
     console = wide_console()
     chosen = {_words(text): _component("truncation", text) for text in policies}
     inner = {_words(text): _component("optimizer", text) for text in optimizers}
-    with stoppable(out), StudyDisplay(console, "taking meta-gradients") as display:
-        study = studies.gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, notice=display.unit)
+    with stoppable(out), Display(console) as display:
+        display.phase("taking meta-gradients")
+        study = studies.gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=display)
     console.print(gradients_table(study))
     show_figures(console, out, report.gradient_curves(study, out / "gradients.png"))
 
@@ -74,7 +76,7 @@ def _component(slot: str, text: str) -> Any:
     from distilkit import fields
     from distilkit.spec import loads
 
-    holder = attrs.make_class("Holder", {slot: fields.component(slot)}, frozen=True)
+    holder = attrs.make_class("Holder", {slot: fields.slot(slot)}, frozen=True)
     return getattr(loads(f"{slot} = {text}", root=holder, source=f"--{'policy' if slot == 'truncation' else slot}"), slot)
 
 

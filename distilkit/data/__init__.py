@@ -1,9 +1,9 @@
 """Data: sources, preprocessing with an inverse, augmentation with a sample/apply split, and the distilled set itself."""
 
-from distilkit.data.augmentation import DSA, FlipRotate
-from distilkit.data.bundle import DataBundle, Split
+from distilkit.data.augmentation import DSA, Augmentation, FlipRotate
+from distilkit.data.bundle import DataBundle, DataSource, Split
 from distilkit.data.distilled import DistilledSet
-from distilkit.data.preprocessing import Fitted, Identity, KorniaZCA, Standardize, Whiten, from_arrays, require_same
+from distilkit.data.preprocessing import Fitted, Identity, KorniaZCA, Preprocessing, Standardize, Whiten, from_arrays, require_same
 from distilkit.data.sources import (
     CIFAR10,
     CIFAR100,
@@ -26,7 +26,9 @@ __all__ = [
     "MNIST",
     "SVHN",
     "Arrays",
+    "Augmentation",
     "DataBundle",
+    "DataSource",
     "Digits",
     "DistilledSet",
     "FashionMNIST",
@@ -36,6 +38,7 @@ __all__ = [
     "Identity",
     "ImageFolder",
     "KorniaZCA",
+    "Preprocessing",
     "Split",
     "Standardize",
     "TinyImageNet",

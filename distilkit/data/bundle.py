@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import attrs
 import torch
 
 from distilkit.data.preprocessing import Fitted
 from distilkit.errors import CombinationError
+from distilkit.functional.streams import Stream
 
 
 @attrs.frozen(eq=False)
@@ -86,3 +89,11 @@ class DataBundle:
     def to(self, device: torch.device | str) -> DataBundle:
         """Return the bundle with all three splits on another device."""
         return attrs.evolve(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
+
+
+class DataSource(Protocol):
+    """What a source of real data offers."""
+
+    def load(self, stream: Stream, /) -> DataBundle:
+        """Load the data, on the CPU. `stream` seeds the validation split; the test split must not depend on it."""
+        ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -126,7 +128,8 @@ def _random_rows(images: Tensor, members: Tensor, count: int, stream: Stream) ->
 
 def _kmeans_rows(images: Tensor, members: Tensor, count: int, stream: Stream) -> Tensor:
     points = images[members.to(images.device)].flatten(1).cpu().double().numpy()
-    centres = KMeans(count, n_init=1, random_state=stream.integer_seed() % 2**32).fit(points).cluster_centers_
+    make: Any = KMeans  # whose types come from its defaults
+    centres = make(count, n_init=1, random_state=stream.integer_seed() % 2**32).fit(points).cluster_centers_
     distances = torch.cdist(torch.from_numpy(centres), torch.from_numpy(points))
     chosen: list[int] = []
     for row in distances:  # one image is not taken twice

@@ -6,8 +6,8 @@ protocol of the RaT-BPTT paper, which chooses on the test split, is there under 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -16,24 +16,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields
-from distilkit.data import DataBundle, DistilledSet, Split
+from distilkit.data import Augmentation, DataBundle, DistilledSet, Split
 from distilkit.data.preprocessing import require_same
 from distilkit.errors import CombinationError
 from distilkit.evaluation.baselines import chosen_images, full_data, members_of_classes
 from distilkit.evaluation.training import Mode, TrainingSet, accuracy, mean_or_zero, train
 from distilkit.functional.losses import MSE
+from distilkit.functional.optimizers import Optimizer
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.storage.spread import plus_minus
-from distilkit.unroll.strategy import require_values
+from distilkit.progress import SILENT, Progress
+from distilkit.unroll.strategy import Compile, Precision, ProgramCache, require_values
 
 Table = np.ndarray[Any, np.dtype[np.float64]]
 
 SELECTION_IMAGES = 10_000  # training images that choices are made on where there is no validation split
 OPTIMISTIC = "test split (the paper's protocol: the largest mean on the test images, which is optimistic)"
 
+LabelUse = Literal["soft", "hard"]
 
-@attrs.frozen
+Selection = Literal["validation", "paper"]
+Baseline = Literal["random real", "k-means real", "full data"]
+
+
+@fields.component
 class Evaluation:
     """The evaluation protocol.
 
@@ -67,18 +73,18 @@ class Evaluation:
     3
     """
 
-    seeds: int = fields.integer(5, least=1)
-    steps: tuple[int, ...] = fields.integers((100, 300))
-    every: int = fields.integer(100, least=0)
-    optimizer: Any = fields.component("optimizer", None, methods=("transformation",), optional=True)
-    augment: Any = fields.component("augmentation", None, methods=("sample", "apply"), optional=True)
-    augmented: bool = fields.flag(True)
-    labels: str = fields.choice("soft", ["soft", "hard"])
-    baselines: tuple[str, ...] = fields.choices(("random real", "full data"), ["random real", "k-means real", "full data"])
-    batch_size: int = fields.integer(128, least=1)
-    select: str = fields.choice("validation", ["validation", "paper"])
-    precision: str = fields.choice("float32", ["float32", "tf32", "bfloat16"])
-    compile: str = fields.choice("auto", ["auto", "off", "trace", "inductor", "cudagraph"])
+    seeds: int = fields.integer(default=5, least=1)
+    steps: Sequence[int] = fields.integers(default=(100, 300))
+    every: int = fields.integer(default=100, least=0)
+    optimizer: Optimizer | None = fields.slot("optimizer", default=None, optional=True)
+    augment: Augmentation | None = fields.slot("augmentation", default=None, optional=True)
+    augmented: bool = fields.flag(default=True)
+    labels: LabelUse = fields.choice(LabelUse, default="soft")
+    baselines: Sequence[Baseline] = fields.choices(Baseline, default=("random real", "full data"))
+    batch_size: int = fields.integer(default=128, least=1)
+    select: Selection = fields.choice(Selection, default="validation")
+    precision: Precision = fields.choice(Precision, default="float32")
+    compile: Compile = fields.choice(Compile, default="auto")
 
     def __attrs_post_init__(self) -> None:
         if list(self.steps) != sorted(set(self.steps)):
@@ -88,10 +94,9 @@ class Evaluation:
         if self.augment is not None and not self.augmented:
             raise CombinationError("evaluation.augment is given, and evaluation.augmented = false turns it off.", fix="augmented = true")
 
-    @property
-    def mode(self) -> Mode:
-        """How networks are run."""
-        return Mode(self.precision, self.compile)
+    def mode(self, programs: ProgramCache | None = None) -> Mode:
+        """How networks are run, with programs that are kept there, or for as long as this is used."""
+        return Mode(self.precision, self.compile, programs or ProgramCache())
 
     def words(self, data: DataBundle | None = None) -> dict[str, Any]:
         """The protocol as JSON-able words, for the stored result; the data tells whether there is a validation split."""
@@ -112,13 +117,13 @@ class Evaluation:
     def trainer(self, learner: Learner, training: TrainingSet) -> tuple[Learner, TrainingSet]:
         """How a set is trained on under this protocol: the learner, with optimiser, augmentation and loss, and the set with its targets."""
         if self.optimizer is not None:
-            learner = attrs.evolve(learner, optimizer=self.optimizer, learn_lr=False)
+            learner = fields.evolve(learner, optimizer=self.optimizer, learn_lr=False)
         else:
-            learner = attrs.evolve(learner, learn_lr=training.log_lr is not None)
+            learner = fields.evolve(learner, learn_lr=training.log_lr is not None)
         augment = (self.augment if self.augment is not None else learner.augment) if self.augmented else None
-        learner = attrs.evolve(learner, augment=augment)
+        learner = fields.evolve(learner, augment=augment)
         if self.labels == "soft" and training.label_space == "centred":
-            learner = attrs.evolve(learner, loss=MSE())
+            learner = fields.evolve(learner, loss=MSE())
         labels = targets(training.labels, training.label_space, hard=self.labels == "hard")
         return learner, attrs.evolve(training, labels=labels, label_space="one-hot")
 
@@ -161,7 +166,16 @@ class Score:
         return best
 
 
-def score(learner: Learner, training: TrainingSet, data: DataBundle, evaluation: Evaluation, stream: Stream, *, test: bool) -> Score:
+def score(
+    learner: Learner,
+    training: TrainingSet,
+    data: DataBundle,
+    evaluation: Evaluation,
+    stream: Stream,
+    *,
+    test: bool,
+    programs: ProgramCache | None = None,
+) -> Score:
     """Train networks on a training set and measure them.
 
     Args:
@@ -172,20 +186,22 @@ def score(learner: Learner, training: TrainingSet, data: DataBundle, evaluation:
         evaluation: the protocol.
         stream: of the evaluation; network i takes `stream.fold(i)`.
         test: measure on the test split, at the selected number of steps.
+        programs: where what is built is kept, such as `Unroller.cache`; None builds anew.
     """
     learner, training = evaluation.trainer(learner, training)
+    mode = evaluation.mode(programs)
     choosing = data.test if evaluation.select == "paper" else selection_split(data)
     kept: dict[int, Tensor] = {}
     rows = []
-    for length, params in train(learner, training, streams(evaluation, stream), evaluation.steps, mode=evaluation.mode):
-        rows.append(accuracy(learner, params, choosing, evaluation.mode).numpy())
+    for length, params in train(learner, training, streams(evaluation, stream), evaluation.steps, mode=mode):
+        rows.append(accuracy(learner, params, choosing, mode).numpy())
         kept[length] = params
     table = np.stack(rows)
     best = int(mean_or_zero(table).argmax())
     steps = evaluation.steps[best]
     if not test:
         return Score(table, np.zeros(0), steps)
-    return Score(table, table[best] if choosing is data.test else accuracy(learner, kept[steps], data.test, evaluation.mode).numpy(), steps)
+    return Score(table, table[best] if choosing is data.test else accuracy(learner, kept[steps], data.test, mode).numpy(), steps)
 
 
 def measure(
@@ -194,7 +210,8 @@ def measure(
     splits: Mapping[str, Split],
     evaluation: Evaluation,
     stream: Stream,
-    notice: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
+    programs: ProgramCache | None = None,
 ) -> dict[str, Table]:
     """Train networks on a training set and measure them after each number of steps, without choosing one.
 
@@ -204,18 +221,19 @@ def measure(
         splits: what to measure on, by name.
         evaluation: the protocol.
         stream: of the evaluation; network i takes `stream.fold(i)`.
-        notice: told the accuracies after each number of steps.
+        progress: is told the accuracies after each number of steps.
+        programs: where what is built is kept, such as `Unroller.cache`; None builds anew.
 
     Returns:
         fractions (lengths, seeds) by the name of the split.
     """
     learner, training = evaluation.trainer(learner, training)
+    mode = evaluation.mode(programs)
     rows: dict[str, list[Any]] = {name: [] for name in splits}
-    for length, params in train(learner, training, streams(evaluation, stream), evaluation.steps, mode=evaluation.mode):
+    for length, params in train(learner, training, streams(evaluation, stream), evaluation.steps, mode=mode):
         for name, split in splits.items():
-            rows[name].append(accuracy(learner, params, split, evaluation.mode).numpy())
-        found = ", ".join(f"{name} {plus_minus(row[-1])}" for name, row in rows.items())
-        notice(f"after {length} steps: {found}")
+            rows[name].append(accuracy(learner, params, split, mode).numpy())
+            progress.value(f"{name} accuracy after {length} steps", rows[name][-1].tolist())
     return {name: np.stack(row) for name, row in rows.items()}
 
 
@@ -285,7 +303,8 @@ def baseline_scores(
     per_class: int,
     evaluation: Evaluation,
     stream: Stream,
-    notice: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
+    programs: ProgramCache | None = None,
 ) -> Mapping[str, Score]:
     """Test accuracy of the baselines, with the same recipe and as many networks.
 
@@ -295,12 +314,13 @@ def baseline_scores(
         per_class: images of each class that the small baselines get.
         evaluation: the protocol; it names the baselines.
         stream: of the baselines; "real images" for network i are drawn from their own stream, one draw for each network.
-        notice: told the name of each baseline as it starts.
+        progress: is told of each baseline as it starts.
+        programs: where what is built is kept, such as `Unroller.cache`; None builds anew.
     """
-    scores = {}
+    scores: dict[str, Score] = {}
     for name in evaluation.baselines:
-        notice(name)
+        progress.phase(f"testing {name}")
         own = stream.fold(name)
         training = baseline_set(name, data, per_class, evaluation, own.fold("images"))
-        scores[name] = score(learner, training, data, evaluation, own.fold("networks"), test=True)
+        scores[name] = score(learner, training, data, evaluation, own.fold("networks"), test=True, programs=programs)
     return scores

@@ -17,13 +17,14 @@ them; "hard" is the class that a row stands for, as in its code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import attrs
 import numpy as np
 from torch.nn import functional as F
 
+from distilkit import fields
 from distilkit.data import DataBundle, DistilledSet
 from distilkit.errors import CombinationError, FieldError
 from distilkit.evaluation.baselines import chosen_images, full_data
@@ -31,6 +32,8 @@ from distilkit.evaluation.protocol import Evaluation, Score, Table, score, train
 from distilkit.evaluation.training import TrainingSet, mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
+from distilkit.progress import SILENT, Progress
+from distilkit.unroll.strategy import ProgramCache
 
 LEARNING_RATES = (0.001, 0.005, 0.01, 0.05, 0.1)  # that DD-Ranking tries
 Numbers = TypeVar("Numbers", float, Table)
@@ -114,7 +117,7 @@ def rank(
     *,
     learning_rates: Sequence[float] | None = None,
     weight: float = 0.5,
-    notice: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Ranking:
     """Train what DD-Ranking's scores need, and test it.
 
@@ -127,7 +130,7 @@ def rank(
         learning_rates: tried for hard labels and for random images, the best on validation is taken, as DD-Ranking does with
             `LEARNING_RATES`; None takes the recipe's own for all.
         weight: w in LRS and ARS.
-        notice: told what is trained as it starts.
+        progress: is told what is trained as it starts.
 
     Raises:
         CombinationError: the classes of the set differ in their number of images.
@@ -141,7 +144,7 @@ def rank(
     one_hot = F.one_hot(distilled.classes, data.classes).to(soft.labels)
     hard = attrs.evolve(soft, labels=one_hot, label_space="one-hot")
     random = chosen_images("random real", data, per_class, evaluation.seeds, stream.fold("images"))
-    plain = attrs.evolve(evaluation, augment=None, augmented=False)
+    plain = fields.evolve(evaluation, augment=None, augmented=False)
     jobs: dict[str, tuple[TrainingSet, Evaluation, list[float]]] = {
         "synthetic": (soft, evaluation, []),
         "synthetic hard": (hard, evaluation, tuned),
@@ -150,22 +153,30 @@ def rank(
         "random plain": (random, plain, tuned),
         "full data": (full_data(data, evaluation.batch_size), evaluation, []),
     }
-    found = {}
+    found, programs = {}, ProgramCache()
     for name, (training, protocol, rates) in jobs.items():
-        notice(name)
-        found[name] = _tuned(learner, training, data, protocol, stream.fold(name), rates).test
+        progress.phase(f"DD-Ranking: {name}")
+        found[name] = _tuned(learner, training, data, protocol, stream.fold(name), rates, programs).test
     return Ranking(found, weight)
 
 
 def _tuned(
-    learner: Learner, training: TrainingSet, data: DataBundle, evaluation: Evaluation, stream: Stream, rates: Sequence[float]
+    learner: Learner,
+    training: TrainingSet,
+    data: DataBundle,
+    evaluation: Evaluation,
+    stream: Stream,
+    rates: Sequence[float],
+    programs: ProgramCache,
 ) -> Score:
     """The score at the learning rate that is best on what choices are made on; each rate gets the same networks."""
-    protocols = [attrs.evolve(evaluation, optimizer=attrs.evolve(evaluation.optimizer or learner.optimizer, lr=rate)) for rate in rates]
-    if not protocols:
-        return score(learner, training, data, evaluation, stream, test=True)
-    best = max(protocols, key=lambda p: float(mean_or_zero(score(learner, training, data, p, stream, test=False).selected)))
-    return score(learner, training, data, best, stream, test=True)
+    protocols = [fields.evolve(evaluation, optimizer=fields.evolve(evaluation.optimizer or learner.optimizer, lr=rate)) for rate in rates]
+
+    def scored(protocol: Evaluation, test: bool) -> Score:
+        return score(learner, training, data, protocol, stream, test=test, programs=programs)
+
+    best = max(protocols, key=lambda p: float(mean_or_zero(scored(p, False).selected)), default=evaluation)
+    return scored(best, True)
 
 
 def _weighted(first: Any, second: Any, weight: float) -> Any:

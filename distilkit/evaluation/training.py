@@ -25,9 +25,10 @@ from distilkit.data import Split
 from distilkit.functional.pytrees import stack
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState
+from distilkit.programs.programs import Programs
 from distilkit.unroll.adjoints import OuterVariables, step
 from distilkit.unroll.problem import problem, start
-from distilkit.unroll.strategy import Execution, choose, programs_of, require_values
+from distilkit.unroll.strategy import Compile, Execution, Precision, ProgramCache, choose, require_values
 
 logger = logging.getLogger("distilkit")
 
@@ -77,10 +78,14 @@ class TrainingSet:
 
 
 class Mode(NamedTuple):
-    """How networks are run. precision: "float32", "tf32" or "bfloat16". compile: as in `Unroller`."""
+    """How networks are run.
 
-    precision: str = "float32"
-    compile: str = "auto"
+    precision: "float32", "tf32" or "bfloat16". compile: as in `Unroller`. programs: where what is built is kept; None builds anew.
+    """
+
+    precision: Precision = "float32"
+    compile: Compile = "auto"
+    programs: ProgramCache | None = None
 
 
 PLAIN = Mode()
@@ -115,8 +120,9 @@ def train(
     require_values(learner)
     calls = max(lengths, default=0) * -(-len(streams) // together)
     execution = _execution(learner, tuple(batch.shape), batch.device, together, mode, calls)
+    programs = (mode.programs or ProgramCache()).of(execution, learner)
     starts = range(0, len(streams), together)
-    groups = [_Group.start(learner, training.part(slice(i, i + together)), streams[i : i + together], execution) for i in starts]
+    groups = [_Group.start(learner, training.part(slice(i, i + together)), streams[i : i + together], execution, programs) for i in starts]
     done = 0
     for length in lengths:
         with torch.no_grad(), process.keep_freed_memory(), process.products(mode.precision, batch.device):
@@ -196,7 +202,7 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN)
     calls = parts * -(-len(params) // together)
     shape = (-(-len(images) // parts), *images.shape[1:])
     execution = _execution(learner, shape, images.device, together, mode, calls)
-    forward = _forward(learner, execution)
+    forward = _forward(learner, execution, (mode.programs or ProgramCache()).of(execution, learner))
     hits = torch.zeros(len(params), dtype=torch.int64, device=images.device)
     diverged = torch.zeros(len(params), dtype=torch.bool, device=images.device)
     with torch.no_grad(), process.keep_freed_memory(), process.products(mode.precision, images.device):
@@ -218,7 +224,7 @@ def mean_or_zero(accuracies: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return mean
 
 
-def _forward(learner: Learner, execution: Execution) -> Callable[[Tensor, Tensor], Tensor]:
+def _forward(learner: Learner, execution: Execution, programs: Programs) -> Callable[[Tensor, Tensor], Tensor]:
     """Logits of one network, or (networks, N, K) of several side by side."""
 
     def logits(params: Tensor, images: Tensor) -> Tensor:
@@ -229,9 +235,9 @@ def _forward(learner: Learner, execution: Execution) -> Callable[[Tensor, Tensor
 
     name = f"logits in {execution.precision}"
     if execution.side_by_side:
-        return programs_of(execution, learner)(f"{name}, side by side", torch.func.vmap(logits, in_dims=(0, None)))
+        return programs(f"{name}, side by side", torch.func.vmap(logits, in_dims=(0, None)))
     ways = (logits, plain) if execution.channels_last else (logits,)
-    return programs_of(execution, learner)(name, *ways)
+    return programs(name, *ways)
 
 
 def draw(learner: Learner, training: TrainingSet, stream: Stream) -> Draw:
@@ -256,7 +262,7 @@ class _Group:
     stacked: bool
 
     @classmethod
-    def start(cls, learner: Learner, training: TrainingSet, streams: Sequence[Stream], execution: Execution) -> _Group:
+    def start(cls, learner: Learner, training: TrainingSet, streams: Sequence[Stream], execution: Execution, programs: Programs) -> _Group:
         """Fresh networks, before their first step."""
         images, labels, stacked = training.images, training.labels, execution.side_by_side
         if training.own and not stacked:
@@ -264,9 +270,7 @@ class _Group:
         log_lr = torch.zeros((), device=images.device) if training.log_lr is None else training.log_lr
         one = problem(learner, execution.arithmetic.dtype, execution, own_sets=training.own and stacked)
         state = start(learner, streams, images, execution)
-        return cls(
-            learner, training, streams, OuterVariables(images, labels, log_lr), state, step(programs_of(execution, learner), one), stacked
-        )
+        return cls(learner, training, streams, OuterVariables(images, labels, log_lr), state, step(programs, one), stacked)
 
     @property
     def params(self) -> Tensor:

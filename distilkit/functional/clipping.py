@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import attrs
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -10,8 +11,10 @@ from distilkit import fields
 
 SPIKE = 10.0  # a norm counts for so many averages at most
 
+Average = Literal["clipped", "raw"]
 
-@attrs.frozen
+
+@fields.component
 class EMAClip:
     """Clip the norm to `factor` times an exponential moving average of the norms.
 
@@ -41,9 +44,9 @@ class EMAClip:
     2.0
     """
 
-    decay: float = fields.number(0.9, least=0, below=1)
-    factor: float = fields.number(2.0, above=0)
-    average: str = fields.choice("clipped", ["clipped", "raw"])
+    decay: float = fields.number(default=0.9, least=0, below=1)
+    factor: float = fields.number(default=2.0, above=0)
+    average: Average = fields.choice(Average, default="clipped")
 
     def init(self) -> Tensor:
         """The average before the first step: not a number, which means none yet."""

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import attrs
+from typing import Protocol
+
 from torch import Tensor
 from torch.nn import functional as F
 
+from distilkit import fields
 
-@attrs.frozen
+
+class Loss(Protocol):
+    """What a loss offers: a function whose value is the mean over the batch."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, /) -> Tensor:
+        """logits (N, K), targets (N, K), which may be soft -> a number, twice differentiable."""
+        ...
+
+
+@fields.component
 class CrossEntropy:
     """Cross-entropy with soft targets that are never normalised (Feng et al., 2024): mean over rows of -sum_k y_k log p_k.
 
@@ -21,7 +32,7 @@ class CrossEntropy:
         return -(targets * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
-@attrs.frozen
+@fields.component
 class MSE:
     """Squared error, summed over classes and averaged over rows: the loss of kernel methods, for centred labels.
 

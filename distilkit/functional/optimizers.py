@@ -51,7 +51,7 @@ class Optimizer(Protocol):
         ...
 
 
-@attrs.frozen
+@fields.component
 class SGD:
     """Stochastic gradient descent, with momentum if wanted (`torchopt.sgd`).
 
@@ -69,10 +69,10 @@ class SGD:
 
     elementwise: ClassVar[bool] = True
 
-    lr: float = fields.number(1e-2, above=0)
-    momentum: float = fields.number(0.0, least=0, below=1)
-    nesterov: bool = fields.flag(False)
-    weight_decay: float = fields.number(0.0, least=0)
+    lr: float = fields.number(default=1e-2, above=0)
+    momentum: float = fields.number(default=0.0, least=0, below=1)
+    nesterov: bool = fields.flag(default=False)
+    weight_decay: float = fields.number(default=0.0, least=0)
 
     def __attrs_post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
@@ -83,7 +83,7 @@ class SGD:
         return torchopt.sgd(lr=1.0, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
 
 
-@attrs.frozen
+@fields.component
 class Adam:
     """Adam (Kingma and Ba, 2014; `torchopt.adam`).
 
@@ -101,35 +101,35 @@ class Adam:
 
     elementwise: ClassVar[bool] = True
 
-    lr: float = fields.number(1e-3, above=0)
-    betas: tuple[float, float] = fields.numbers((0.9, 0.999), length=2, least=0, below=1)
-    eps: float = fields.number(1e-8, above=0)
-    eps_root: float = fields.number(1e-16, above=0, why=_ROOT)
-    weight_decay: float = fields.number(0.0, least=0)
+    lr: float = fields.number(default=1e-3, above=0)
+    betas: tuple[float, float] = fields.numbers(default=(0.9, 0.999), length=2, least=0, below=1)
+    eps: float = fields.number(default=1e-8, above=0)
+    eps_root: float = fields.number(default=1e-16, above=0, why=_ROOT)
+    weight_decay: float = fields.number(default=0.0, least=0)
 
     def transformation(self) -> GradientTransformation:
         """`torchopt.adam` with learning rate one."""
         return torchopt.adam(lr=1.0, betas=self.betas, eps=self.eps, eps_root=self.eps_root, weight_decay=self.weight_decay)
 
 
-@attrs.frozen
+@fields.component
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019; `torchopt.adamw`). Arguments as in `Adam`."""
 
     elementwise: ClassVar[bool] = True
 
-    lr: float = fields.number(1e-3, above=0)
-    betas: tuple[float, float] = fields.numbers((0.9, 0.999), length=2, least=0, below=1)
-    eps: float = fields.number(1e-8, above=0)
-    eps_root: float = fields.number(1e-16, above=0, why=_ROOT)
-    weight_decay: float = fields.number(1e-2, least=0)
+    lr: float = fields.number(default=1e-3, above=0)
+    betas: tuple[float, float] = fields.numbers(default=(0.9, 0.999), length=2, least=0, below=1)
+    eps: float = fields.number(default=1e-8, above=0)
+    eps_root: float = fields.number(default=1e-16, above=0, why=_ROOT)
+    weight_decay: float = fields.number(default=1e-2, least=0)
 
     def transformation(self) -> GradientTransformation:
         """`torchopt.adamw` with learning rate one."""
         return torchopt.adamw(lr=1.0, betas=self.betas, eps=self.eps, eps_root=self.eps_root, weight_decay=self.weight_decay)
 
 
-@attrs.frozen
+@fields.component
 class RMSProp:
     """RMSProp (Tieleman and Hinton, 2012; `torchopt.rmsprop`).
 
@@ -145,18 +145,18 @@ class RMSProp:
 
     elementwise: ClassVar[bool] = True
 
-    lr: float = fields.number(1e-2, above=0)
-    alpha: float = fields.number(0.99, least=0, below=1)
-    eps: float = fields.number(1e-8, above=0)
-    initial_scale: float = fields.number(1e-12, above=0, why=_ROOT)
-    momentum: float = fields.number(0.0, least=0, below=1)
+    lr: float = fields.number(default=1e-2, above=0)
+    alpha: float = fields.number(default=0.99, least=0, below=1)
+    eps: float = fields.number(default=1e-8, above=0)
+    initial_scale: float = fields.number(default=1e-12, above=0, why=_ROOT)
+    momentum: float = fields.number(default=0.0, least=0, below=1)
 
     def transformation(self) -> GradientTransformation:
         """`torchopt.rmsprop` with learning rate one."""
         return torchopt.rmsprop(lr=1.0, alpha=self.alpha, eps=self.eps, initial_scale=self.initial_scale, momentum=self.momentum)
 
 
-@attrs.frozen
+@fields.component
 class TorchOpt:
     """Any other TorchOpt transformation, from Python.
 
@@ -175,7 +175,7 @@ class TorchOpt:
     """
 
     factory: Callable[[], GradientTransformation] = attrs.field()
-    lr: float = fields.number(1.0, above=0)
+    lr: float = fields.number(default=1.0, above=0)
 
     def __attrs_post_init__(self) -> None:
         check_differentiable(self.factory(), name=getattr(self.factory, "__name__", "factory"))
@@ -377,7 +377,7 @@ def _with_lr(optimizer: Any, lr: float) -> Any:
             return attrs.evolve(optimizer, lr=lr)
         if dataclasses.is_dataclass(optimizer) and not isinstance(optimizer, type):
             return dataclasses.replace(optimizer, lr=lr)
-        other = copy.copy(optimizer)
+        other: Any = copy.copy(optimizer)
         other.lr = lr
     except (AttributeError, TypeError, ValueError):
         return None

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-
-import attrs
+from typing import Protocol
 
 from distilkit import fields
 
 
-@attrs.frozen
+class Schedule(Protocol):
+    """What a schedule offers."""
+
+    def factor(self, step: int, steps: int, /) -> float:
+        """Factor on the learning rate at `step`, from 0, of `steps`."""
+        ...
+
+
+@fields.component
 class Constant:
     """The same learning rate throughout, as in the paper.
 
@@ -22,7 +29,7 @@ class Constant:
         return 1.0
 
 
-@attrs.frozen
+@fields.component
 class Cosine:
     """Half a cosine from 1 to `final`.
 
@@ -33,7 +40,7 @@ class Cosine:
     (1.0, 0.5)
     """
 
-    final: float = fields.number(0.0, least=0, most=1)
+    final: float = fields.number(default=0.0, least=0, most=1)
 
     def factor(self, step: int, steps: int) -> float:
         """Factor on the learning rate at `step` of `steps`."""

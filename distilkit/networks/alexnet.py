@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import attrs
-import torch
-
+from distilkit import fields
 from distilkit.errors import FieldError
-from distilkit.fields import choice, integer, integers
-from distilkit.functional.streams import Stream
 from distilkit.networks import base
-from distilkit.networks.layers import ACTIVATIONS, NORMS, POOLINGS, Layout, draw
-from distilkit.networks.stack import Block, Stack
+from distilkit.networks.layers import Activation, Norm, Pooling
+from distilkit.networks.stack import Block, Stack, StackNetwork
 
 
-@attrs.frozen
-class AlexNet:
+@fields.component
+class AlexNet(StackNetwork):
     """AlexNet for 32x32 images (Krizhevsky et al. 2012; the small-image form of DC, arXiv 2006.05929, and MTT).
 
     Convolutions of 128, 192, 256, 192 and 192 channels with kernels 5, 5, 3, 3 and 3; pooling after the first, second and
@@ -39,13 +35,13 @@ class AlexNet:
     (10, 3072)
     """
 
-    width: int = integer(128, least=2)
-    norm: str = choice("none", tuple(NORMS))
-    activation: str = choice("relu", tuple(ACTIVATIONS))
-    pooling: str = choice("max", tuple(POOLINGS))
-    first_padding: int = integer(2, least=0)
-    image_shape: tuple[int, ...] | None = integers(None, optional=True)
-    classes: int | None = integer(None, least=1, optional=True)
+    width: int = fields.integer(default=128, least=2)
+    norm: Norm = fields.choice(Norm, default="none")
+    activation: Activation = fields.choice(Activation, default="relu")
+    pooling: Pooling = fields.choice(Pooling, default="max")
+    first_padding: int = fields.integer(default=2, least=0)
+    image_shape: tuple[int, ...] | None = fields.integers(default=None, optional=True)
+    classes: int | None = fields.integer(default=None, least=1, optional=True)
 
     def __attrs_post_init__(self) -> None:
         """Check the width, and that the image is large enough."""
@@ -54,23 +50,6 @@ class AlexNet:
         if self.image_shape is not None and self.classes is not None:
             self._stack().check("AlexNet", *base.channels_height_width(self)[1:])
             self.layout()
-
-    def bind(self, image_shape: tuple[int, ...], classes: int) -> AlexNet:
-        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `base.bind`."""
-        return base.bind(self, image_shape, classes)
-
-    def layout(self) -> Layout:
-        """Names, shapes and initial distributions of the parameters; draws nothing."""
-        return self._stack().layout(base.channels_height_width(self), base.bound(self)[1])
-
-    def init(self, stream: Stream) -> base.Params:
-        """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
-        return draw(self.layout(), stream)
-
-    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
-        """Map images (N, C, H, W) to logits (N, classes)."""
-        base.check_input(self, x)
-        return self._stack().apply(params, x)
 
     def _stack(self) -> Stack:
         half = self.width // 2

@@ -1,14 +1,15 @@
-"""The contract of a network, and what all of them do alike: binding to a data set and checking input."""
+"""Network, the contract, and LaidOut, what our own do alike: binding to a data set, drawing parameters, checking input."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
-import attrs
 import torch
 
+from distilkit import fields
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
+from distilkit.networks.layers import Layout, draw
 
 Params = dict[str, torch.Tensor]
 
@@ -16,29 +17,34 @@ Params = dict[str, torch.Tensor]
 class Network(Protocol):
     """A network as a frozen, hashable value; its parameters live outside it, in a dict.
 
-    Any object with these members can take the place of one of ours. `image_shape` and `classes` may be None until `bind`
-    fills them in from the data.
+    Any object with these two methods can take the place of one of ours. If it also has `bind(image_shape, classes)`, a learner calls
+    that once the data is known, and uses what it returns.
     """
+
+    def init(self, stream: Stream, /) -> Params:
+        """Draw initial parameters, float32 on the CPU, from the stream and from nothing else."""
+        ...
+
+    def apply(self, params: Params, images: torch.Tensor, /) -> torch.Tensor:
+        """Map images (N, *image_shape) to logits (N, classes). A pure function."""
+        ...
+
+
+class Bindable(Protocol):
+    """A network that is made for the data: `image_shape` and `classes` may be None until they are filled in."""
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
         """Shape of one image, such as (3, 32, 32), or None before binding."""
+        ...
 
     @property
     def classes(self) -> int | None:
         """Number of classes, or None before binding."""
-
-    def bind(self, image_shape: tuple[int, ...], classes: int) -> Network:
-        """Return this network for images of `image_shape` and for `classes` classes."""
-
-    def init(self, stream: Stream) -> Params:
-        """Draw initial parameters, float32 on the CPU, from the stream and from nothing else."""
-
-    def apply(self, params: Params, x: torch.Tensor) -> torch.Tensor:
-        """Map images (N, *image_shape) to logits (N, classes). A pure function."""
+        ...
 
 
-N = TypeVar("N", bound=Any)
+N = TypeVar("N", bound=Bindable)
 
 
 def bind(network: N, image_shape: tuple[int, ...], classes: int) -> N:
@@ -65,10 +71,31 @@ def bind(network: N, image_shape: tuple[int, ...], classes: int) -> N:
             )
     if network.image_shape is not None and network.classes is not None:
         return network
-    return attrs.evolve(network, **given)
+    return fields.evolve(network, **given)
 
 
-def bound(network: Network) -> tuple[tuple[int, ...], int]:
+class LaidOut:
+    """A network with a layout of its parameters, two fields `image_shape` and `classes`, and an `apply` of its own."""
+
+    __slots__ = ()
+
+    image_shape: tuple[int, ...] | None  # None before binding
+    classes: int | None
+
+    def layout(self) -> Layout:
+        """Names, shapes and initial distributions of the parameters; draws nothing."""
+        raise NotImplementedError
+
+    def bind(self, image_shape: tuple[int, ...], classes: int) -> Self:
+        """Return this network for images of `image_shape` and `classes` classes; see `base.bind`."""
+        return bind(self, image_shape, classes)
+
+    def init(self, stream: Stream) -> Params:
+        """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
+        return draw(self.layout(), stream)
+
+
+def bound(network: Bindable) -> tuple[tuple[int, ...], int]:
     """Return (image_shape, classes) of a bound network.
 
     Raises:
@@ -83,7 +110,7 @@ def bound(network: Network) -> tuple[tuple[int, ...], int]:
     return network.image_shape, network.classes
 
 
-def check_input(network: Network, x: torch.Tensor) -> None:
+def check_input(network: Bindable, x: torch.Tensor) -> None:
     """Refuse a batch that is not (N, *image_shape): convolutions would take it and fail, or not fail, far from here."""
     shape, _ = bound(network)
     if x.shape[1:] != shape:
@@ -93,7 +120,7 @@ def check_input(network: Network, x: torch.Tensor) -> None:
         )
 
 
-def channels_height_width(network: Network) -> tuple[int, int, int]:
+def channels_height_width(network: Bindable) -> tuple[int, int, int]:
     """Return (C, H, W) of a network that needs images; feature vectors are refused with the network that takes them."""
     shape, _ = bound(network)
     if len(shape) != 3:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import attrs
-import torch
-
+from distilkit import fields
 from distilkit.errors import CombinationError
-from distilkit.fields import choice, integer, integers
-from distilkit.functional.streams import Stream
 from distilkit.networks import base
-from distilkit.networks.layers import ACTIVATIONS, NORMS, POOLINGS, Layout, draw
-from distilkit.networks.stack import Block, Stack, halvings
+from distilkit.networks.layers import Activation, Norm, Pooling
+from distilkit.networks.stack import Block, Stack, StackNetwork, halvings
 
 
-@attrs.frozen
-class ConvNet:
+@fields.component
+class ConvNet(StackNetwork):
     """ConvNet-D (Gidaris and Komodakis 2018; DC, arXiv 2006.05929, section 4; RaT-BPTT, arXiv 2311.07025).
 
     The field's convention: depth 3 for 32x32 images, 4 for 64x64, 5 for 128x128. The code of DC and MTT gives the first
@@ -40,14 +36,14 @@ class ConvNet:
     320010
     """
 
-    width: int = integer(128, least=1)
-    depth: int = integer(3, least=1)
-    norm: str = choice("instance", tuple(NORMS))
-    activation: str = choice("relu", tuple(ACTIVATIONS))
-    pooling: str = choice("avg", tuple(POOLINGS))
-    first_padding: int = integer(1, least=0)
-    image_shape: tuple[int, ...] | None = integers(None, optional=True)
-    classes: int | None = integer(None, least=1, optional=True)
+    width: int = fields.integer(default=128, least=1)
+    depth: int = fields.integer(default=3, least=1)
+    norm: Norm = fields.choice(Norm, default="instance")
+    activation: Activation = fields.choice(Activation, default="relu")
+    pooling: Pooling = fields.choice(Pooling, default="avg")
+    first_padding: int = fields.integer(default=1, least=0)
+    image_shape: tuple[int, ...] | None = fields.integers(default=None, optional=True)
+    classes: int | None = fields.integer(default=None, least=1, optional=True)
 
     def __attrs_post_init__(self) -> None:
         """Check that the image and the depth go together, and that the norm has something to normalise."""
@@ -65,23 +61,6 @@ class ConvNet:
                 fix=f"ConvNet(depth={most})" if most else f'ConvNet(depth={self.depth}, pooling="none")',
             )
         self.layout()
-
-    def bind(self, image_shape: tuple[int, ...], classes: int) -> ConvNet:
-        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `base.bind`."""
-        return base.bind(self, image_shape, classes)
-
-    def layout(self) -> Layout:
-        """Names, shapes and initial distributions of the parameters; draws nothing."""
-        return self._stack().layout(base.channels_height_width(self), base.bound(self)[1])
-
-    def init(self, stream: Stream) -> base.Params:
-        """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
-        return draw(self.layout(), stream)
-
-    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
-        """Map images (N, C, H, W) to logits (N, classes)."""
-        base.check_input(self, x)
-        return self._stack().apply(params, x)
 
     def _stack(self) -> Stack:
         first = Block(self.width, 3, self.first_padding, True)

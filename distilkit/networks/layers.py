@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ def linear_layout(name: str, inputs: int, outputs: int) -> Layout:
     return _affine(name, (outputs, inputs), True)
 
 
-def norm_layout(kind: str, name: str, shape: tuple[int, int, int]) -> Layout:
+def norm_layout(kind: Norm, name: str, shape: tuple[int, int, int]) -> Layout:
     """Scale (ones) and shift (zeros) of a norm over feature maps of `shape` (C, H, W); nothing for "none".
 
     Layer norm has one number for each channel and pixel, as in the code of DC and MTT; the others one for each channel.
@@ -96,8 +96,12 @@ def _affine(name: str, shape: tuple[int, ...], bias: bool) -> Layout:
     return layout | {f"{name}.bias": Initial(shape[:1], 0.0, bound)} if bias else layout
 
 
-Norm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+NormFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Map = Callable[[torch.Tensor], torch.Tensor]
+
+Norm = Literal["instance", "group", "batch", "layer", "none"]
+Activation = Literal["relu", "gelu", "leaky_relu", "tanh", "sigmoid", "silu", "elu", "softplus"]
+Pooling = Literal["avg", "max", "none"]
 
 
 def _instance(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -125,14 +129,14 @@ def _halve_max(x: torch.Tensor) -> torch.Tensor:
     return F.max_pool2d(x, 2)
 
 
-NORMS: dict[str, Norm | None] = {"instance": _instance, "group": _group, "batch": _batch, "layer": _layer, "none": None}
+NORMS: dict[Norm, NormFunction | None] = {"instance": _instance, "group": _group, "batch": _batch, "layer": _layer, "none": None}
 """Norms by name: functions of (maps, scale, shift).
 
 "batch" uses the mean and variance of the batch that it is given, at evaluation too, and keeps no running averages: the
 prediction for an image then depends on the images beside it, and a batch of one 1x1 map is refused by torch.
 """
 
-ACTIVATIONS: dict[str, Map] = {
+ACTIVATIONS: dict[Activation, Map] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "leaky_relu": F.leaky_relu,
@@ -144,5 +148,5 @@ ACTIVATIONS: dict[str, Map] = {
 }
 """Activations by name, with torch's defaults (slope 0.01 in "leaky_relu", the exact error function in "gelu")."""
 
-POOLINGS: dict[str, Map | None] = {"avg": _halve_mean, "max": _halve_max, "none": None}
+POOLINGS: dict[Pooling, Map | None] = {"avg": _halve_mean, "max": _halve_max, "none": None}
 """2x2 pooling with stride 2 by name; an odd last row or column is dropped."""

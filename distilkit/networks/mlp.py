@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
-import attrs
 import torch
 import torch.nn.functional as F
 
-from distilkit.fields import choice, integer, integers
-from distilkit.functional.streams import Stream
+from distilkit import fields
 from distilkit.networks import base
-from distilkit.networks.layers import ACTIVATIONS, Layout, draw, linear_layout
+from distilkit.networks.layers import ACTIVATIONS, Activation, Layout, linear_layout
 
 
-@attrs.frozen
-class MLP:
+@fields.component
+class MLP(base.LaidOut):
     """Fully connected network; two hidden layers of 128 are the MLP of DC (arXiv 2006.05929) and MTT.
 
     Parameters are named as in that code: fc_1, fc_2, ...
@@ -32,14 +31,10 @@ class MLP:
     torch.Size([5, 3])
     """
 
-    hidden: tuple[int, ...] = integers((128, 128), empty=True)
-    activation: str = choice("relu", tuple(ACTIVATIONS))
-    image_shape: tuple[int, ...] | None = integers(None, optional=True)
-    classes: int | None = integer(None, least=1, optional=True)
-
-    def bind(self, image_shape: tuple[int, ...], classes: int) -> MLP:
-        """Return this network for images of `image_shape` and `classes` classes; see `base.bind`."""
-        return base.bind(self, image_shape, classes)
+    hidden: Sequence[int] = fields.integers(default=(128, 128), empty=True)
+    activation: Activation = fields.choice(Activation, default="relu")
+    image_shape: tuple[int, ...] | None = fields.integers(default=None, optional=True)
+    classes: int | None = fields.integer(default=None, least=1, optional=True)
 
     def layout(self) -> Layout:
         """Names, shapes and initial distributions of the parameters; draws nothing."""
@@ -48,10 +43,6 @@ class MLP:
         for i, (inputs, outputs) in enumerate(itertools.pairwise((math.prod(image_shape), *self.hidden, classes)), start=1):
             layout |= linear_layout(f"fc_{i}", inputs, outputs)
         return layout
-
-    def init(self, stream: Stream) -> base.Params:
-        """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
-        return draw(self.layout(), stream)
 
     def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
         """Map images or features (N, *image_shape) to logits (N, classes)."""

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from distilkit import fields
 from distilkit.errors import CombinationError, DistilkitError, FieldError
-from distilkit.fields import integer, integers
 from distilkit.functional.streams import Stream
 from distilkit.networks import base
 
@@ -57,8 +57,8 @@ class Functional:
     """
 
     module: nn.Module | Callable[[], nn.Module] = attrs.field(validator=_buildable)
-    image_shape: tuple[int, ...] | None = integers(None, optional=True)
-    classes: int | None = integer(None, least=1, optional=True)
+    image_shape: tuple[int, ...] | None = fields.integers(default=None, optional=True)
+    classes: int | None = fields.integer(default=None, least=1, optional=True)
     _template: nn.Module = attrs.field(init=False, repr=False)
     _names: frozenset[str] = attrs.field(init=False, repr=False)
     _buffers: dict[str, torch.Tensor] = attrs.field(init=False, repr=False)
@@ -116,7 +116,7 @@ class Functional:
                 module = self.module()
             except TypeError as error:
                 raise FieldError("module", self.module, f"a function without arguments; it raised {error}", fix=_FACTORY) from error
-        if not isinstance(module, nn.Module):
+        if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise FieldError("module", self.module, f"a function that builds a torch.nn.Module; it gave {module!r}", fix=_FACTORY)
         if module is getattr(self, "_template", None):
             raise DistilkitError("The factory gave the same module twice, so its parameters would not be drawn anew.", fix=_FACTORY)
@@ -138,10 +138,10 @@ def _reset(module: nn.Module) -> nn.Module:
         method = getattr(layer, "reset_parameters", None)
         if callable(method):
             method()
-        elif any(p is not None for p in layer._parameters.values()):
+        elif any(True for _ in layer.parameters(recurse=False)):
             raise DistilkitError(
-                f"{type(layer).__name__} owns the parameter {next(iter(layer._parameters))!r} and has no reset_parameters, "
-                "so this instance cannot be initialised again.",
+                f"{type(layer).__name__} owns the parameter {next(layer.named_parameters(recurse=False))[0]!r} and has no "
+                "reset_parameters, so this instance cannot be initialised again.",
                 fix=_FACTORY,
             )
 
@@ -178,13 +178,13 @@ def _try_out(functional: Functional, module: nn.Module) -> None:
     shape, classes = base.bound(functional)
     kind = type(module).__name__
     x = torch.zeros(2, *shape, dtype=torch.float32)
-    given = {name: t.clone() for name, t in functional._tensors(_parameters(module), x).items()}
+    given = {name: t.clone() for name, t in functional._tensors(_parameters(module), x).items()}  # pyright: ignore[reportPrivateUsage]
     tensors = dict(given)
     before = x._version, {name: t._version for name, t in given.items()}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         state = torch.random.get_rng_state()
         try:
-            y = torch.func.functional_call(module, tensors, (x,), tie_weights=functional._tied)
+            y = torch.func.functional_call(module, tensors, (x,), tie_weights=functional._tied)  # pyright: ignore[reportPrivateUsage]
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise CombinationError(f"{kind} does not take images of shape {shape!r}: {error}") from error
         random = not torch.equal(state, torch.random.get_rng_state())

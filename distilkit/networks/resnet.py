@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import attrs
 import torch
 import torch.nn.functional as F
 
+from distilkit import fields
 from distilkit.errors import FieldError
-from distilkit.fields import choice, integer, integers
-from distilkit.functional.streams import Stream
 from distilkit.networks import base
-from distilkit.networks.layers import ACTIVATIONS, NORMS, Layout, conv_layout, draw, linear_layout, norm_layout
+from distilkit.networks.layers import ACTIVATIONS, NORMS, Activation, Layout, Norm, conv_layout, linear_layout, norm_layout
 
 # Basic blocks in each of the four stages.
 STAGES = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
-@attrs.frozen
-class ResNet:
+@fields.component
+class ResNet(base.LaidOut):
     """ResNet of basic blocks for small images (He et al. 2016; the form of DC, MTT and kuangliu's CIFAR models).
 
     The code of DC and MTT averages 4x4 windows at the end, which is the whole map of a 32x32 image; here the whole map is
@@ -43,12 +41,12 @@ class ResNet:
     (10, 512)
     """
 
-    depth: int = integer(18)
-    width: int = integer(64, least=1)
-    norm: str = choice("instance", tuple(NORMS))
-    activation: str = choice("relu", tuple(ACTIVATIONS))
-    image_shape: tuple[int, ...] | None = integers(None, optional=True)
-    classes: int | None = integer(None, least=1, optional=True)
+    depth: int = fields.integer(default=18)
+    width: int = fields.integer(default=64, least=1)
+    norm: Norm = fields.choice(Norm, default="instance")
+    activation: Activation = fields.choice(Activation, default="relu")
+    image_shape: tuple[int, ...] | None = fields.integers(default=None, optional=True)
+    classes: int | None = fields.integer(default=None, least=1, optional=True)
 
     def __attrs_post_init__(self) -> None:
         """Check the depth, and that the norm has something to normalise."""
@@ -56,10 +54,6 @@ class ResNet:
             raise FieldError("depth", self.depth, "10, 18 or 34", fix="ResNet(depth=18)")
         if self.image_shape is not None and self.classes is not None:
             self.layout()
-
-    def bind(self, image_shape: tuple[int, ...], classes: int) -> ResNet:
-        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `base.bind`."""
-        return base.bind(self, image_shape, classes)
 
     def layout(self) -> Layout:
         """Names, shapes and initial distributions of the parameters; draws nothing."""
@@ -78,10 +72,6 @@ class ResNet:
                 layout |= norm_layout(self.norm, f"{name}.shortcut.1", maps)
             channels = outputs
         return layout | linear_layout("classifier", channels, base.bound(self)[1])
-
-    def init(self, stream: Stream) -> base.Params:
-        """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
-        return draw(self.layout(), stream)
 
     def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, C, H, W) to logits (N, classes)."""

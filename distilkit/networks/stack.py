@@ -1,4 +1,4 @@
-"""A stack of convolutions with a linear head: what ConvNet, VGG and AlexNet have in common.
+"""A stack of convolutions with a linear head, and `StackNetwork`, a network that is one: ConvNet, VGG and AlexNet.
 
 Parameters are named as in the networks of the DC and MTT code, where the layers stand in one `nn.Sequential` called
 `features`, so weights can be carried over either way with `load_state_dict`.
@@ -15,7 +15,19 @@ import torch
 import torch.nn.functional as F
 
 from distilkit.errors import CombinationError
-from distilkit.networks.layers import ACTIVATIONS, NORMS, POOLINGS, Layout, conv_layout, linear_layout, norm_layout
+from distilkit.networks import base
+from distilkit.networks.layers import (
+    ACTIVATIONS,
+    NORMS,
+    POOLINGS,
+    Activation,
+    Layout,
+    Norm,
+    Pooling,
+    conv_layout,
+    linear_layout,
+    norm_layout,
+)
 
 
 class Block(NamedTuple):
@@ -46,9 +58,9 @@ class Stack(NamedTuple):
     """
 
     blocks: tuple[Block, ...]
-    norm: str
-    activation: str
-    pooling: str
+    norm: Norm
+    activation: Activation
+    pooling: Pooling
     head: str = "classifier"
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -104,6 +116,25 @@ class Stack(NamedTuple):
         for block in self.blocks:
             yield block, f"features.{place}", f"features.{place + 1}"
             place += 2 + (self.norm != "none") + (block.pools and self.pooling != "none")
+
+
+class StackNetwork(base.LaidOut):
+    """A network that is one stack: a subclass has fields, checks and `_stack`."""
+
+    __slots__ = ()
+
+    def _stack(self) -> Stack:
+        """The convolutions and the head."""
+        raise NotImplementedError
+
+    def layout(self) -> Layout:
+        """Names, shapes and initial distributions of the parameters; draws nothing."""
+        return self._stack().layout(base.channels_height_width(self), base.bound(self)[1])
+
+    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, C, H, W) to logits (N, classes)."""
+        base.check_input(self, x)
+        return self._stack().apply(params, x)
 
 
 def halvings(side: int) -> int:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import attrs
-import torch
-
+from distilkit import fields
 from distilkit.errors import FieldError
-from distilkit.fields import choice, integer, integers
-from distilkit.functional.streams import Stream
 from distilkit.networks import base
-from distilkit.networks.layers import ACTIVATIONS, NORMS, POOLINGS, Layout, draw
-from distilkit.networks.stack import Block, Stack
+from distilkit.networks.layers import Activation, Norm, Pooling
+from distilkit.networks.stack import Block, Stack, StackNetwork
 
 # Convolutions in each of the five stages.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-@attrs.frozen
-class VGG:
+@fields.component
+class VGG(StackNetwork):
     """VGG for 32x32 images (Simonyan and Zisserman 2015; the small-image form of DC, MTT and kuangliu's CIFAR models).
 
     Five poolings need images of at least 32x32. Larger images leave more than one pixel, which the head then takes all.
@@ -43,14 +39,14 @@ class VGG:
     (10, 32)
     """
 
-    depth: int = integer(11)
-    width: int = integer(64, least=1)
-    norm: str = choice("instance", tuple(NORMS))
-    activation: str = choice("relu", tuple(ACTIVATIONS))
-    pooling: str = choice("max", tuple(POOLINGS))
-    first_padding: int = integer(1, least=0)
-    image_shape: tuple[int, ...] | None = integers(None, optional=True)
-    classes: int | None = integer(None, least=1, optional=True)
+    depth: int = fields.integer(default=11)
+    width: int = fields.integer(default=64, least=1)
+    norm: Norm = fields.choice(Norm, default="instance")
+    activation: Activation = fields.choice(Activation, default="relu")
+    pooling: Pooling = fields.choice(Pooling, default="max")
+    first_padding: int = fields.integer(default=1, least=0)
+    image_shape: tuple[int, ...] | None = fields.integers(default=None, optional=True)
+    classes: int | None = fields.integer(default=None, least=1, optional=True)
 
     def __attrs_post_init__(self) -> None:
         """Check the depth, and that the image is large enough."""
@@ -59,23 +55,6 @@ class VGG:
         if self.image_shape is not None and self.classes is not None:
             self._stack().check(f"VGG-{self.depth}", *base.channels_height_width(self)[1:])
             self.layout()
-
-    def bind(self, image_shape: tuple[int, ...], classes: int) -> VGG:
-        """Return this network for images of `image_shape` (C, H, W) and `classes` classes; see `base.bind`."""
-        return base.bind(self, image_shape, classes)
-
-    def layout(self) -> Layout:
-        """Names, shapes and initial distributions of the parameters; draws nothing."""
-        return self._stack().layout(base.channels_height_width(self), base.bound(self)[1])
-
-    def init(self, stream: Stream) -> base.Params:
-        """Draw parameters as torch does by default, float32 on the CPU, each from its own fold of `stream`."""
-        return draw(self.layout(), stream)
-
-    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
-        """Map images (N, C, H, W) to logits (N, classes)."""
-        base.check_input(self, x)
-        return self._stack().apply(params, x)
 
     def _stack(self) -> Stack:
         first, *rest = (

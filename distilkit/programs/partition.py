@@ -100,7 +100,7 @@ def _part(program: fx.GraphModule, inputs: list[fx.Node], nodes: list[fx.Node], 
     for node in nodes:
         if node not in made and node.op in ("call_function", "get_attr"):
             made[node] = graph.node_copy(node, lambda n: made[n])
-    graph.output([made[n] if isinstance(n, fx.Node) else n for n in outputs])
+    graph.output([made[n] for n in outputs])
     graph.eliminate_dead_code()
     return fx.GraphModule(program, graph)
 

@@ -87,7 +87,7 @@ def subset_map_figure(data: xr.Dataset) -> Figure:
     low, high = float(cells.min()), float(cells.max())
     for i, (axis, name) in enumerate(zip(axes, names, strict=True)):
         values = (cells.isel({by: i}) if by else cells).transpose("draw", "budget").values
-        picture = axis.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+        axis.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
         for (r, c), value in np.ndenumerate(values):
             if np.isfinite(value):
                 ink = "white" if value < (low + high) / 2 else "black"
@@ -99,7 +99,7 @@ def subset_map_figure(data: xr.Dataset) -> Figure:
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0)
     axes[0].set_ylabel("draw of the subset", fontsize=8)
-    figure.colorbar(picture, ax=axes, shrink=0.9, format=lambda value, _: f"{100 * value:.0f}%").ax.tick_params(labelsize=7)
+    figure.colorbar(axes[0].images[0], ax=axes, shrink=0.9, format=lambda value, _: f"{100 * value:.0f}%").ax.tick_params(labelsize=7)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def free_folder(first: Path) -> Path:
 
 
 @contextmanager
-def claimed(directory: Path) -> Iterator[None]:
+def claimed(directory: Path) -> Generator[None, None, None]:
     """Hold a folder for one run; it is made if it is not there, and taken away again if it is left empty.
 
     Raises:

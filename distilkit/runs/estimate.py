@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from distilkit import process
+from distilkit import fields, process
 from distilkit.boosting import Stage, groups
 from distilkit.distiller import Distiller
 from distilkit.functional.pytrees import split_floating
@@ -165,28 +165,28 @@ def trajectory_bytes(adjoint: Any, length: int, entry: int, kept: int, device: t
 def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]:
     """What would make it fit; or faster, where there is room."""
     unroller, adjoint = distiller.resolved_unroller, distiller.unroller.adjoint
-    replay = isinstance(adjoint, ReplayAdjoint)
+    replay = adjoint if isinstance(adjoint, ReplayAdjoint) else None
     if found.fits:
         kept = found.sizes[1]
         slow = found.seconds is not None and found.seconds > 1
-        can = slow and replay and adjoint.hessian_product == "reverse-over-reverse" and not adjoint.keep_last
+        can = slow and replay is not None and replay.hessian_product == "reverse-over-reverse" and not replay.keep_last
         steps = min(found.longest, int((0.8 * found.total - found.peak) / kept)) if can and kept else 0
-        if steps <= max(2, found.longest // 10):
+        if replay is None or steps <= max(2, found.longest // 10):
             return ()
         words = f"there is room to keep {steps} of the {found.longest} steps of a window, a quarter less time for each"
-        return ((words, _adjoint_line(adjoint, keep_last=steps)),)
+        return ((words, _adjoint_line(replay, keep_last=steps)),)
     if found.peak == found.held + found.evaluation:
         return (("the most is held while networks are tested", "--set evaluation.seeds=1"),)
     if found.peak == found.loading:
         return ()  # the table says so, and nothing in the spec changes it
     lines = []
-    if not replay:
+    if replay is None:
         lines.append(("the graph of the whole window is alive at once", _adjoint_line(ReplayAdjoint())))
-    elif adjoint.keep_last:
-        lines.append(("kept steps take the most", _adjoint_line(adjoint, keep_last=adjoint.keep_last // 2)))
+    elif replay.keep_last:
+        lines.append(("kept steps take the most", _adjoint_line(replay, keep_last=replay.keep_last // 2)))
     elif found.trajectory > found.work:
-        every = max(2 * adjoint.checkpoint_every, round(found.longest**0.5))
-        lines.append(("most of it is the trajectory", _adjoint_line(adjoint, checkpoint_every=every)))
+        every = max(2 * replay.checkpoint_every, round(found.longest**0.5))
+        lines.append(("most of it is the trajectory", _adjoint_line(replay, checkpoint_every=every)))
     size = min(distiller.outer.batch_size, len(distiller.bundle.train))
     parts = next((p for p in range(2 * unroller.micro_batches, size + 1) if size % p == 0), size)
     if parts > unroller.micro_batches and getattr(distiller.learner.network, "norm", None) != "batch":
@@ -200,7 +200,8 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]
 
 def _adjoint_line(adjoint: ReplayAdjoint, **changes: int) -> str:
     """What to type for an adjoint: all that is not as by default."""
-    values, plain = attrs.asdict(adjoint) | changes, attrs.asdict(ReplayAdjoint())
+    names = ("hessian_product", "checkpoint_every", "keep_last", "offload")
+    values, plain = ({name: getattr(one, name) for name in names} for one in (fields.evolve(adjoint, **changes), ReplayAdjoint()))
     words = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value != plain[key]]
     table = ", ".join(['kind = "ReplayAdjoint"', *words])
     return f"--set 'unroller.adjoint={{{table}}}'"

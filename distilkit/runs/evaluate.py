@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from distilkit import process, storage
+from distilkit import fields, process, storage
 from distilkit.data import DataBundle, DistilledSet
 from distilkit.errors import CombinationError, RunError
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
@@ -25,11 +25,11 @@ from distilkit.evaluation.protocol import OPTIMISTIC
 from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
+from distilkit.progress import SILENT, Progress
 from distilkit.runs.open import is_run, pipeline_of
 from distilkit.storage import layout
 from distilkit.storage.store import NAME
-
-Notice = Callable[[str], None]
+from distilkit.unroll.strategy import ProgramCache
 
 
 @attrs.frozen(eq=False)
@@ -43,6 +43,7 @@ class Case:
         evaluation: the protocol.
         title: for people.
         threads: of the CPU; None picks by the size of the work.
+        programs: where what is built is kept, for all networks and baselines.
     """
 
     distilled: DistilledSet
@@ -51,6 +52,7 @@ class Case:
     evaluation: Evaluation
     title: str = "distilled"
     threads: int | None = None
+    programs: ProgramCache = attrs.field(factory=ProgramCache, repr=False)
 
 
 def evaluate(
@@ -65,7 +67,7 @@ def evaluate(
     ranking: bool = False,
     device: str | torch.device | None = None,
     trust: bool = False,
-    notice: Notice = lambda _: None,
+    progress: Progress = SILENT,
 ) -> xr.Dataset:
     """Train fresh networks on a distilled set and test them on real images.
 
@@ -82,7 +84,7 @@ def evaluate(
         ranking: compute DD-Ranking's scores too, which trains on the full data.
         device: where to work; where a bundle lies, and else on a GPU where there is one, when left out.
         trust: allow the run's spec to name Python code.
-        notice: told what is being done.
+        progress: is told what is being done.
 
     Returns:
         `accuracy` (training_steps, seed), a fraction of the test images, with `network` in front when `networks` are given;
@@ -110,13 +112,13 @@ def evaluate(
     stream = Stream(seed).fold("evaluate")
     rows = []
     for name, one in _judges(case, networks).items():
-        notice(f"training {one.evaluation.seeds} networks{f' ({name})' if networks else ''} for {one.evaluation.steps[-1]} steps")
-        rows.append(_tables(one, training, stream.fold("networks"), notice))
+        progress.phase(f"training {one.evaluation.seeds} networks{f' ({name})' if networks else ''} for {one.evaluation.steps[-1]} steps")
+        rows.append(_tables(one, training, stream.fold("networks"), progress))
     result = _dataset(case, rows, list(networks) if networks else None, seed)
     if baselines:
-        result["baseline_accuracy"] = _baselines(case, baselines, stream.fold("baselines"), notice)
+        result["baseline_accuracy"] = _baselines(case, baselines, stream.fold("baselines"), progress)
         result = result.assign_coords(baseline=layout.coordinate("baseline", list(baselines)))
-    return result.assign(_ranking(case, stream.fold("ranking"), notice)) if ranking else result
+    return result.assign(_ranking(case, stream.fold("ranking"), progress)) if ranking else result
 
 
 def save(result: xr.Dataset, case: Case, directory: str | os.PathLike[str]) -> xr.DataTree:
@@ -132,7 +134,8 @@ def save(result: xr.Dataset, case: Case, directory: str | os.PathLike[str]) -> x
     """
     require_free(directory)
     step = int(case.distilled.provenance.get("outer_step", 0))
-    groups = {"distilled": storage.distilled_group(storage.to_arrays(case.distilled), step), "evaluation": result}
+    made = attrs.evolve(case.distilled, preprocessing=case.data.preprocessing)  # the same, and one that can be run
+    groups = {"distilled": storage.distilled_group(storage.to_arrays(made), step), "evaluation": result}
     words = {"learner": repr(case.learner), "evaluation": repr(case.evaluation)}
     tree = layout.build(
         groups, title=case.title, spec=words, seed=result.attrs["seed"], device=result.attrs["device"], torch_version=torch.__version__
@@ -180,19 +183,19 @@ def _judges(case: Case, networks: Mapping[str, Any] | None) -> dict[str, Case]:
     judges = {}
     for name, given in networks.items():
         network, optimizer = given if isinstance(given, tuple) else (given, None)
-        evaluation = case.evaluation if optimizer is None else attrs.evolve(case.evaluation, optimizer=optimizer)
-        learner = attrs.evolve(case.learner, network=network).bind(shape, classes)
+        evaluation = case.evaluation if optimizer is None else fields.evolve(case.evaluation, optimizer=optimizer)
+        learner = fields.evolve(case.learner, network=network).bind(shape, classes)
         judges[name] = attrs.evolve(case, learner=learner, evaluation=evaluation)
     return judges
 
 
-def _tables(case: Case, training: TrainingSet, stream: Stream, notice: Notice) -> dict[str, Any]:
+def _tables(case: Case, training: TrainingSet, stream: Stream, progress: Progress) -> dict[str, Any]:
     """Accuracy (training_steps, seed) by split, on as many CPU threads as the work is worth."""
     splits = {"test": case.data.test}
     if case.evaluation.select == "validation" and len(case.data.validation):
         splits["validation"] = case.data.validation
     with process.thread_limit(_threads(case, training)), process.keep_freed_memory():
-        return measure(case.learner, training, splits, case.evaluation, stream, notice)
+        return measure(case.learner, training, splits, case.evaluation, stream, progress, case.programs)
 
 
 def _threads(case: Case, training: TrainingSet) -> int:
@@ -239,26 +242,26 @@ def _dataset(case: Case, rows: Sequence[Mapping[str, Any]], networks: list[str] 
     return xr.Dataset(variables, coords, attributes)
 
 
-def _baselines(case: Case, names: Sequence[str], stream: Stream, notice: Notice) -> xr.Variable:
+def _baselines(case: Case, names: Sequence[str], stream: Stream, progress: Progress) -> xr.Variable:
     per_class = case.distilled.per_class
-    evaluation = attrs.evolve(case.evaluation, baselines=tuple(names))  # checks the names
+    evaluation = fields.evolve(case.evaluation, baselines=tuple(names))  # checks the names
     one = _judges(attrs.evolve(case, evaluation=evaluation), None)[""]
     tables = []
     for name in names:
         if per_class is None and name != "full data":
             raise CombinationError(f"The baseline {name!r} has as many images of each class, and the classes of the set differ in theirs.")
-        notice(f"training on {name}")
+        progress.phase(f"training on {name}")
         own = stream.fold(name)
         training = baseline_set(name, case.data, per_class or 0, evaluation, own.fold("images"))
-        tables.append(_tables(one, training, own.fold("networks"), notice)["test"])
+        tables.append(_tables(one, training, own.fold("networks"), progress)["test"])
     words = "test accuracy of networks trained on the baseline"
     return layout.variable(("baseline", "training_steps", "seed"), np.stack(tables), words)
 
 
-def _ranking(case: Case, stream: Stream, notice: Notice) -> dict[str, xr.Variable]:
+def _ranking(case: Case, stream: Stream, progress: Progress) -> dict[str, xr.Variable]:
     one = _judges(case, None)[""]
     with process.thread_limit(_threads(one, training_set(one.distilled, one.data))), process.keep_freed_memory():
-        found = rank(one.learner, one.distilled, one.data, one.evaluation, stream, notice=lambda name: notice(f"DD-Ranking: {name}"))
+        found = rank(one.learner, one.distilled, one.data, one.evaluation, stream, progress=progress)
     scores = {
         "hard_label_recovery": "HLR of DD-Ranking, less is better",
         "improvement_over_random": "IOR of DD-Ranking",

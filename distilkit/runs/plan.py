@@ -7,7 +7,7 @@ first outer step would, and measures.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import attrs
@@ -18,6 +18,7 @@ from distilkit.distiller import Distiller, DistillerState
 from distilkit.evaluation import training_set
 from distilkit.evaluation.protocol import selection_split, streams
 from distilkit.evaluation.training import TEST_BATCH, accuracy, train
+from distilkit.progress import SILENT, Progress
 from distilkit.runs.estimate import Plan, combine_stages, drawn_windows, stage_from_shapes, trajectory_bytes
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import AutogradAdjoint
@@ -25,7 +26,7 @@ from distilkit.unroll.adjoints import AutogradAdjoint
 PROBING = 5.0  # seconds after which a time is not taken again
 
 
-def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], None] = lambda _: None) -> Plan:
+def plan(distiller: Distiller, *, probe: bool = True, progress: Progress = SILENT) -> Plan:
     """Estimate what a distiller's run takes. The data is loaded; nothing is written.
 
     Windows are drawn as the run will draw them; a policy that learns from how the run goes is taken as it starts.
@@ -33,12 +34,12 @@ def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], No
     Args:
         distiller: the pipeline.
         probe: run a few inner steps and measure; otherwise go by shapes alone, which knows memory to a factor of two, and no time.
-        notice: told what is being done.
+        progress: is told what is being done.
 
     Raises:
         DistilkitError: what would end the run at its start.
     """
-    notice("loading data")
+    progress.phase("loading data")
     with _peak(distiller.torch_device) as loading:
         state = distiller.template(len(distiller.stages) - 1)
     count = distiller.cpu_threads(state)
@@ -46,10 +47,10 @@ def plan(distiller: Distiller, *, probe: bool = True, notice: Callable[[str], No
     with process.thread_limit(count):
         for stage in distiller.stages:
             drawn = drawn_windows(distiller, stage)
-            notice("working out shapes" if len(distiller.stages) == 1 else f"working out shapes of stage {stage.number + 1}")
+            progress.phase("working out shapes" if len(distiller.stages) == 1 else f"working out shapes of stage {stage.number + 1}")
             draft = stage_from_shapes(distiller, stage, drawn, *loading)
             if probe and draft.held + draft.work < draft.total:
-                notice("probing: windows of a few inner steps")
+                progress.phase("probing: windows of a few inner steps")
                 draft = _probe(distiller, distiller.template(stage.number), draft, drawn)
             drafts.append(draft)
     return combine_stages(distiller, drafts)
@@ -110,14 +111,15 @@ def _evaluate(distiller: Distiller, state: DistillerState) -> None:
     data, evaluation = distiller.bundle, distiller.evaluation
     learner = distiller.stage_learner(distiller.stages[state.stage])
     learner, training = evaluation.trainer(learner, training_set(distiller.distilled(state), data))
-    for _, params in train(learner, training, streams(evaluation, distiller.stream.fold("plan")), (2,), mode=evaluation.mode):
+    mode = evaluation.mode(distiller.programs)
+    for _, params in train(learner, training, streams(evaluation, distiller.stream.fold("plan")), (2,), mode=mode):
         split = selection_split(data)
         some = attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH])
-        accuracy(learner, params, some, evaluation.mode)
+        accuracy(learner, params, some, mode)
 
 
 @contextmanager
-def _peak(device: torch.device) -> Iterator[list[int]]:
+def _peak(device: torch.device) -> Generator[list[int], None, None]:
     """Bytes held at most inside of the block, on a CPU by the whole process; nothing, where the system does not tell."""
     if device.type == "cuda":
         found: list[int] = []

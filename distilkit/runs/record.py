@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import xarray as xr
 
-from distilkit import report, storage
+from distilkit import fields, report, storage
 from distilkit.data import DistilledSet
-from distilkit.distiller import Distiller, DistillerState, StepInfo
+from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import DistilkitError
 from distilkit.evaluation import Score
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
+from distilkit.truncation import StepInfo
 
 
 @attrs.define
@@ -88,11 +89,10 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
 def _how(distiller: Distiller, stage: int) -> dict[str, str]:
     """How inner steps were run: as planned in this stage, and in all stages so far, what fell back from that."""
     executions = [(distiller.stage_learner(one), distiller.execution(one)) for one in distiller.stages[: stage + 1]]
-    fallbacks = {name: how for one in executions for name, how in distiller.unroller.programs(*one).fallbacks.items()}
     return {
         "precision": distiller.resolved_unroller.precision,
         "execution": str(executions[-1][1]),
-        "execution_fallbacks": json.dumps(fallbacks),
+        "execution_fallbacks": json.dumps(distiller.programs.fallbacks),
     }
 
 
@@ -116,7 +116,7 @@ def _prefixes(scores: Mapping[int, Score], distiller: Distiller) -> xr.Dataset:
 
 def write_spec(distiller: Distiller, directory: Path) -> dict[str, Any]:
     """Write spec.toml, and return the spec as nested dicts; a pipeline with parts made in Python has no spec but words on why."""
-    distiller = attrs.evolve(distiller, unroller=distiller.resolved_unroller)
+    distiller = fields.evolve(distiller, unroller=distiller.resolved_unroller)
     try:
         tree = to_tree(distiller)
     except DistilkitError as error:

@@ -15,16 +15,15 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
 import xarray as xr
 
 from distilkit import process
-from distilkit.data.preprocessing import require_readable
-from distilkit.distiller import Distiller, StepInfo
+from distilkit.data.preprocessing import to_words
+from distilkit.distiller import Distiller
 from distilkit.evaluation import baseline_scores, require_usable, score, training_set
 from distilkit.evaluation.training import mean_or_zero
+from distilkit.progress import SILENT, Progress
 from distilkit.runs.claim import claimed
 from distilkit.runs.estimate import from_shapes
 from distilkit.runs.record import Record, save_figures, write_results, write_spec
@@ -34,39 +33,13 @@ SECONDS_BETWEEN_WRITES = 30.0
 logger = logging.getLogger("distilkit")
 
 
-class Observer(Protocol):
-    """Is told how a run goes on; the command line shows it. It cannot change the run."""
-
-    def phase(self, words: str) -> None:
-        """A new part of the work begins."""
-
-    def stepped(self, info: StepInfo) -> None:
-        """An outer step is done."""
-
-    def validated(self, outer_step: int, accuracy: np.ndarray[Any, Any]) -> None:
-        """The validation accuracy (seeds,) after so many outer steps."""
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def phase(self, words: str) -> None:
-        """Nothing."""
-
-    def stepped(self, info: StepInfo) -> None:
-        """Nothing."""
-
-    def validated(self, outer_step: int, accuracy: np.ndarray[Any, Any]) -> None:
-        """Nothing."""
-
-
-def run(distiller: Distiller, directory: str | Path, observer: Observer | None = None) -> xr.DataTree:
+def run(distiller: Distiller, directory: str | Path, progress: Progress = SILENT) -> xr.DataTree:
     """Distil, judge, and store everything in a folder.
 
     Args:
         distiller: the pipeline.
         directory: a folder that holds no run and no spec.toml yet; it is made. It is locked as long as this takes.
-        observer: is told how the run goes on.
+        progress: is told how the run goes on.
 
     Returns:
         the stored results.
@@ -76,24 +49,24 @@ def run(distiller: Distiller, directory: str | Path, observer: Observer | None =
         CombinationError: the data has too few images for the baselines; its preprocessing could not be read back.
         GradientError: the meta-gradient was not finite; what was computed until then is stored.
     """
-    directory, observer = Path(directory), observer or Silent()
+    directory = Path(directory)
     with claimed(directory):
-        return _run(distiller, directory, observer)
+        return _run(distiller, directory, progress)
 
 
-def _run(distiller: Distiller, directory: Path, observer: Observer) -> xr.DataTree:
-    observer.phase("loading data")
+def _run(distiller: Distiller, directory: Path, progress: Progress) -> xr.DataTree:
+    progress.phase("loading data")
     state = distiller.init()
     require_usable(distiller.evaluation, distiller.bound, distiller.bundle, distiller.per_class)
-    require_readable(distiller.bundle.preprocessing)
+    to_words(distiller.bundle.preprocessing)  # what could not be read back is refused now, not at the end
     spec = write_spec(distiller, directory)
     record = Record(state)
     count = distiller.cpu_threads(state)
     _notice_memory(distiller)
     with process.thread_limit(count), process.keep_freed_memory():
         try:
-            _distil(distiller, record, observer, lambda: write_results(distiller, record, spec, directory))
-            _test(distiller, record, observer)
+            _distil(distiller, record, progress, lambda: write_results(distiller, record, spec, directory))
+            _test(distiller, record, progress)
         finally:
             tree = write_results(distiller, record, spec, directory)
             save_figures(distiller, tree, directory)
@@ -112,48 +85,60 @@ def _notice_memory(distiller: Distiller) -> None:
         logger.warning("%s: it may not fit. Try %s", what, " or ".join(line for _, line in draft.advice))
 
 
-def _distil(distiller: Distiller, record: Record, observer: Observer, write: Callable[[], object]) -> None:
+def _distil(distiller: Distiller, record: Record, progress: Progress, write: Callable[[], object]) -> None:
     """The outer loop."""
     steps, every = distiller.outer_steps, distiller.evaluation.every
-    observer.phase("distilling")
+    progress.phase("distilling")
     written = time.monotonic()
     while record.state.step < steps:
         record.state, info = distiller.step(record.state)
         record.infos.append(info)
-        observer.stepped(info)
         done = record.state.step
+        progress.value("loss", info.outer_loss)
+        progress.value("|g|", info.meta_gradient_norm)
+        progress.advance(done, steps)
         stage_over = distiller.boost is not None and record.state.stage_step == distiller.stages[record.state.stage].steps
         if (every and (done % every == 0 or done == steps)) or stage_over:
-            _validate(distiller, record, observer)
+            _validate(distiller, record, progress)
         if done < steps and time.monotonic() - written > SECONDS_BETWEEN_WRITES:
             write()
             written = time.monotonic()
 
 
-def _validate(distiller: Distiller, record: Record, observer: Observer) -> None:
+def _validate(distiller: Distiller, record: Record, progress: Progress) -> None:
     """Measure the validation accuracy, and keep the set if it is the best so far; of a boosted run, only once all blocks are there."""
     made, data, step = distiller.distilled(record.state), distiller.bundle, record.state.step
     stream = distiller.stream.fold("evaluation").fold("validation")
     stage = distiller.stages[record.state.stage]
-    result = score(distiller.stage_learner(stage), training_set(made, data), data, distiller.evaluation, stream, test=False)
+    result = score(
+        distiller.stage_learner(stage),
+        training_set(made, data),
+        data,
+        distiller.evaluation,
+        stream,
+        test=False,
+        programs=distiller.programs,
+    )
     record.validation[step] = result.selected
-    observer.validated(step, result.selected)
+    progress.value("validation accuracy", result.selected.tolist())
     mean = float(mean_or_zero(result.selected))
     if stage is distiller.stages[-1] and (record.best is None or mean > record.best[0]):
         record.best = (mean, made)
 
 
-def _test(distiller: Distiller, record: Record, observer: Observer) -> None:
+def _test(distiller: Distiller, record: Record, progress: Progress) -> None:
     """Test the selected set once, and the baselines beside it."""
     chosen = record.best[1] if record.best else distiller.distilled(record.state)
     data, evaluation, stream = distiller.bundle, distiller.evaluation, distiller.stream.fold("evaluation").fold("test")
-    observer.phase("testing the distilled set")
-    record.final = score(distiller.bound, training_set(chosen, data), data, evaluation, stream.fold("distilled"), test=True)
+    progress.phase("testing the distilled set")
+    record.final = score(
+        distiller.bound, training_set(chosen, data), data, evaluation, stream.fold("distilled"), test=True, programs=distiller.programs
+    )
     for k, stage in enumerate(distiller.stages[:-1]):
         budget = stage.per_class
-        observer.phase(f"testing the first {budget} images of each class")
+        progress.phase(f"testing the first {budget} images of each class")
         training, learner = training_set(chosen.subset(chosen.block <= k), data), distiller.stage_learner(stage)
-        record.prefixes[budget] = score(learner, training, data, evaluation, stream.fold("distilled"), test=True)
-    record.baselines = baseline_scores(
-        distiller.bound, data, distiller.per_class, evaluation, stream, lambda name: observer.phase(f"testing {name}")
-    )
+        record.prefixes[budget] = score(
+            learner, training, data, evaluation, stream.fold("distilled"), test=True, programs=distiller.programs
+        )
+    record.baselines = baseline_scores(distiller.bound, data, distiller.per_class, evaluation, stream, progress, distiller.programs)

@@ -42,9 +42,8 @@ KINDS: dict[str, dict[str, str]] = {
     "schedule": _in("distilkit.functional.schedules", "Constant", "Cosine"),
 }
 
-PYTHON_SLOTS = tuple(slot for slot in KINDS if slot != "preprocessing")
-"""The slots that also take `kind = "python"` (`distilkit.spec.python`): all but preprocessing, since a stored set must be readable without
-the user's code."""
+PYTHON_SLOTS = tuple(KINDS)
+"""The slots that also take `kind = "python"` (`distilkit.spec.python`)."""
 
 
 def import_name(target: str) -> Any:

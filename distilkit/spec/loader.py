@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from distilkit.spec import kinds
 from distilkit.spec.builder import Builder
@@ -13,8 +13,21 @@ from distilkit.spec.overrides import apply_overrides
 from distilkit.spec.problems import Problem, SpecError
 from distilkit.spec.text import TomlSyntaxError, parse
 
+if TYPE_CHECKING:
+    from distilkit.distiller import Distiller
 
-def load(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, root: type | None = None, trust: bool = False) -> Any:
+T = TypeVar("T")
+
+
+@overload
+def load(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, root: None = None, trust: bool = False) -> Distiller: ...
+
+
+@overload
+def load(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, root: type[T], trust: bool = False) -> T: ...
+
+
+def load(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, root: type[Any] | None = None, trust: bool = False) -> Any:
     """Read a TOML file as a component tree.
 
     Args:
@@ -32,7 +45,15 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, root: t
     return loads(read_text(path), overrides, root=root, trust=trust, source=str(path))
 
 
-def loads(text: str, overrides: Iterable[str] = (), *, root: type | None = None, trust: bool = False, source: str = "the spec") -> Any:
+@overload
+def loads(text: str, overrides: Iterable[str] = (), *, root: None = None, trust: bool = False, source: str = "the spec") -> Distiller: ...
+
+
+@overload
+def loads(text: str, overrides: Iterable[str] = (), *, root: type[T], trust: bool = False, source: str = "the spec") -> T: ...
+
+
+def loads(text: str, overrides: Iterable[str] = (), *, root: type[Any] | None = None, trust: bool = False, source: str = "the spec") -> Any:
     """Read TOML text as a component tree; the arguments are those of `load`.
 
     Args:
@@ -48,11 +69,10 @@ def loads(text: str, overrides: Iterable[str] = (), *, root: type | None = None,
     Raises:
         SpecError: the text is not TOML, or holds anything that the components do not take.
 
-    >>> import attrs
     >>> from distilkit import fields
-    >>> @attrs.frozen
+    >>> @fields.component
     ... class Outer:
-    ...     steps: int = fields.integer(100, least=1)
+    ...     steps: int = fields.integer(default=100, least=1)
     >>> loads("steps = 3", root=Outer)
     Outer(steps=3)
     """

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, ClassVar
 
 import attrs
@@ -48,13 +48,14 @@ class PythonComponent:
 
     stands_for_built: ClassVar[bool] = True
 
-    target: str
+    target: str = attrs.field()
     arguments: dict[str, Any] = attrs.field(factory=dict)
     built: Any = attrs.field(init=False, eq=False, repr=False)
 
     @built.default
     def _build(self) -> Any:
-        if not isinstance(self.target, str) or not _TARGET.fullmatch(self.target):
+        target: Any = self.target
+        if not isinstance(target, str) or not _TARGET.fullmatch(target):
             raise FieldError("target", self.target, TARGET)
         for key in ("kind", "target"):
             if key in self.arguments:
@@ -109,7 +110,7 @@ def _last_words(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _current_folder_importable() -> Iterator[None]:
+def _current_folder_importable() -> Generator[None, None, None]:
     folder = os.getcwd()
     sys.path.insert(0, folder)
     importlib.invalidate_caches()

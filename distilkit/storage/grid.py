@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from distilkit import __version__
 from distilkit.errors import RunError
+from distilkit.progress import SILENT, Progress
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.store import NAME
 
@@ -40,7 +41,7 @@ def fill(
     *,
     identity: Mapping[str, Any],
     folder: Path | None = None,
-    notice: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> xr.Dataset:
     """Compute all units of a grid that are not there yet.
 
@@ -50,7 +51,7 @@ def fill(
         compute: given a unit's region (a slice for each dimension in `units`), its values by variable.
         identity: JSON-able words on what is computed. A folder that holds a grid of another identity is refused.
         folder: where the grid lies; None keeps it in memory only.
-        notice: told (units done, all units) whenever one is done.
+        progress: is told how many units are done.
 
     Returns:
         The grid, complete: units that another process computes are waited for.
@@ -69,7 +70,7 @@ def fill(
         for i, region in enumerate(regions):
             for name, values in compute(region).items():
                 filled[name][{dim: at for dim, at in region.items() if dim in filled[name].dims}] = values
-            notice(i + 1, len(regions))
+            progress.advance(i + 1, len(regions))
         return filled
     store, marks = _prepare(folder, template, units, identity)
     waiting = dict(enumerate(regions))
@@ -84,7 +85,7 @@ def fill(
             except Timeout:
                 continue
             del waiting[number]
-            notice(sum(1 for _ in marks.glob("*.done")), len(regions))
+            progress.advance(sum(1 for _ in marks.glob("*.done")), len(regions))
     with xr.open_zarr(store) as lazy:
         grid: xr.Dataset = lazy.load()
     return grid

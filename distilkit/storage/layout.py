@@ -116,7 +116,8 @@ def evaluation_group(
     >>> group.validation_accuracy.values
     array([[0.4, nan]])
     """
-    seeds = sorted({*(accuracy or {}), *(s for row in (validation or {}).values() for s in row)})
+    everywhere: set[int] = {*(accuracy or {}), *(s for row in (validation or {}).values() for s in row)}
+    seeds = sorted(everywhere)
     coords = {"seed": coordinate("seed", np.asarray(seeds, np.int64))}
     data = {}
     if accuracy is not None:

@@ -97,7 +97,7 @@ def distilled_group(
         dims = [f"preprocessing_{name}_{axis}" for axis in range(np.ndim(array))]
         data[f"preprocessing_{name}"] = variable(dims, array, f"{name} of the preprocessing")
         coords |= {dim: coordinate(dim, np.arange(size), f"axis of {name}") for dim, size in zip(dims, array.shape, strict=True)}
-    attributes = {
+    attributes: dict[str, Any] = {
         "label_space": arrays.label_space,
         "preprocessing": json.dumps(dict(arrays.preprocessing)),
         "provenance": json.dumps(dict(arrays.provenance)),
@@ -112,7 +112,9 @@ def distilled_group(
 
 def to_arrays(distilled: DistilledSet) -> SetArrays:
     """The plain arrays of a distilled set, on the CPU."""
-    meta, arrays = distilled.preprocessing.to_arrays()
+    from distilkit.data.preprocessing import to_words
+
+    arrays = distilled.preprocessing.to_arrays()[1]
     dtypes = {name: str(t.dtype) for name, t in (("image", distilled.images), ("label", distilled.labels))}
     return SetArrays(
         image=_numpy(distilled.images),
@@ -123,7 +125,7 @@ def to_arrays(distilled: DistilledSet) -> SetArrays:
         pixel=_numpy(distilled.pixels()),
         block=_numpy(distilled.block),
         inner_lr=distilled.inner_lr,
-        preprocessing=meta,
+        preprocessing=to_words(distilled.preprocessing),
         preprocessing_arrays=arrays,
         provenance=distilled.provenance,
         dtypes=dtypes,

@@ -31,12 +31,13 @@ import xarray as xr
 from filelock import FileLock
 from torch import Tensor
 
-from distilkit import process
+from distilkit import fields, process
 from distilkit.boosting import groups
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
+from distilkit.progress import SILENT, Progress
 from distilkit.storage import checkpoint
 from distilkit.storage.grid import Region, fill
 from distilkit.studies.gradients_layout import VARIABLES, gradients_template
@@ -78,7 +79,7 @@ def gradient_study(
     *,
     horizon: int | None = None,
     out: str | Path | None = None,
-    notice: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> xr.Dataset:
     """Measure meta-gradients along a distillation.
 
@@ -90,7 +91,7 @@ def gradient_study(
         replicates: K, at least 3.
         horizon: T of the full unroll that `cosine` compares with; the longest of the pipeline's and the policies' windows when left out.
         out: a folder; the study goes on there after a kill, and several processes may fill it.
-        notice: told (units done, all units).
+        progress: is told how many units are done.
 
     Returns:
         the variables in `gradients_layout.VARIABLES` over (policy, optimizer, outer_step, ...).
@@ -129,7 +130,7 @@ def gradient_study(
     }
     template = gradients_template(list(chosen), list(inner), points, replicates).assign_attrs(horizon=longest, title=pipeline.title)
     units = {"optimizer": 1, "outer_step": 1}
-    return fill(template, units, compute, identity=identity, folder=folder, notice=notice)
+    return fill(template, units, compute, identity=identity, folder=folder, progress=progress)
 
 
 def _plan(policy: Any, stream: Stream) -> Window:
@@ -153,14 +154,17 @@ class _States:
             place = self.folder / "states" / str(step)
             kept = checkpoint.latest(place)
             if kept is not None:
-                self.state = checkpoint.unflatten(self.pipeline.template(kept.meta["stage"]), kept.tensors)
-                return self.state
+                state: DistillerState = checkpoint.unflatten(self.pipeline.template(kept.meta["stage"]), kept.tensors)
+                self.state = state
+                return state
             state = self._distilled(step)
             checkpoint.save(place, step, checkpoint.flatten(state), {"stage": state.stage})
             return state
 
     def _distilled(self, step: int) -> DistillerState:
-        state = self.state if self.state is not None and self.state.step <= step else self.pipeline.init()
+        state = self.state
+        if state is None or state.step > step:
+            state = self.pipeline.init()
         while state.step < step:
             state, _ = self.pipeline.step(state)
         self.state = state
@@ -177,7 +181,7 @@ def _unit(
 ) -> dict[str, np.ndarray]:
     """All policies and replicates at one outer step, with one inner optimiser: arrays with the policies first."""
     stage = pipeline.stages[state.stage]
-    learner = attrs.evolve(pipeline.stage_learner(stage), optimizer=optimizer)
+    learner = fields.evolve(pipeline.stage_learner(stage), optimizer=optimizer)
     log_lr = state.leaves.log_lr
     if optimizer != pipeline.learner.optimizer:
         log_lr = torch.tensor(optimizer.lr, dtype=log_lr.dtype, device=log_lr.device).log()

@@ -11,7 +11,7 @@ same networks (initial parameters and draws) are trained on S and on what is lef
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from distilkit.evaluation.protocol import Evaluation
 from distilkit.evaluation.training import TrainingSet
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
+from distilkit.progress import SILENT, Progress
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
 from distilkit.studies.subsets import score_sets
+from distilkit.unroll.strategy import ProgramCache
 
 NOBODY = -1
 
@@ -61,7 +63,7 @@ def influence(
     together: int = 64,
     folder: Path | None = None,
     identity: Mapping[str, Any] | None = None,
-    notice: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> xr.Dataset:
     """Measure the influence of every row of a set, and of pairs of rows.
 
@@ -75,14 +77,14 @@ def influence(
         together: about how many networks are trained in one unit of work.
         folder: where the measurements are stored as they are made (see `grids.fill`), or None.
         identity: what names this set and recipe in the folder.
-        notice: told (units done, all units).
+        progress: is told how many units are done.
 
     Returns:
         accuracy (seed); drop (sample, seed); joint_drop and interaction (sample, other, seed), NaN for pairs that were not
         measured, symmetric.
     """
     cases = removals(training.classes, pairs)
-    count, seeds = len(training.classes), evaluation.seeds
+    count, seeds, programs = len(training.classes), evaluation.seeds, ProgramCache()
     template = xr.Dataset(
         {
             "accuracy": variable(("removal", "seed"), np.full((len(cases), seeds), np.nan), "test accuracy without the removed samples"),
@@ -103,12 +105,12 @@ def influence(
             by_classes.setdefault(tuple(training.classes[_left(count, case)].tolist()), []).append(place)
         for places in by_classes.values():  # sets of one call have the same classes, row by row
             sets = [_without(training, _left(count, some[p])) for p in places]
-            found[places] = score_sets(learner, sets, data, evaluation, stream)[0]
+            found[places] = score_sets(learner, sets, data, evaluation, stream, programs)[0]
         return {"accuracy": found}
 
     units = {"removal": max(1, together // seeds)}
     words = {"study": "influence", "pairs": pairs, "protocol": evaluation.words(), **(identity or {})}
-    measured = fill(template, units, compute, identity=words, folder=folder, notice=notice)
+    measured = fill(template, units, compute, identity=words, folder=folder, progress=progress)
     return _drops(measured["accuracy"].values, cases, training.classes.numpy())
 
 

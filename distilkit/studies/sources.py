@@ -7,47 +7,30 @@ random subsets of the large set, a set distilled directly, the boosted prefix, a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import attrs
 import numpy as np
 import xarray as xr
 
-from distilkit import spec, storage
+from distilkit import fields, spec, storage
 from distilkit.data import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError
 from distilkit.evaluation import TrainingSet, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset
+from distilkit.progress import SILENT, Progress
+from distilkit.runs.run import run
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import build, coordinate, variable
+from distilkit.storage.store import NAME
 from distilkit.studies.influence import influence
 from distilkit.studies.subsets import fingerprint, orders, score_sets, subset_rows
+from distilkit.unroll.strategy import ProgramCache
 
 SUBSET, DIRECT, PREFIX = "subset of the large set", "distilled directly", "boosted prefix"
 ONE_DRAW = (DIRECT, PREFIX, "herding real")
-
-
-class StudyObserver(Protocol):
-    """Is told how a study goes on."""
-
-    def phase(self, words: str) -> None:
-        """A new part of the work begins."""
-
-    def unit(self, done: int, total: int) -> None:
-        """So many units of that part are done."""
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def phase(self, words: str) -> None:
-        """Nothing."""
-
-    def unit(self, done: int, total: int) -> None:
-        """Nothing."""
 
 
 def intercorrelation(
@@ -60,7 +43,7 @@ def intercorrelation(
     coresets: Sequence[str] = CORESETS,
     together: int = 64,
     out: Path | None = None,
-    notice: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> xr.Dataset:
     """Compare sets of the same size from different sources.
 
@@ -73,7 +56,7 @@ def intercorrelation(
         coresets: of real images: "random real", "k-means real", "herding real".
         together: about how many networks are trained in one unit of work.
         out: a folder for the measurements as they are made, or None.
-        notice: told (units done, all units).
+        progress: is told how many units are done.
 
     Returns:
         accuracy (source, budget, draw, seed), NaN where a source has no set of that size or only one draw.
@@ -81,7 +64,7 @@ def intercorrelation(
     budgets = sorted(direct) if budgets is None else list(budgets)
     protocol, data, stream = pipeline.evaluation, pipeline.bundle, pipeline.stream.fold("intercorrelation")
     sources = [SUBSET, DIRECT, *([PREFIX] if boosted is not None else []), *coresets]
-    large = direct[max(direct)]
+    large, programs = direct[max(direct)], ProgramCache()
 
     def sets(source: str, budget: int, some: range) -> list[TrainingSet]:
         if source == SUBSET:
@@ -102,7 +85,7 @@ def intercorrelation(
         found = np.full((1, 1, len(some), protocol.seeds), np.nan)
         wanted = range(0, 1) if source in ONE_DRAW else some
         if (source not in ONE_DRAW or some.start == 0) and (given := sets(source, budget, wanted)):
-            found[0, 0, : len(given)] = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"))[0]
+            found[0, 0, : len(given)] = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"), programs)[0]
         return {"accuracy": found}
 
     shape = (len(sources), len(budgets), draws, protocol.seeds)
@@ -128,11 +111,11 @@ def intercorrelation(
         "seed": pipeline.seed,
     }
     units = {"source": 1, "budget": 1, "draw": max(1, together // protocol.seeds)}
-    return fill(template, units, compute, identity=identity, folder=out, notice=notice)
+    return fill(template, units, compute, identity=identity, folder=out, progress=progress)
 
 
 def intercorrelation_study(
-    pipeline: Distiller, out: str | Path, *, draws: int = 10, influence_at: int | None = None, observer: StudyObserver | None = None
+    pipeline: Distiller, out: str | Path, *, draws: int = 10, influence_at: int | None = None, progress: Progress = SILENT
 ) -> xr.DataTree:
     """Make all the sets that the study needs, compare them, and measure the influence of samples on each other.
 
@@ -145,7 +128,7 @@ def intercorrelation_study(
         draws: random subsets, and draws of real images, at each budget.
         influence_at: images per class of the direct set whose samples are removed one and two at a time; the second budget
             when left out.
-        observer: is told how the study goes on.
+        progress: is told how the study goes on.
 
     Returns:
         the tree with the groups sources and influence (see `intercorrelation` and `studies.influence`).
@@ -153,32 +136,32 @@ def intercorrelation_study(
     Raises:
         CombinationError: the pipeline has no boost schedule.
     """
-    watch, folder = observer or Silent(), Path(out)
+    folder = Path(out)
     if pipeline.boost is None:
         raise CombinationError("The intercorrelation study compares boosted prefixes, and this spec has no boost schedule.", fix="[boost]")
-    judged = attrs.evolve(pipeline.evaluation, baselines=())
-    boosted = _made(attrs.evolve(pipeline, evaluation=judged), folder / "boosted", watch)
+    judged = fields.evolve(pipeline.evaluation, baselines=())
+    boosted = _made(fields.evolve(pipeline, evaluation=judged), folder / "boosted", progress)
     direct, steps = {}, 0
     for stage in pipeline.stages:
         steps += stage.steps
-        alone = attrs.evolve(
+        alone = fields.evolve(
             pipeline,
             boost=None,
-            images=attrs.evolve(pipeline.images, per_class=stage.per_class),
-            outer=attrs.evolve(pipeline.outer, steps=steps),
+            images=fields.evolve(pipeline.images, per_class=stage.per_class),
+            outer=fields.evolve(pipeline.outer, steps=steps),
             truncation=stage.truncation,
-            learner=attrs.evolve(pipeline.learner, batch_per_class=pipeline.stage_learner(stage).batch_per_class),
+            learner=fields.evolve(pipeline.learner, batch_per_class=pipeline.stage_learner(stage).batch_per_class),
             evaluation=judged,
             title=f"{pipeline.title}-direct-{stage.per_class}",
         )
-        direct[stage.per_class] = _made(alone, folder / f"direct-{stage.per_class}", watch)
-    watch.phase("comparing the sources")
-    sources = intercorrelation(pipeline, direct, boosted, draws=draws, out=folder / "grid", notice=watch.unit)
+        direct[stage.per_class] = _made(alone, folder / f"direct-{stage.per_class}", progress)
+    progress.phase("comparing the sources")
+    sources = intercorrelation(pipeline, direct, boosted, draws=draws, out=folder / "grid", progress=progress)
     budgets = pipeline.boost.budgets
     at = influence_at or budgets[min(1, len(budgets) - 1)]
     if at not in direct:
         raise CombinationError(f"influence_at = {at}, and the sets distilled directly have {sorted(direct)} images per class.")
-    watch.phase(f"removing samples of the set with {at} images per class")
+    progress.phase(f"removing samples of the set with {at} images per class")
     pairs = "all" if len(direct[at]) <= 30 else "same class"
     removed = influence(
         pipeline.bound,
@@ -189,7 +172,7 @@ def intercorrelation_study(
         pairs=pairs,
         folder=folder / f"influence-{at}",
         identity={"set": fingerprint(direct[at]), "learner": repr(pipeline.learner), "seed": pipeline.seed},
-        notice=watch.unit,
+        progress=progress,
     )
     groups = {"sources": sources.drop_attrs(deep=False), "influence": removed}
     tree = build(groups, title=f"{pipeline.title}: intercorrelation", spec=spec.to_tree(pipeline), seed=pipeline.seed)
@@ -197,13 +180,13 @@ def intercorrelation_study(
     return tree
 
 
-def _made(pipeline: Distiller, folder: Path, watch: StudyObserver) -> DistilledSet:
+def _made(pipeline: Distiller, folder: Path, progress: Progress) -> DistilledSet:
     """The set of a run, which is made if it is not there whole."""
-    if (folder / storage.store.NAME).exists():
+    if (folder / NAME).exists():
         tree = storage.open(folder)
         if "evaluation" in tree.children and "accuracy" in tree["evaluation"]:
             return storage.load(folder)
         shutil.rmtree(folder)  # a run of ours that was stopped
-    watch.phase(f"distilling {folder.name}")
-    pipeline.run(folder)
+    progress.phase(f"distilling {folder.name}")
+    run(pipeline, folder, progress)
     return storage.load(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilkit import spec, storage
+from distilkit import fields, spec, storage
 from distilkit.boosting import fitted
 from distilkit.data import DataBundle, DistilledSet
 from distilkit.distiller import Distiller
@@ -25,8 +25,10 @@ from distilkit.evaluation.protocol import Evaluation, Table, selection_split
 from distilkit.evaluation.training import TrainingSet, accuracy, train
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
+from distilkit.progress import SILENT, Progress
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
+from distilkit.unroll.strategy import ProgramCache
 
 STRATEGIES = ("random", "prefix", "easiest", "hardest")
 
@@ -43,7 +45,7 @@ def subset_grid(
     out: str | Path | None = None,
     together: int = 64,
     trust: bool = False,
-    notice: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> xr.Dataset:
     """Test accuracy of subsets of a distilled set, by how many images of each class are left.
 
@@ -59,7 +61,7 @@ def subset_grid(
         out: a folder for the grid. A grid that was killed goes on there, and several processes may fill it at one time.
         together: about how many networks are trained in one unit of work.
         trust: allow the run's spec to name Python code.
-        notice: told (units done, all units).
+        progress: is told how many units are done.
 
     Returns:
         accuracy (budget, draw, network, seed), a fraction; training_steps (budget, draw, network), selected on validation; taken
@@ -70,21 +72,21 @@ def subset_grid(
         RunError: `out` holds another grid.
     """
     made, pipeline = with_pipeline(distilled, pipeline, trust=trust)
-    protocol = pipeline.evaluation if seeds is None else attrs.evolve(pipeline.evaluation, seeds=seeds)
+    protocol = pipeline.evaluation if seeds is None else fields.evolve(pipeline.evaluation, seeds=seeds)
     learners = {name: bound(pipeline, network) for name, network in (networks or {"the learner's": pipeline.learner}).items()}
     data, stream = pipeline.bundle, pipeline.stream.fold("subsets")
     hard = None
     if strategy in ("easiest", "hardest"):
-        hard = difficulty(pipeline.bound, made, data, attrs.evolve(protocol, labels="soft"), stream.fold("difficulty"))
+        hard = difficulty(pipeline.bound, made, data, fields.evolve(protocol, labels="soft"), stream.fold("difficulty"))
     order = orders(strategy, made, draws, stream.fold("rows"), hard)
     rows = {(budget, draw): subset_rows(made.classes, budget, order[draw]) for budget in budgets for draw in range(draws)}
-    whole = training_set(made, data)
+    whole, programs = training_set(made, data), ProgramCache()
 
     def compute(region: Region) -> dict[str, np.ndarray]:
         budget, name = budgets[region["budget"].start], list(learners)[region["network"].start]
         picked = [rows[budget, draw] for draw in range(region["draw"].start, region["draw"].stop)]
         sets = [attrs.evolve(whole, images=whole.images[r], labels=whole.labels[r], classes=whole.classes[r]) for r in picked]
-        accuracy, steps = score_sets(learners[name], sets, data, protocol, stream.fold("networks"))
+        accuracy, steps = score_sets(learners[name], sets, data, protocol, stream.fold("networks"), programs)
         return {"accuracy": accuracy[None, :, None], "training_steps": steps[None, :, None]}
 
     identity = {
@@ -101,7 +103,7 @@ def subset_grid(
     template = _template(made, budgets, draws, list(learners), protocol.seeds, rows, hard)
     units = {"budget": 1, "draw": max(1, together // protocol.seeds), "network": 1}
     folder = None if out is None else Path(out)
-    return fill(template, units, compute, identity=identity, folder=folder, notice=notice).assign_attrs(strategy=strategy)
+    return fill(template, units, compute, identity=identity, folder=folder, progress=progress).assign_attrs(strategy=strategy)
 
 
 def _template(
@@ -171,7 +173,7 @@ def with_pipeline(
 
 def bound(pipeline: Distiller, network: Any) -> Learner:
     """A network, or a whole learner, bound to the pipeline's data."""
-    learner = network if isinstance(network, Learner) else attrs.evolve(pipeline.learner, network=network)
+    learner = network if isinstance(network, Learner) else fields.evolve(pipeline.learner, network=network)
     return learner.bind(pipeline.bundle.image_shape, pipeline.bundle.classes)
 
 
@@ -252,7 +254,7 @@ def difficulty(learner: Learner, distilled: DistilledSet, data: DataBundle, eval
     """
     learner, training = evaluation.trainer(learner, full_data(data, evaluation.batch_size))
     streams = [stream.fold(i) for i in range(evaluation.seeds)]
-    ((_, params),) = train(learner, training, streams, evaluation.steps[-1:], mode=evaluation.mode)
+    ((_, params),) = train(learner, training, streams, evaluation.steps[-1:], mode=evaluation.mode())
     images, classes = distilled.images.to(data.train.images.device), distilled.classes.to(data.train.images.device)
     with torch.no_grad():
         losses = [F.cross_entropy(learner.logits(p, images).double(), classes, reduction="none") for p in params]
@@ -260,7 +262,12 @@ def difficulty(learner: Learner, distilled: DistilledSet, data: DataBundle, eval
 
 
 def score_sets(
-    learner: Learner, sets: Sequence[TrainingSet], data: DataBundle, evaluation: Evaluation, stream: Stream
+    learner: Learner,
+    sets: Sequence[TrainingSet],
+    data: DataBundle,
+    evaluation: Evaluation,
+    stream: Stream,
+    programs: ProgramCache | None = None,
 ) -> tuple[Table, np.ndarray]:
     """Test accuracy of networks trained on many sets of the same size and classes, side by side.
 
@@ -273,6 +280,7 @@ def score_sets(
         data: selects the number of steps on its validation split; the test split is used once for each set.
         evaluation: the protocol.
         stream: of the evaluation.
+        programs: where what is built is kept from one call to the next.
 
     Returns:
         accuracy, float64 (sets, seeds), and the numbers of training steps, int64 (sets,).
@@ -288,11 +296,11 @@ def score_sets(
     learner, stacked = evaluation.trainer(learner, stacked)
     streams = [stream.fold(i) for _ in sets for i in range(seeds)]
     choosing = data.test if evaluation.select == "paper" else selection_split(data)
-    chosen, kept = [], []
-    for _, params in train(learner, stacked, streams, evaluation.steps, mode=evaluation.mode):
-        chosen.append(accuracy(learner, params, choosing, evaluation.mode).nan_to_num(0).view(len(sets), seeds).mean(1))
+    chosen, kept, mode = [], [], evaluation.mode(programs)
+    for _, params in train(learner, stacked, streams, evaluation.steps, mode=mode):
+        chosen.append(accuracy(learner, params, choosing, mode).nan_to_num(0).view(len(sets), seeds).mean(1))
         kept.append(params.view(len(sets), seeds, -1))
     best = torch.stack(chosen).argmax(0)
     final = torch.cat([kept[int(b)][i] for i, b in enumerate(best)])
-    tested = accuracy(learner, final, data.test, evaluation.mode).view(len(sets), seeds)
+    tested = accuracy(learner, final, data.test, mode).view(len(sets), seeds)
     return tested.numpy(), np.array(evaluation.steps, np.int64)[best.numpy()]

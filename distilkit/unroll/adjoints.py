@@ -10,9 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -21,6 +20,10 @@ from distilkit.errors import CombinationError, GradientError
 from distilkit.functional.pytrees import split_floating, tensor_map
 from distilkit.programs.programs import Programs
 from distilkit.unroll.offload import Offload
+
+HessianProduct = Literal["reverse-over-reverse", "forward-over-reverse"]
+
+Place = Literal["device", "host"]
 
 
 class OuterVariables(NamedTuple):
@@ -78,7 +81,17 @@ class OuterLoss(NamedTuple):
     batches: Sequence[tuple[Tensor, Tensor]]
 
 
-@attrs.frozen
+class Adjoint(Protocol):
+    """What an adjoint offers: the meta-gradient through a window, see `ReplayAdjoint.__call__`."""
+
+    def __call__(
+        self, steps: Sequence[Step], end: OuterLoss, theta: Tensor, state: Any, leaves: OuterVariables, programs: Programs, /
+    ) -> tuple[Tensor, OuterVariables]:
+        """Return the outer loss at the end of the window, and its gradient with respect to the outer variables."""
+        ...
+
+
+@fields.component
 class AutogradAdjoint:
     """Reverse mode over the whole window. Exact; memory grows with every step of it. The reference to compare with."""
 
@@ -98,7 +111,7 @@ class AutogradAdjoint:
         return loss, gradient
 
 
-@attrs.frozen
+@fields.component
 class ReplayAdjoint:
     """Store the trajectory and go back through it one step at a time: exact, with memory flat in the window.
 
@@ -123,10 +136,10 @@ class ReplayAdjoint:
     'reverse-over-reverse'
     """
 
-    hessian_product: str = fields.choice("reverse-over-reverse", ["reverse-over-reverse", "forward-over-reverse"])
-    checkpoint_every: int = fields.integer(1, least=1)
-    keep_last: int = fields.integer(0, least=0)
-    offload: str = fields.choice("device", ["device", "host"])
+    hessian_product: HessianProduct = fields.choice(HessianProduct, default="reverse-over-reverse")
+    checkpoint_every: int = fields.integer(default=1, least=1)
+    keep_last: int = fields.integer(default=0, least=0)
+    offload: Place = fields.choice(Place, default="device")
 
     def __attrs_post_init__(self) -> None:
         if self.keep_last and self.hessian_product != "reverse-over-reverse":

@@ -7,7 +7,7 @@ import os
 import shutil
 from functools import lru_cache
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -27,6 +27,11 @@ WORTH_ROUNDING = 0.75  # of its time in float32 that a convolution may take in b
 
 
 logger = logging.getLogger("distilkit")
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+AnyPrecision = Literal["auto", "float32", "tf32", "bfloat16"]
+Compile = Literal["auto", "off", "trace", "inductor", "cudagraph"]
+Switch = Literal["auto", "on", "off"]
 
 
 class Execution(NamedTuple):
@@ -171,17 +176,30 @@ def _compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-def programs_of(execution: Execution, learner: Learner, adjoint: Any = None) -> Programs:
-    """The programs of a learner that is run in one way: built once, for all steps. All are values, so equal ones share them.
+class ProgramCache:
+    """The programs of a pipeline, by how they run and for which learner: built once, and gone with their owner.
 
-    Args:
-        execution: how they run.
-        learner: bound.
-        adjoint: one whose programs have names that do not tell its parameters, as a user's own may.
+    An `Unroller` has one; whoever judges sets on the way gives it to the evaluation too, whose training step is the same.
+    Learners are values, so equal ones share programs.
     """
-    return _programs(execution._replace(why=""), learner, adjoint)
 
+    def __init__(self) -> None:
+        self._made: dict[tuple[Any, ...], Programs] = {}
 
-@lru_cache(maxsize=16)
-def _programs(execution: Execution, learner: Learner, adjoint: Any) -> Programs:
-    return Programs(execution.kind, logger.info, logger.warning)
+    def of(self, execution: Execution, learner: Learner, adjoint: Any = None) -> Programs:
+        """The programs of one learner.
+
+        Args:
+            execution: how they run.
+            learner: bound.
+            adjoint: one whose programs have names that do not tell its parameters, as a user's own may.
+        """
+        key = (execution._replace(why=""), learner, adjoint)
+        if key not in self._made:
+            self._made[key] = Programs(execution.kind, logger.info, logger.warning)
+        return self._made[key]
+
+    @property
+    def fallbacks(self) -> dict[str, str]:
+        """Of all programs, those that do not run as was asked for: how they run, and why."""
+        return {name: how for programs in self._made.values() for name, how in programs.fallbacks.items()}

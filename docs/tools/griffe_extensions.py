@@ -8,20 +8,19 @@ from griffe import Class, Extension, Function, Object, Parameter, ParameterKind,
 
 # A doctest that stands at the margin, up to the next empty line.
 DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
-# Builders whose second argument is the default; for all others it is the first.
-SECOND = {"component", "part"}
+DECORATORS = {"attrs.frozen", "attrs.define", "distilkit.fields.component"}
 
 
 class AttrsSignature(Extension):
-    """Give every class decorated by `attrs.frozen` the `__init__` that attrs will write.
+    """Give every class that attrs makes (`attrs.frozen`, `fields.component`) the `__init__` that attrs will write.
 
-    Griffe knows dataclasses only. A field made by `distilkit.fields`, such as `width: int = integer(128, least=1)`, is shown as
-    `width: int = 128`.
+    Griffe knows dataclasses only. A field made by `distilkit.fields`, such as `width: int = integer(default=128, least=1)`, is shown
+    as `width: int = 128`.
     """
 
     def on_class_members(self, *, cls: Class, **_: Any) -> None:
         """Called by griffe for each class, once its members are known."""
-        if "__init__" in cls.members or not any(d.callable_path in {"attrs.frozen", "attrs.define"} for d in cls.decorators):
+        if "__init__" in cls.members or not any(d.callable_path in DECORATORS for d in cls.decorators):
             return
         fields = [a for a in cls.members.values() if a.is_attribute and "instance-attribute" in a.labels and a.annotation is not None]
         parameters = [
@@ -51,8 +50,7 @@ def _default(value: Any) -> str | None:
     if builder[:1].isupper() and builder != "Factory":
         return str(value)
     keywords = {k.arg: k.value for k in tree.keywords}
-    place = int(builder in SECOND)
-    given = tree.args[place] if len(tree.args) > place else keywords.get("default", keywords.get("factory"))
+    given = keywords.get("default", keywords.get("factory"))
     if given is None or ast.unparse(given).endswith("NOTHING"):
         return None
     made = builder == "Factory" or "factory" in keywords or isinstance(given, ast.Lambda)

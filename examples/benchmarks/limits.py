@@ -70,7 +70,7 @@ def in_use(problem: common.Problem, precision: str, compile: str, window: int, d
     shape = tuple(problem.leaves.images.shape)
     kind = unroller.execution(problem.learner, shape, problem.leaves.images.device).kind
     clocked = Clocked(Programs(kind), device)
-    with mock.patch("distilkit.unroller.programs_of", return_value=clocked):
+    with mock.patch("distilkit.unroller.ProgramCache.of", return_value=clocked):
         for steps in (dk.Window(0, 2), dk.Window(1, 1 + window)):  # the first warms up; in bfloat16, step 0 is in float32
             clocked.seconds.clear()
             unroller.meta_gradient(problem.learner, problem.leaves, steps, problem.batch, dk.Stream(0))

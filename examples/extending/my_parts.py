@@ -1,6 +1,8 @@
-"""Six components of one's own, in one file: own.toml beside it uses them. None has a base class, and nothing is registered."""
+"""Seven components of one's own, in one file: own.toml beside it uses them. None has a base class, and nothing is registered."""
 
 from __future__ import annotations
+
+import hashlib
 
 import attrs
 import torch
@@ -52,13 +54,35 @@ class CosineNet:
         return 10 * F.normalize(features, dim=1, eps=1e-6) @ F.normalize(params["centres"], dim=1).T
 
 
+@attrs.frozen(eq=False)
+class Centred:
+    """A preprocessing, fitted and not: it subtracts the mean of the training images."""
+
+    mean: torch.Tensor | None = None
+
+    def fit(self, images):
+        return Centred(images.mean(0)) if self.mean is None else self  # what is fitted stays as it is
+
+    def forward(self, images):
+        return images.float() - self.mean.to(images.device)
+
+    def inverse(self, x):
+        return x + self.mean.to(x.device)
+
+    def to_arrays(self):  # what is stored with a set, and how it is told from others
+        return {"kind": "Centred"}, {"mean": self.mean.numpy()}
+
+    def fingerprint(self):
+        return hashlib.blake2b(self.mean.numpy().tobytes(), digest_size=16).hexdigest()
+
+
 def rings(count: int = 600):
     """A data source: circles of three sizes. `dk.Arrays` takes any arrays; a class with `load(stream)` would do too."""
     stream, labels = dk.Stream(0), torch.arange(count) % 3
     y, x = torch.meshgrid(torch.linspace(-1, 1, 12), torch.linspace(-1, 1, 12), indexing="ij")
     distance = (x**2 + y**2).sqrt() - (0.3 + 0.25 * labels.float())[:, None, None]
     images = (-40 * distance**2).exp()[:, None] + 0.8 * stream.fold("noise").normal(count, 1, 12, 12)
-    return dk.Arrays(train_images=images, train_labels=labels, name="rings")
+    return dk.Arrays(train_images=images, train_labels=labels, name="rings", preprocessing=Centred())
 
 
 @attrs.frozen

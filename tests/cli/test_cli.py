@@ -158,18 +158,17 @@ def test_progress_fits_80_columns():
     """Step, outer loss, norm of the meta-gradient, validation accuracy and time left."""
     import io
 
-    import numpy as np
     from rich.console import Console
 
-    import distilkit as dk
-    from distilkit.cli.console import RunDisplay
-    from distilkit.distiller import StepInfo
+    from distilkit.cli.console import Display
 
     shown = io.StringIO()
-    with RunDisplay(Console(file=shown, width=80, force_terminal=True), 400) as display:
+    with Display(Console(file=shown, width=80, force_terminal=True)) as display:
         display.phase("distilling")
-        display.validated(100, np.array([0.9, 0.92]))
-        display.stepped(StepInfo(122, 1.234, 0.0123, 1.0, dk.Window(0, 20), 0.1))
+        display.value("loss", 1.234)
+        display.value("|g|", 0.0123)
+        display.value("validation accuracy", [0.9, 0.92])
+        display.advance(123, 400)
     line = shown.getvalue()
     for words in ("123/400", "loss 1.234", "|g| 1.2e-02", "val 0.910", "left", ":--"):
         assert words in line, line

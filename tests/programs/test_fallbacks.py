@@ -12,7 +12,7 @@ from distilkit.errors import GradientError
 from distilkit.programs import programs as module, rewrites
 from distilkit.programs.programs import Programs, record
 from distilkit.unroll.rates import convolution_seconds
-from distilkit.unroll.strategy import _programs, choose
+from distilkit.unroll.strategy import choose
 
 
 @torch.library.custom_op("distilkit_tests::permuted", mutates_args=())
@@ -28,14 +28,6 @@ def _(x):
 
 def flattened(x):
     return permuted(x).view(len(x), -1).square()
-
-
-@pytest.fixture(autouse=True)
-def _own_programs():
-    """What is broken on purpose stays here."""
-    _programs.cache_clear()
-    yield
-    _programs.cache_clear()
 
 
 IMAGES = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))

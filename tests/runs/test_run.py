@@ -7,7 +7,7 @@ import xarray as xr
 
 import distilkit as dk
 from distilkit.errors import GradientError, RunError
-from distilkit.runs.run import Silent
+from distilkit.progress import Silent
 from tests.pipelines import BARE, tiny
 
 
@@ -70,8 +70,8 @@ def test_stored_spec_runs_again_to_the_same_bits(usual, tmp_path):
 class Stop(Silent):
     """Interrupts the run, as Ctrl-C does, after the fourth outer step."""
 
-    def stepped(self, info):
-        if info.outer_step == 3:
+    def advance(self, done, total):
+        if done == 4:
             raise KeyboardInterrupt
 
 

@@ -1,73 +1,87 @@
 """Components for the tests of the spec room: one of each sort of field that `distilkit.fields` makes."""
 
-import attrs
+from typing import Literal
 
 from distilkit import fields
 from distilkit.errors import CombinationError, FieldError
 
 
-@attrs.frozen
+@fields.component
 class Digits:
-    split: int = fields.integer(10, least=1)
+    split: int = fields.integer(default=10, least=1)
+
+    def load(self):
+        return self.split
 
 
-@attrs.frozen
+@fields.component
 class ConvNet:
-    width: int = fields.integer(128, least=1)
-    depth: int = fields.integer(3, least=1, most=5)
-    norm: str = fields.choice("instance", ["instance", "layer", "none"])
-    image_shape: tuple[int, ...] | None = fields.integers(None, optional=True)
+    width: int = fields.integer(default=128, least=1)
+    depth: int = fields.integer(default=3, least=1, most=5)
+    norm: str = fields.choice(Literal["instance", "layer", "none"], default="instance")
+    image_shape: tuple[int, ...] | None = fields.integers(default=None, optional=True)
 
-    def apply(self):
+    def init(self):
         return self.width
 
+    apply = init
 
-@attrs.frozen
+
+@fields.component
 class MLP:
-    width: int = fields.integer(128, least=1)
-    hidden: tuple[int, ...] = fields.integers((64, 64), empty=True)
+    width: int = fields.integer(default=128, least=1)
+    hidden: tuple[int, ...] = fields.integers(default=(64, 64), empty=True)
 
-    def apply(self):
+    def init(self):
         return self.width
 
+    apply = init
 
-@attrs.frozen
+
+@fields.component
 class SGD:
     lr: float = fields.number(above=0)
-    momentum: float = fields.number(0.0, least=0, below=1)
-    nesterov: bool = fields.flag(False)
+    momentum: float = fields.number(default=0.0, least=0, below=1)
+    nesterov: bool = fields.flag(default=False)
+
+    def transformation(self):
+        return self.lr
 
     def __attrs_post_init__(self):
         if self.nesterov and self.momentum == 0:
             raise CombinationError("nesterov = true needs a momentum, but momentum is 0.", fix="momentum = 0.9")
 
 
-@attrs.frozen
+@fields.component
 class Adam:
-    lr: float = fields.number(0.001, above=0)
-    betas: tuple[float, float] = fields.numbers((0.9, 0.999), length=2, least=0, below=1)
-    decay: float | None = fields.number(None, above=0, optional=True)
+    lr: float = fields.number(default=0.001, above=0)
+    betas: tuple[float, float] = fields.numbers(default=(0.9, 0.999), length=2, least=0, below=1)
+    decay: float | None = fields.number(default=None, above=0, optional=True)
+
+    def transformation(self):
+        return self.lr
 
 
-@attrs.frozen
+@fields.component
 class Constant:
-    pass
+    def factor(self):
+        return 1.0
 
 
-@attrs.frozen
+@fields.component
 class Learner:
-    network: object = fields.component("network", methods=["apply"])
-    optimizer: object = fields.component("optimizer", Adam())
-    batch: int | None = fields.integer(None, least=1, optional=True)
+    network: object = fields.slot("network")
+    optimizer: object = fields.slot("optimizer", default=Adam())
+    batch: int | None = fields.integer(default=None, least=1, optional=True)
 
 
-@attrs.frozen
+@fields.component
 class Images:
-    per_class: int = fields.integer(1, least=1)
-    start: str = fields.choice("noise", ["noise", "real"])
+    per_class: int = fields.integer(default=1, least=1)
+    start: str = fields.choice(Literal["noise", "real"], default="noise")
 
 
-@attrs.frozen
+@fields.component
 class Blocks:
     sizes: tuple[int, ...] = fields.integers(least=1)
 
@@ -76,16 +90,16 @@ class Blocks:
             raise FieldError("sizes", list(self.sizes), "at most 5 blocks")
 
 
-@attrs.frozen
+@fields.component
 class Pipeline:
-    data: object = fields.component("data")
+    data: object = fields.slot("data")
     learner: Learner = fields.part(Learner)
-    images: Images = fields.part(Images, Images())
-    boost: Blocks | None = fields.part(Blocks, None, optional=True)
-    schedule: object = fields.component("schedule", Constant(), optional=True)
-    warmup: object = fields.component("schedule", None, optional=True)
-    title: str = fields.text("untitled")
-    seed: int = fields.integer(0)
+    images: Images = fields.part(Images, default=Images())
+    boost: Blocks | None = fields.part(Blocks, default=None, optional=True)
+    schedule: object = fields.slot("schedule", default=Constant(), optional=True)
+    warmup: object = fields.slot("schedule", default=None, optional=True)
+    title: str = fields.text(default="untitled")
+    seed: int = fields.integer(default=0)
 
     def __attrs_post_init__(self):
         if self.images.start == "real" and self.seed < 0:
@@ -114,5 +128,7 @@ class UsersNetwork:
     def __init__(self, **arguments):
         self.arguments = arguments
 
-    def apply(self):
+    def init(self):
         return self.arguments
+
+    apply = init

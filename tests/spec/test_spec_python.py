@@ -23,6 +23,9 @@ class Wide:
     def __init__(self, width, sizes=(), options=None):
         self.width, self.sizes, self.options = width, sizes, options
 
+    def init(self):
+        return None
+
     def apply(self):
         return self.width
 
@@ -117,7 +120,7 @@ WRONG = {
     "not callable": (":wide", ":number", "learner.network.target", "no function or class called number"),
     "wrong arguments": ("width = 7", "", "learner.network.target", "TypeError"),
     "factory raises": (":wide", ":broken", "learner.network.target", "RuntimeError: no such weights"),
-    "not a network": (":wide", ":nothing", "learner.network", "an object with apply"),
+    "not a network": (":wide", ":nothing", "learner.network", "an object with init and apply"),
     "a date": ("width = 7", "width = 2026-11-23", "learner.network.width", "2026-11-23 cannot be"),
 }
 
@@ -135,7 +138,7 @@ def test_wrong_python_components(name):
 @pytest.mark.usefixtures("folder")
 def test_the_error_says_where_the_users_code_raised():
     (problem,) = fails(SPEC.replace(":wide", ":broken"), trust=True)
-    assert "users_networks.py, line 16" in problem.message
+    assert "users_networks.py, line 19" in problem.message
 
 
 @pytest.mark.usefixtures("folder")

@@ -1,4 +1,3 @@
-import fractions
 import json
 
 import attrs
@@ -70,19 +69,26 @@ def test_an_optional_component_that_was_taken_away():
 
 @attrs.frozen
 class OwnNetwork:
-    def apply(self):
+    def init(self):
         return 1
+
+    apply = init
 
 
 @attrs.frozen
 class Grown(Images):
-    more: int = fields.integer(1)
+    more: int = fields.integer(default=1)
 
 
 @attrs.frozen
 class Loose:
     anything: object = None
-    sure: int | None = fields.integer(3, optional=True)
+    sure: int | None = fields.integer(default=3, optional=True)
+
+
+class OwnData:
+    def load(self):
+        return 1
 
 
 BASE = Pipeline(data=Digits(), learner=Learner(ConvNet()))
@@ -90,7 +96,7 @@ BASE = Pipeline(data=Digits(), learner=Learner(ConvNet()))
 # Each: a value that TOML cannot hold, the field that the message names.
 UNWRITABLE = {
     "own component": (attrs.evolve(BASE, learner=Learner(OwnNetwork())), "learner.network is a OwnNetwork"),
-    "other class for a kind": (attrs.evolve(BASE, data=fractions.Fraction(1)), "data is a Fraction"),
+    "other class for a kind": (attrs.evolve(BASE, data=OwnData()), "data is a OwnData"),
     "subclass of a part": (attrs.evolve(BASE, images=Grown()), "images is a Grown"),
     "object in a field": (Loose(object()), "anything is a object"),
     "object in a list": (Loose([1, None]), "anything is a NoneType"),

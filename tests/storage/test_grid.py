@@ -12,6 +12,7 @@ import xarray as xr
 
 import distilkit as dk
 from distilkit.errors import RunError
+from distilkit.progress import Silent
 from distilkit.storage.grid import done, fill
 
 TEMPLATE = xr.Dataset(
@@ -53,7 +54,12 @@ def test_finished_units_are_not_repeated(tmp_path):
         fill(TEMPLATE, UNITS, failing, identity={}, folder=tmp_path)
     assert done(tmp_path) == 4
     again, told = [], []
-    grid = fill(TEMPLATE, UNITS, lambda r: again.append(r) or compute(r), identity={}, folder=tmp_path, notice=lambda *n: told.append(n))
+
+    class Told(Silent):
+        def advance(self, done, total):
+            told.append((done, total))
+
+    grid = fill(TEMPLATE, UNITS, lambda r: again.append(r) or compute(r), identity={}, folder=tmp_path, progress=Told())
     assert len(again) == 2
     assert not [r for r in again if r in calls]
     assert told[-1] == (6, 6)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from distilkit.cli import tables
-from distilkit.cli.console import RunDisplay
+from distilkit.cli.console import Display
 from distilkit.report.curves import _level
 from distilkit.storage.spread import plus_minus, spread, standard_error
 
@@ -51,7 +51,7 @@ def printed(made):
 
 def line_of_validation():
     console = Console(width=200, file=io.StringIO())
-    RunDisplay(console, 10).validated(5, np.array(SEEDS))
+    Display(console).value("validation accuracy", SEEDS)
     return console.file.getvalue()
 
 

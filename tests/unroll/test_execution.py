@@ -16,7 +16,7 @@ from distilkit.programs.agreement import within_rounding
 from distilkit.programs.programs import Programs
 from distilkit.unroll import offload
 from distilkit.unroll.adjoints import OuterVariables
-from distilkit.unroll.strategy import _programs, choose, programs_of
+from distilkit.unroll.strategy import choose
 from distilkit.unroller import RealBatch
 from tests.unroll.problems import SHAPE, learner, problem, reference, relative
 
@@ -222,11 +222,10 @@ def test_programs_are_built_once():
     inner = learner(dk.Adam(lr=0.01), batch_per_class=2)
     leaves, batch, classes = problem()
     unroller = dk.Unroller(compile="trace")
-    _programs.cache_clear()
     for k, window in enumerate([dk.Window(2, 5), dk.Window(0, 6), dk.Window(4, 7)]):
         unroller.meta_gradient(inner, leaves, window, batch, dk.Stream(k), classes)
         execution = unroller.execution(inner, (6, *SHAPE), leaves.images.device)
-        built = programs_of(execution, inner).built
+        built = unroller.programs(inner, execution).built
         assert {key[0] for key in built} == {"step in full", "back in full, reverse-over-reverse", "end in full"}
         assert len(built) == 3
 
@@ -252,10 +251,9 @@ def test_compiled_steps_give_the_same_bits_again(keep):
     """Built anew, and called again."""
     inner = learner(dk.Adam(lr=0.02), batch_per_class=2)
     leaves, batch, classes = problem(torch.float32)
-    unroller = dk.Unroller(dk.ReplayAdjoint(keep_last=keep), compile="inductor")
     found = []
     for _ in range(2):
-        _programs.cache_clear()
+        unroller = dk.Unroller(dk.ReplayAdjoint(keep_last=keep), compile="inductor")
         found += [unroller.meta_gradient(inner, leaves, dk.Window(2, 7), batch, dk.Stream(1), classes) for _ in range(2)]
     assert all(torch.equal(one.images, found[0].images) for one in found)
 

@@ -4,7 +4,8 @@
 images and draws.
 """
 
+from distilkit.data.augmentation.base import Augmentation
 from distilkit.data.augmentation.dsa import DSA
 from distilkit.data.augmentation.flip_rotate import FlipRotate
 
-__all__ = ["DSA", "FlipRotate"]
+__all__ = ["DSA", "Augmentation", "FlipRotate"]

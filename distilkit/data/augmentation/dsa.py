@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
-import attrs
 import torch
 
 from distilkit import fields
-from distilkit.data.augmentation.flip_rotate import batch_shape
+from distilkit.data.augmentation.base import batch_shape
 from distilkit.data.augmentation.geometry import affine, rotations, shifts, stretches
 from distilkit.errors import FieldError, listing, nearest
 from distilkit.functional.streams import Stream
@@ -18,8 +18,10 @@ GEOMETRIC = ("crop", "flip", "scale", "rotate")
 
 Draw = dict[str, torch.Tensor]
 
+Mode = Literal["single", "multiple"]
 
-@attrs.frozen
+
+@fields.component
 class DSA:
     """DSA's strategies, with the parameters of its public code.
 
@@ -52,17 +54,17 @@ class DSA:
     torch.Size([3, 3, 8, 8])
     """
 
-    strategy: str = fields.text("color_crop_cutout_flip_scale_rotate")
-    siamese: bool = fields.flag(True)
-    mode: str = fields.choice("single", ("single", "multiple"))
-    brightness: float = fields.number(1.0, least=0)
-    saturation: float = fields.number(2.0, least=0)
-    contrast: float = fields.number(0.5, least=0)
-    crop: float = fields.number(0.125, least=0, most=1)
-    cutout: float = fields.number(0.5, least=0, most=1)
-    flip: float = fields.number(0.5, least=0, most=1)
-    scale: float = fields.number(1.2, least=1)
-    rotate: float = fields.number(15.0, least=0, most=180)
+    strategy: str = fields.text(default="color_crop_cutout_flip_scale_rotate")
+    siamese: bool = fields.flag(default=True)
+    mode: Mode = fields.choice(Mode, default="single")
+    brightness: float = fields.number(default=1.0, least=0)
+    saturation: float = fields.number(default=2.0, least=0)
+    contrast: float = fields.number(default=0.5, least=0)
+    crop: float = fields.number(default=0.125, least=0, most=1)
+    cutout: float = fields.number(default=0.5, least=0, most=1)
+    flip: float = fields.number(default=0.5, least=0, most=1)
+    scale: float = fields.number(default=1.2, least=1)
+    rotate: float = fields.number(default=15.0, least=0, most=180)
 
     def __attrs_post_init__(self) -> None:
         wrong = [name for name in self.names if name not in STRATEGIES]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import attrs
 import torch
 
 from distilkit import fields
+from distilkit.data.augmentation.base import batch_shape
 from distilkit.data.augmentation.geometry import affine, rotations, stretches
-from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 
 
-@attrs.frozen
+@fields.component
 class FlipRotate:
     """Either flip or rotate: one of the two for the whole batch, at even odds.
 
@@ -30,7 +29,7 @@ class FlipRotate:
     torch.Size([3, 1, 8, 8])
     """
 
-    degrees: float = fields.number(15.0, least=0, most=180)
+    degrees: float = fields.number(default=15.0, least=0, most=180)
 
     def sample(self, stream: Stream, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
         """Draw for one batch.
@@ -52,12 +51,3 @@ class FlipRotate:
     def apply(self, images: torch.Tensor, draw: dict[str, torch.Tensor]) -> torch.Tensor:
         """Augment a batch (N, C, H, W); linear in the images."""
         return affine(images, draw["matrix"])
-
-
-def batch_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Number, height and width of a batch of images; refuses feature vectors."""
-    if len(shape) != 4:
-        raise CombinationError(
-            f"Augmentation moves pixels, so it needs images (N, C, H, W), but the batch has shape {tuple(shape)}.", fix="augment=None"
-        )
-    return shape[0], shape[2], shape[3]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distilkit.data.preprocessing.base import Arrays, Fitted
+from distilkit.data.preprocessing.base import Arrays, Fitted, Preprocessing
+from distilkit.data.preprocessing.foreign import Foreign, stored_words
 from distilkit.data.preprocessing.kornia_zca import KorniaWhitened, KorniaZCA
 from distilkit.data.preprocessing.simple import Identity, Standardize, Standardized
 from distilkit.data.preprocessing.whitening import Whiten, Whitened
@@ -31,15 +32,17 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> Fitted:
         arrays: arrays by name.
 
     Returns:
-        The fitted value, with the same fingerprint.
+        The fitted value, with the same fingerprint; a `Foreign` for a kind of somebody's own.
 
     Raises:
-        FieldError: for a kind that this version does not know.
+        FieldError: for a kind that this version does not know, and that was stored without its fingerprint.
 
     >>> from_arrays(*Identity().to_arrays())
     Identity()
     """
     kind = meta.get("kind")
+    if kind not in _READERS and "fingerprint" in meta:
+        return Foreign(meta, arrays)
     if kind not in _READERS:
         near = nearest(str(kind), _READERS)
         raise FieldError("kind", kind, f"a preprocessing: {listing(sorted(_READERS))}", fix=f'kind = "{near}"' if near else None)
@@ -47,19 +50,13 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> Fitted:
     return fitted
 
 
-def require_readable(fitted: Fitted) -> None:
-    """Refuse a preprocessing that a stored set could not be read back with.
+def to_words(fitted: Fitted) -> dict[str, Any]:
+    """The description of a fitted preprocessing, JSON-able, from which and from whose arrays `from_arrays` reads it back.
 
     Raises:
-        CombinationError: it is one of the user's own.
+        CombinationError: it is one of the user's own, and could be stored, but never be read again.
     """
-    kind = fitted.to_arrays()[0].get("kind")
-    if kind not in _READERS:
-        raise CombinationError(
-            f"A set made with the preprocessing {type(fitted).__name__} could be stored, and never be read again: its kind is {kind!r}, "
-            f"and those that can be read are {listing(sorted(_READERS))}. Apply your own to the images before you give them to dk.Arrays.",
-            fix="preprocessing=dk.Identity()",
-        )
+    return stored_words(fitted, _READERS)
 
 
 def require_same(expected: Fitted, given: Fitted) -> None:
@@ -84,14 +81,16 @@ def require_same(expected: Fitted, given: Fitted) -> None:
 
 __all__ = [
     "Fitted",
+    "Foreign",
     "Identity",
     "KorniaWhitened",
     "KorniaZCA",
+    "Preprocessing",
     "Standardize",
     "Standardized",
     "Whiten",
     "Whitened",
     "from_arrays",
-    "require_readable",
     "require_same",
+    "to_words",
 ]

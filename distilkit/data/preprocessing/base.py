@@ -13,6 +13,14 @@ import torch
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+class Preprocessing(Protocol):
+    """What a preprocessing offers: a declaration, or one that is fitted already."""
+
+    def fit(self, images: torch.Tensor, /) -> Fitted:
+        """Fit to training images in [0, 1], (N, C, H, W) or (N, D)."""
+        ...
+
+
 class Fitted(Protocol):
     """A preprocessing that has seen its training images.
 
@@ -20,20 +28,25 @@ class Fitted(Protocol):
     distilled set: `CIFAR10(preprocessing=distilled.preprocessing)`.
     """
 
-    def fit(self, images: torch.Tensor) -> Fitted:
+    def fit(self, images: torch.Tensor, /) -> Fitted:
         """Return self: what is fitted stays as it is."""
+        ...
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, /) -> torch.Tensor:
         """From images in [0, 1], (N, C, H, W), to the space in which networks see them, float32."""
+        ...
 
-    def inverse(self, x: torch.Tensor) -> torch.Tensor:
+    def inverse(self, x: torch.Tensor, /) -> torch.Tensor:
         """Back to images on the scale [0, 1], as near as it can be; not clipped."""
+        ...
 
     def to_arrays(self) -> tuple[dict[str, Any], Arrays]:
         """A JSON-able dict with "kind", and arrays by name: all that `from_arrays` needs."""
+        ...
 
     def fingerprint(self) -> str:
         """A hash that is the same for the same preprocessing, on every machine."""
+        ...
 
 
 def hash_tensor(images: torch.Tensor) -> str:

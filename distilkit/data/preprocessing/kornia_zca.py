@@ -16,7 +16,7 @@ from distilkit.data.preprocessing.linear import BLOCK, apply_rows, covariance, i
 from distilkit.errors import CombinationError
 
 
-@attrs.frozen
+@fields.component
 class KorniaZCA:
     """What `kornia.enhance.ZCAWhitening(eps=0.1)` does to images in [0, 1].
 
@@ -34,7 +34,7 @@ class KorniaZCA:
     True
     """
 
-    eps: float = fields.number(0.1, above=0)
+    eps: float = fields.number(default=0.1, above=0)
 
     def fit(self, images: torch.Tensor) -> KorniaWhitened:
         """Fit on training images.

@@ -8,12 +8,13 @@ import attrs
 import numpy as np
 import torch
 
+from distilkit import fields
 from distilkit.data.preprocessing.base import Arrays, hash_arrays, hash_tensor, hash_words
 
 BLOCK = 4096  # images that are in float64 at one time
 
 
-@attrs.frozen
+@fields.component
 class Identity:
     """Leave images in [0, 1] as they are.
 
@@ -43,7 +44,7 @@ class Identity:
         return hash_words({"kind": "Identity"})
 
 
-@attrs.frozen
+@fields.component
 class Standardize:
     """Subtract the mean of each channel and divide by its standard deviation (population), both of the training images only.
 

@@ -15,7 +15,7 @@ from distilkit.data.preprocessing.cache import cached
 from distilkit.data.preprocessing.linear import apply_rows, covariance, inverse, inverse_root
 
 
-@attrs.frozen
+@fields.component
 class Whiten:
     """The paper's whitening.
 
@@ -39,7 +39,7 @@ class Whiten:
     True
     """
 
-    regularisation: float = fields.number(0.1, above=0)
+    regularisation: float = fields.number(default=0.1, above=0)
 
     def fit(self, images: torch.Tensor) -> Whitened:
         """Fit on training images.

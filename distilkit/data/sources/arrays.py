@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import attrs
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
-from distilkit.data.preprocessing import Standardize
+from distilkit.data.preprocessing import Preprocessing, Standardize
 from distilkit.data.sources.assemble import Raw, assemble, split_size
 from distilkit.data.sources.missing import folder, missing
 from distilkit.errors import CombinationError, FieldError
@@ -26,12 +26,14 @@ ROLES: dict[str, tuple[str, ...]] = {  # what each array may be called; the firs
     "class_names": ("class_names",),
 }
 
+ArrayLayout = Literal["auto", "NCHW", "NHWC"]
+
 
 def _array() -> Any:
     return attrs.field(default=None, eq=False, repr=False, kw_only=True, metadata={"allowed": "an array, from Python only", "python": True})
 
 
-@attrs.frozen
+@fields.component
 class Arrays:
     """Arrays of any number of channels, any size and uneven classes; feature vectors too.
 
@@ -59,12 +61,12 @@ class Arrays:
     (5, 6, 7)
     """
 
-    path: str | None = fields.text(None, optional=True)
-    name: str | None = fields.text(None, optional=True)
-    layout: str = fields.choice("auto", ("auto", "NCHW", "NHWC"))
-    test: float = fields.number(0.2, above=0)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
+    path: str | None = fields.text(default=None, optional=True)
+    name: str | None = fields.text(default=None, optional=True)
+    layout: ArrayLayout = fields.choice(ArrayLayout, default="auto")
+    test: float = fields.number(default=0.2, above=0)
+    validation: float = fields.number(default=0.1, least=0)
+    preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
     train_images: Any = _array()
     train_labels: Any = _array()
     test_images: Any = _array()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import attrs
 import numpy as np
 import torch
 
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
-from distilkit.data.preprocessing import Standardize
+from distilkit.data.preprocessing import Preprocessing, Standardize
 from distilkit.data.sources.assemble import Raw, assemble, split_size
 from distilkit.functional.streams import Stream
 
 
-@attrs.frozen
+@fields.component
 class Digits:
     """1,797 real handwritten digits of 8 x 8 pixels in 16 grey levels (UCI, Alpaydin and Kaynak), shipped with scikit-learn.
 
@@ -29,9 +26,9 @@ class Digits:
     ((1, 8, 8), 10, 1797)
     """
 
-    validation: float = fields.number(0.15, least=0)
-    test: float = fields.number(0.2, above=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
+    validation: float = fields.number(default=0.15, least=0)
+    test: float = fields.number(default=0.2, above=0)
+    preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)

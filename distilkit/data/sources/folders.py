@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
 
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
-from distilkit.data.preprocessing import Standardize
+from distilkit.data.preprocessing import Preprocessing, Standardize
 from distilkit.data.sources.assemble import Raw, assemble, split_size
 from distilkit.data.sources.missing import folder, missing
 from distilkit.data.sources.pictures import pictures_below, read_pictures
 from distilkit.errors import CombinationError, MissingDataError
 from distilkit.functional.streams import Stream
 
+Fit = Literal["crop", "stretch"]
 
-@attrs.frozen
+
+@fields.component
 class ImageFolder:
     """A folder of class folders of image files: `root/train/CLASS/...`, and `root/test/CLASS/...` where there is a test set.
 
@@ -37,13 +39,13 @@ class ImageFolder:
     """
 
     root: str = fields.text()
-    size: int = fields.integer(32, least=1)
-    fit: str = fields.choice("crop", ("crop", "stretch"))
-    channels: int = fields.integer(3, least=1, most=3)
-    test_folder: str = fields.text("test")
-    test: float = fields.number(0.2, above=0)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
+    size: int = fields.integer(default=32, least=1)
+    fit: Fit = fields.choice(Fit, default="crop")
+    channels: int = fields.integer(default=3, least=1, most=3)
+    test_folder: str = fields.text(default="test")
+    test: float = fields.number(default=0.2, above=0)
+    validation: float = fields.number(default=0.1, least=0)
+    preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)
@@ -83,7 +85,7 @@ class ImageFolder:
         return images, torch.tensor([label for _, label in found])
 
 
-@attrs.frozen
+@fields.component
 class TinyImageNet:
     """Tiny-ImageNet: 100,000 training photographs in 200 classes, 3 x 64 x 64 (Stanford CS231n).
 
@@ -97,10 +99,10 @@ class TinyImageNet:
         preprocessing: fitted on the training images only; `Whiten()` for the paper's recipes.
     """
 
-    root: str = fields.text("data")
-    size: int = fields.integer(64, least=1)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
+    root: str = fields.text(default="data")
+    size: int = fields.integer(default=64, least=1)
+    validation: float = fields.number(default=0.1, least=0)
+    preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)
@@ -118,7 +120,7 @@ class TinyImageNet:
         return _assemble("TinyImageNet", self, train, test, names, "crop", stream)
 
 
-@attrs.frozen
+@fields.component
 class CUB200:
     """CUB-200-2011: 5,994 + 5,794 photographs of 200 kinds of birds (Wah et al., Caltech), resized without cropping.
 
@@ -129,10 +131,10 @@ class CUB200:
         preprocessing: fitted on the training images only; `Whiten()` for the paper's recipes.
     """
 
-    root: str = fields.text("data")
-    size: int = fields.integer(32, least=1)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
+    root: str = fields.text(default="data")
+    size: int = fields.integer(default=32, least=1)
+    validation: float = fields.number(default=0.1, least=0)
+    preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)

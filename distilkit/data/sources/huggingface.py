@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -10,15 +10,17 @@ import torch
 
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
-from distilkit.data.preprocessing import Standardize
+from distilkit.data.preprocessing import Preprocessing, Standardize
 from distilkit.data.sources.assemble import Raw, assemble, split_size
 from distilkit.data.sources.missing import folder
 from distilkit.data.sources.pictures import as_array
 from distilkit.errors import CombinationError, MissingDataError
 from distilkit.functional.streams import Stream
 
+Fit = Literal["crop", "stretch"]
 
-@attrs.frozen
+
+@fields.component
 class HuggingFace:
     """An image classification dataset, through the optional library `datasets` (`pip install 'distilkit[hf]'`).
 
@@ -38,17 +40,17 @@ class HuggingFace:
     """
 
     path: str = fields.text()
-    name: str | None = fields.text(None, optional=True)
-    size: int = fields.integer(32, least=1)
-    fit: str = fields.choice("crop", ("crop", "stretch"))
-    channels: int = fields.integer(3, least=1, most=3)
-    image_column: str = fields.text("image")
-    label_column: str = fields.text("label")
-    train_split: str = fields.text("train")
-    test_split: str = fields.text("test")
-    test: float = fields.number(0.2, above=0)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
+    name: str | None = fields.text(default=None, optional=True)
+    size: int = fields.integer(default=32, least=1)
+    fit: Fit = fields.choice(Fit, default="crop")
+    channels: int = fields.integer(default=3, least=1, most=3)
+    image_column: str = fields.text(default="image")
+    label_column: str = fields.text(default="label")
+    train_split: str = fields.text(default="train")
+    test_split: str = fields.text(default="test")
+    test: float = fields.number(default=0.2, above=0)
+    validation: float = fields.number(default=0.1, least=0)
+    preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)
@@ -74,7 +76,7 @@ class HuggingFace:
 
     def _open(self) -> Any:
         try:
-            import datasets
+            import datasets  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingDataError(
                 "HuggingFace needs the library `datasets`, which is not installed.", fix="pip install 'distilkit[hf]'"

@@ -4,46 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 from urllib.error import URLError
 
-import attrs
 import numpy as np
 import torch
 
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
-from distilkit.data.preprocessing import Standardize
+from distilkit.data.preprocessing import Preprocessing, Standardize
 from distilkit.data.sources.assemble import Raw, assemble, split_size
 from distilkit.data.sources.missing import folder, missing
 from distilkit.functional.streams import Stream
 
 
-@attrs.frozen
-class _Recipe:
+class _Recipe(NamedTuple):
     folder: str  # where torchvision looks, below root
     files: tuple[str, ...]
     site: str
-    open: Callable[[str, bool, bool], Any]  # (root, train, download)
     images: Callable[[Any], torch.Tensor]
     labels: str = "targets"
-    class_names: Callable[[Any], Sequence[str]] = lambda dataset: [str(d) for d in range(10)]
-
-
-def _load(name: str, root: str, download: bool) -> Raw:
-    recipe = _RECIPES[name]
-    place = folder(root) / recipe.folder
-    ready = all((place / f).is_file() for f in recipe.files)
-    packed = not ready and all(_intact(place / f"{f}.gz", name) for f in recipe.files)
-    if not (ready or packed or download):
-        raise missing(name, place, recipe.files, site=recipe.site, fix=f'dk.{name}(root="{root}", download=True)')
-    try:  # with download on, torchvision unpacks files that are there already, and does not touch the network for them
-        train, test = (recipe.open(str(folder(root)), part, download or packed) for part in (True, False))
-    except (RuntimeError, URLError, OSError) as error:
-        raise missing(name, place, recipe.files, site=recipe.site, why=str(error)) from error
-    names = tuple(recipe.class_names(train))
-    labels = (torch.as_tensor(getattr(part, recipe.labels)) for part in (train, test))
-    return Raw(recipe.images(train), next(labels), names, recipe.images(test), next(labels))
+    class_names: Callable[[Any], Sequence[str]] | None = None  # None: they are the digits
+    parts: tuple[str, Any, Any] = ("train", True, False)  # the argument that tells the two parts apart, and what it is
 
 
 def _intact(path: Path, name: str) -> bool:
@@ -53,16 +35,6 @@ def _intact(path: Path, name: str) -> bool:
 
     sums = dict(getattr(getattr(datasets, name), "resources", ()))
     return path.name in sums and bool(check_integrity(str(path), sums[path.name]))
-
-
-def _opener(name: str) -> Callable[[str, bool, bool], Any]:
-    def make(root: str, train: bool, download: bool) -> Any:
-        from torchvision import datasets  # here: it takes a second to import
-
-        which: dict[str, Any] = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
-        return getattr(datasets, name)(root, download=download, **which)
-
-    return make
 
 
 def _grey(dataset: Any) -> torch.Tensor:
@@ -76,46 +48,58 @@ def _channels_last(dataset: Any) -> torch.Tensor:
 
 _IDX = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-
-_RECIPES: dict[str, _Recipe] = {
-    "MNIST": _Recipe("MNIST/raw", _IDX, "yann.lecun.com/exdb/mnist", _opener("MNIST"), _grey),
-    "FashionMNIST": _Recipe(
-        "FashionMNIST/raw",
-        _IDX,
-        "github.com/zalandoresearch/fashion-mnist",
-        _opener("FashionMNIST"),
-        _grey,
-        class_names=lambda d: d.classes,
-    ),
-    "CIFAR10": _Recipe(
-        "cifar-10-batches-py",
-        _BATCHES,
-        "www.cs.toronto.edu/~kriz/cifar.html",
-        _opener("CIFAR10"),
-        _channels_last,
-        class_names=lambda d: d.classes,
-    ),
-    "CIFAR100": _Recipe(
-        "cifar-100-python",
-        ("train", "test", "meta"),
-        "www.cs.toronto.edu/~kriz/cifar.html",
-        _opener("CIFAR100"),
-        _channels_last,
-        class_names=lambda d: d.classes,
-    ),
-    "SVHN": _Recipe(
-        "",
-        ("train_32x32.mat", "test_32x32.mat"),
-        "ufldl.stanford.edu/housenumbers",
-        _opener("SVHN"),
-        lambda d: torch.from_numpy(d.data),
-        labels="labels",
-    ),
-}
+_KRIZHEVSKY = "www.cs.toronto.edu/~kriz/cifar.html"
 
 
-@attrs.frozen
-class MNIST:
+def _tensor(dataset: Any) -> torch.Tensor:
+    return torch.from_numpy(dataset.data)
+
+
+def _named(dataset: Any) -> Sequence[str]:
+    names: Sequence[str] = dataset.classes
+    return names
+
+
+@fields.component
+class _Torchvision:
+    """One of torchvision's datasets: a subclass says where its files lie and what they hold."""
+
+    _recipe: ClassVar[_Recipe]
+
+    root: str = fields.text(default="data")
+    download: bool = fields.flag(default=False)
+    validation: float = fields.number(default=0.1, least=0)
+    preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
+
+    def __attrs_post_init__(self) -> None:
+        split_size("validation", self.validation)
+
+    def load(self, stream: Stream) -> DataBundle:
+        """Load; `stream` seeds the validation split only. Raises MissingDataError when the files are not there."""
+        name = type(self).__name__
+        return assemble(name, self._read(name), preprocessing=self.preprocessing, validation=self.validation, stream=stream)
+
+    def _read(self, name: str) -> Raw:
+        from torchvision import datasets  # here: it takes a second to import
+
+        recipe, root = self._recipe, folder(self.root)
+        place = root / recipe.folder
+        ready = all((place / f).is_file() for f in recipe.files)
+        packed = not ready and all(_intact(place / f"{f}.gz", name) for f in recipe.files)
+        if not (ready or packed or self.download):
+            raise missing(name, place, recipe.files, site=recipe.site, fix=f'dk.{name}(root="{self.root}", download=True)')
+        argument, *parts = recipe.parts
+        try:  # with download on, torchvision unpacks files that are there already, and does not touch the network for them
+            train, test = (getattr(datasets, name)(str(root), download=self.download or packed, **{argument: part}) for part in parts)
+        except (RuntimeError, URLError, OSError) as error:
+            raise missing(name, place, recipe.files, site=recipe.site, why=str(error)) from error
+        names = tuple(recipe.class_names(train) if recipe.class_names else map(str, range(10)))
+        labels = [torch.as_tensor(getattr(part, recipe.labels)) for part in (train, test)]
+        return Raw(recipe.images(train), labels[0], names, recipe.images(test), labels[1])
+
+
+@fields.component
+class MNIST(_Torchvision):
     """MNIST: 60,000 + 10,000 handwritten digits, 1 x 28 x 28 (LeCun, Cortes and Burges).
 
     Args:
@@ -125,21 +109,11 @@ class MNIST:
         preprocessing: fitted on the training images only.
     """
 
-    root: str = fields.text("data")
-    download: bool = fields.flag(False)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
-
-    def __attrs_post_init__(self) -> None:
-        split_size("validation", self.validation)
-
-    def load(self, stream: Stream) -> DataBundle:
-        """Load; `stream` seeds the validation split only. Raises MissingDataError when the files are not there."""
-        return _bundle("MNIST", self, stream)
+    _recipe = _Recipe("MNIST/raw", _IDX, "yann.lecun.com/exdb/mnist", _grey)
 
 
-@attrs.frozen
-class FashionMNIST:
+@fields.component
+class FashionMNIST(_Torchvision):
     """Fashion-MNIST: 60,000 + 10,000 articles of clothing, 1 x 28 x 28 (Xiao, Rasul and Vollgraf, 2017).
 
     Args:
@@ -149,21 +123,11 @@ class FashionMNIST:
         preprocessing: fitted on the training images only.
     """
 
-    root: str = fields.text("data")
-    download: bool = fields.flag(False)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
-
-    def __attrs_post_init__(self) -> None:
-        split_size("validation", self.validation)
-
-    def load(self, stream: Stream) -> DataBundle:
-        """Load; `stream` seeds the validation split only. Raises MissingDataError when the files are not there."""
-        return _bundle("FashionMNIST", self, stream)
+    _recipe = _Recipe("FashionMNIST/raw", _IDX, "github.com/zalandoresearch/fashion-mnist", _grey, class_names=_named)
 
 
-@attrs.frozen
-class CIFAR10:
+@fields.component
+class CIFAR10(_Torchvision):
     """CIFAR-10: 50,000 + 10,000 photographs in 10 classes, 3 x 32 x 32 (Krizhevsky, 2009).
 
     Args:
@@ -173,21 +137,11 @@ class CIFAR10:
         preprocessing: fitted on the training images only; `Whiten()` for the paper's recipes.
     """
 
-    root: str = fields.text("data")
-    download: bool = fields.flag(False)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
-
-    def __attrs_post_init__(self) -> None:
-        split_size("validation", self.validation)
-
-    def load(self, stream: Stream) -> DataBundle:
-        """Load; `stream` seeds the validation split only. Raises MissingDataError when the files are not there."""
-        return _bundle("CIFAR10", self, stream)
+    _recipe = _Recipe("cifar-10-batches-py", _BATCHES, _KRIZHEVSKY, _channels_last, class_names=_named)
 
 
-@attrs.frozen
-class CIFAR100:
+@fields.component
+class CIFAR100(_Torchvision):
     """CIFAR-100: 50,000 + 10,000 photographs in 100 classes, 3 x 32 x 32 (Krizhevsky, 2009).
 
     Args:
@@ -197,21 +151,11 @@ class CIFAR100:
         preprocessing: fitted on the training images only; `Whiten()` for the paper's recipes.
     """
 
-    root: str = fields.text("data")
-    download: bool = fields.flag(False)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
-
-    def __attrs_post_init__(self) -> None:
-        split_size("validation", self.validation)
-
-    def load(self, stream: Stream) -> DataBundle:
-        """Load; `stream` seeds the validation split only. Raises MissingDataError when the files are not there."""
-        return _bundle("CIFAR100", self, stream)
+    _recipe = _Recipe("cifar-100-python", ("train", "test", "meta"), _KRIZHEVSKY, _channels_last, class_names=_named)
 
 
-@attrs.frozen
-class SVHN:
+@fields.component
+class SVHN(_Torchvision):
     """Street View House Numbers, cropped digits: 73,257 + 26,032 in uneven classes, 3 x 32 x 32 (Netzer et al., 2011).
 
     Args:
@@ -221,19 +165,11 @@ class SVHN:
         preprocessing: fitted on the training images only.
     """
 
-    root: str = fields.text("data")
-    download: bool = fields.flag(False)
-    validation: float = fields.number(0.1, least=0)
-    preprocessing: Any = fields.component("preprocessing", Standardize(), methods=("fit",))
-
-    def __attrs_post_init__(self) -> None:
-        split_size("validation", self.validation)
-
-    def load(self, stream: Stream) -> DataBundle:
-        """Load; `stream` seeds the validation split only. Raises MissingDataError when the files are not there."""
-        return _bundle("SVHN", self, stream)
-
-
-def _bundle(name: str, source: Any, stream: Stream) -> DataBundle:
-    raw = _load(name, source.root, source.download)
-    return assemble(name, raw, preprocessing=source.preprocessing, validation=source.validation, stream=stream)
+    _recipe = _Recipe(
+        "",
+        ("train_32x32.mat", "test_32x32.mat"),
+        "ufldl.stanford.edu/housenumbers",
+        _tensor,
+        labels="labels",
+        parts=("split", "train", "test"),
+    )

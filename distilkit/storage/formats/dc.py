@@ -8,6 +8,7 @@ numbers. `accs_all_exps` is a dict of lists of accuracies, by network; it is not
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def read(path: Path, options: Options) -> Raw:
 def write(distilled: DistilledSet, path: Path, plain: bool) -> None:
     """Write the file, with one experiment in it."""
     rows = by_class(distilled)
-    content = {"data": [[rows.images.detach().contiguous(), foreign_labels(rows)]], "accs_all_exps": {}}
+    content: dict[str, Any] = {"data": [[rows.images.detach().contiguous(), foreign_labels(rows)]], "accs_all_exps": {}}
     if not plain:
         content[KEY] = torch.from_numpy(np.frombuffer(lossless.dumps(distilled), np.uint8).copy())
     write_file(path, lambda part: torch.save(content, part))

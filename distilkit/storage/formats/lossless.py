@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse, save as serialize
 
 from distilkit.data import DistilledSet, from_arrays
+from distilkit.data.preprocessing import to_words
 from distilkit.errors import DistilkitError
 from distilkit.storage.formats.raw import Options, write_file
 
@@ -29,7 +30,7 @@ def dumps(distilled: DistilledSet) -> bytes:
     >>> loads(dumps(made), "memory").class_names
     ('cat', 'dog')
     """
-    meta, arrays = distilled.preprocessing.to_arrays()
+    arrays = distilled.preprocessing.to_arrays()[1]
     tensors = {name: getattr(distilled, name) for name in ("images", "labels", "classes", "block")}
     tensors |= {PREFIX + name: torch.from_numpy(array) for name, array in arrays.items()}
     # A copy each: safetensors refuses tensors that share memory.
@@ -38,7 +39,7 @@ def dumps(distilled: DistilledSet) -> bytes:
         "class_names": list(distilled.class_names),
         "label_space": distilled.label_space,
         "inner_lr": distilled.inner_lr,
-        "preprocessing": meta,
+        "preprocessing": to_words(distilled.preprocessing),
         "provenance": distilled.provenance,
     }
     try:

@@ -41,8 +41,10 @@ def _scalar(kind: Any, raw: Any) -> Any:
 
 
 # numpy 1 and numpy 2 name the same things differently.
-_STAND_INS: list[Any] = [(_scalar, f"{core}.multiarray.scalar") for core in ("numpy.core", "numpy._core")]
-_STAND_INS += [(_Kind, "numpy.dtype")]
+_STAND_INS: list[Any] = [
+    *((_scalar, f"{core}.multiarray.scalar") for core in ("numpy.core", "numpy._core")),
+    (_Kind, "numpy.dtype"),
+]
 
 
 def load(path: Path) -> Any:

@@ -1,0 +1,44 @@
+"""Progress: what long work tells of how it goes on. `distilkit.cli.console` shows it; from Python any object with the methods will do.
+
+class Printed(dk.Silent):
+def phase(self, words): print(words)
+
+dk.run(distiller, "runs/x", progress=Printed())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Is told how work goes on. It cannot change the work, but what it raises ends it."""
+
+    def phase(self, words: str, /) -> None:
+        """A new part of the work begins: "distilling", "testing random real"."""
+        ...
+
+    def advance(self, done: int, total: int, /) -> None:
+        """So many of all units of this part are done: outer steps of a run, units of a study."""
+        ...
+
+    def value(self, name: str, numbers: float | Sequence[float], /) -> None:
+        """What came out: a number that changes with every unit, or one for each network, such as accuracies."""
+        ...
+
+
+class Silent:
+    """Progress that shows nothing."""
+
+    def phase(self, words: str, /) -> None:
+        """Nothing."""
+
+    def advance(self, done: int, total: int, /) -> None:
+        """Nothing."""
+
+    def value(self, name: str, numbers: float | Sequence[float], /) -> None:
+        """Nothing."""
+
+
+SILENT = Silent()

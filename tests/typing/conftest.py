@@ -1,0 +1,3 @@
+"""`user.py` is read by type checkers, and never run."""
+
+collect_ignore = ["user.py"]
