@@ -89,6 +89,7 @@ PYTHON = {
     "loss": st.builds(PythonComponent, st.just("distilkit.functional.losses:MSE")),
     "augmentation": st.builds(lambda v: PythonComponent("distilkit.data.augmentation:FlipRotate", {"degrees": v}), st.floats(0, 90)),
     "truncation": st.builds(lambda v: PythonComponent("distilkit.truncation:FullUnroll", {"horizon": v}), st.integers(1, 9)),
+    "preprocessing": st.builds(PythonComponent, st.just("distilkit.data.preprocessing:Identity")),
     "adjoint": st.builds(PythonComponent, st.just("distilkit.unroll.adjoints:AutogradAdjoint")),
     "schedule": st.builds(PythonComponent, st.just("distilkit.functional.schedules:Cosine")),
 }

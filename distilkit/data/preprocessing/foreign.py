@@ -1,7 +1,7 @@
 """The preprocessing of a stored set whose code is somebody's own: named and compared, but not run.
 
 Reading a stored set never runs code that the set names. The pipeline that made it does, where it is trusted, so a run with a
-preprocessing of one's own can be evaluated and studied through its spec; and the store holds the images on the scale [0, 1] besides.
+preprocessing of one's own can be evaluated and studied through its spec; and the store holds the images as pixels besides.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Foreign:
     def _refuse(self) -> NoReturn:
         raise CombinationError(
             f"The set was made with the preprocessing {self.meta['kind']}, which is not distilkit's, and a stored set does not run code. "
-            "Its own run's spec does, where it is trusted; and the store holds the images on the scale [0, 1] as well.",
+            "Its own run's spec does, where it is trusted; and the store holds the images as pixels as well.",
             fix='dk.open(run)["distilled"]["pixel"]',
         )
 
