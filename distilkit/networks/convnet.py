@@ -31,6 +31,7 @@ class ConvNet(StackNetwork):
     Raises:
         CombinationError: pooling would leave nothing of the image.
 
+    >>> from distilkit.functional.streams import Stream
     >>> net = ConvNet().bind((3, 32, 32), 10)
     >>> sum(p.numel() for p in net.init(Stream(0)).values())
     320010

@@ -26,6 +26,7 @@ class MLP(base.LaidOut):
         image_shape: (C, H, W), or (D,) for feature vectors; left out, it is filled in from the data.
         classes: number of classes; left out, it is filled in from the data.
 
+    >>> from distilkit.functional.streams import Stream
     >>> net = MLP(hidden=(16,)).bind((4,), 3)
     >>> net.apply(net.init(Stream(0)), torch.zeros(5, 4)).shape
     torch.Size([5, 3])
