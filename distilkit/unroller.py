@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, reduce
 from operator import add
 from typing import NamedTuple
 
@@ -20,8 +19,6 @@ from distilkit.truncation import Window
 from distilkit.unroll.adjoints import Adjoint, AutogradAdjoint, InnerProblem, OuterLoss, OuterVariables, ReplayAdjoint, Step, step
 from distilkit.unroll.problem import draws, problem, start
 from distilkit.unroll.strategy import AnyPrecision, Compile, Execution, ProgramCache, Switch, choose, require_values
-
-logger = logging.getLogger("distilkit")
 
 
 class RealBatch(NamedTuple):
@@ -152,7 +149,7 @@ class Unroller:
     ) -> MetaGradient:
         """The meta-gradient of one network, or the sum over networks side by side."""
         programs = self.programs(learner, execution)
-        _say(execution)
+        self.cache.say(execution)
         made = draws(learner, streams, window.stop, classes, leaves.images, execution)
         steps = [Step(self.problem(learner, t, execution), draw) for t, draw in enumerate(made)]
         theta, state = start(learner, streams, leaves.images, execution)
@@ -179,9 +176,3 @@ class Unroller:
         parts = len(batch.images) // self.micro_batch(len(batch.images))
         pieces = zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True)
         return OuterLoss(self.problem(learner, 1, execution), list(pieces))
-
-
-@lru_cache(maxsize=16)
-def _say(execution: Execution) -> None:
-    """Say once how inner steps are run."""
-    logger.info("inner steps: %s", execution)

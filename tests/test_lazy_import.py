@@ -48,7 +48,7 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     assert not loaded & set(HEAVY)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("code", CODE.values(), ids=CODE)
 def test_it_is_quick(code: str) -> None:
     # The best of five: a busy machine can slow one run down, but none can speed one up.

@@ -185,6 +185,13 @@ class ProgramCache:
 
     def __init__(self) -> None:
         self._made: dict[tuple[Any, ...], Programs] = {}
+        self._said: set[Execution] = set()
+
+    def say(self, execution: Execution) -> None:
+        """Log how inner steps are run: once for each way."""
+        if execution not in self._said:
+            self._said.add(execution)
+            logger.info("inner steps: %s", execution)
 
     def of(self, execution: Execution, learner: Learner, adjoint: Any = None) -> Programs:
         """The programs of one learner.

@@ -22,7 +22,14 @@ class AttrsSignature(Extension):
         """Called by griffe for each class, once its members are known."""
         if "__init__" in cls.members or not any(d.callable_path in DECORATORS for d in cls.decorators):
             return
-        fields = [a for a in cls.members.values() if a.is_attribute and "instance-attribute" in a.labels and a.annotation is not None]
+        # Fields of a base come first; ours have such bases in their own module only.
+        owners = [*(cls.parent.members[name] for base in cls.bases if (name := str(base)) in cls.parent.members), cls]
+        fields = [
+            a
+            for owner in owners
+            for a in owner.members.values()
+            if a.is_attribute and "instance-attribute" in a.labels and a.annotation is not None
+        ]
         parameters = [
             Parameter(f.name.lstrip("_"), annotation=f.annotation, kind=ParameterKind.positional_or_keyword, default=_default(f.value))
             for f in fields

@@ -153,7 +153,7 @@ def test_cost_of_a_linear_map() -> None:
     assert 4 * 10 * (32 + 10) <= work.bytes <= 3 * 4 * 10 * (32 + 10)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_side_by_side_is_twice_as_fast_on_digits(ten: DistilledSet, digits: DataBundle) -> None:
     """The best of each, since a busy machine can slow a run but not speed it up.
 

@@ -107,7 +107,7 @@ def test_memory_is_what_a_step_then_takes():
     assert sums <= peak <= total
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_plan_takes_seconds():
     found = dk.plan(digits())
     assert 0 < found.seconds < found.first < 60
@@ -239,7 +239,7 @@ def test_command_line(tmp_path):
     assert "unroller.compile" in wrong.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_plan_is_within_a_quarter_of_what_a_run_takes(tmp_path):
     specs = ["digits, MLP", "ConvNet-3, whole-window autograd", "wide MLP, every eighth state", "ConvNet-2, 5 of 20 steps kept"]
     command = [

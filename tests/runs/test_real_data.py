@@ -212,6 +212,7 @@ def own(private):
     (private / "own_parts.py").write_text(OWN)
     rest = PRIVATE[PRIVATE.index("[learner.optimizer]") :]
     (private / "own.toml").write_text('title = "own"\n' + OWN_TABLES + rest)
+    sys.modules.pop("own_parts", None)  # another test's
     yield private
     sys.modules.pop("own_parts", None)
 
