@@ -23,7 +23,8 @@ class AttrsSignature(Extension):
         if "__init__" in cls.members or not any(d.callable_path in DECORATORS for d in cls.decorators):
             return
         # Fields of a base come first; ours have such bases in their own module only.
-        owners = [*(cls.parent.members[name] for base in cls.bases if (name := str(base)) in cls.parent.members), cls]
+        beside = {} if cls.parent is None else {name: one for name, one in cls.parent.members.items() if not one.is_alias}
+        owners = [*(beside[str(base)] for base in cls.bases if str(base) in beside), cls]
         fields = [
             a
             for owner in owners
