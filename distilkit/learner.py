@@ -159,10 +159,11 @@ class Learner:
         dtype, channels_last = arithmetic or Arithmetic()
         if channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        if dtype is not None:
-            return self.logits(params.to(dtype), images.to(dtype)).to(params.dtype)
-        logits: Tensor = self.network.apply(self.layout.unravel(params), images)
-        return logits
+        named = self.layout.unravel(params)
+        if dtype is None:
+            return self.network.apply(named, images)
+        # Parameter by parameter: slices of a whole vector that is rounded first are views that torch 2.11 cannot compile.
+        return self.network.apply({name: p.to(dtype) for name, p in named.items()}, images.to(dtype)).to(params.dtype)
 
     def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw, arithmetic: Arithmetic | None = None) -> Tensor:
         """The inner loss at params: a number. `arithmetic` as in `logits`; the loss itself is taken in the dtype of the parameters."""
