@@ -232,7 +232,7 @@ class Distiller:
         stage = self.stages[state.stage]
         learner, drawn_from = self.stage_learner(stage), groups(stage, self.boost, self.bundle.classes)
         return self.resolved_unroller.meta_gradient(
-            learner, state.leaves, window, batch, self.stream.fold("inner").fold(state.step), drawn_from
+            learner, state.leaves, window, batch, self.stream.fold("inner").fold(state.step), drawn_from, self.programs
         )
 
     def real_batch(self, rows: Tensor, stream: Stream) -> RealBatch:
@@ -271,10 +271,10 @@ class Distiller:
         logger.info("precision: %s (%s)", found.precision, found.why)
         return fields.evolve(self.unroller, precision=found.precision)
 
-    @property
+    @cached_property
     def programs(self) -> ProgramCache:
-        """The programs that were built for this pipeline: for inner steps, and for networks that are judged on the way."""
-        return self.resolved_unroller.cache
+        """The programs that are built for this pipeline: for inner steps, and for networks that are judged on the way."""
+        return ProgramCache()
 
     def _execution(self, unroller: Unroller, stage: Stage) -> Execution:
         learner = self.stage_learner(stage)

@@ -76,7 +76,7 @@ class Unroller:
 
     @cached_property
     def cache(self) -> ProgramCache:
-        """The programs that were built for this unroller."""
+        """The programs that were built for this unroller, where its user has no other place for them. A `Distiller` has."""
         return ProgramCache()
 
     def execution(self, learner: Learner, shape: tuple[int, ...], device: torch.device) -> Execution:
@@ -99,6 +99,7 @@ class Unroller:
         real_batch: RealBatch,
         stream: Stream,
         classes: Tensor | None = None,
+        programs: ProgramCache | None = None,
     ) -> MetaGradient:
         """Train a fresh network on the distilled set and differentiate its loss on real data.
 
@@ -109,6 +110,7 @@ class Unroller:
             real_batch: what the outer loss is taken on.
             stream: the initial network and the draws of every inner step come from it.
             classes: int64 (N,), the class of each distilled image, for minibatches; by default the largest label.
+            programs: where what is built is kept; by default in this unroller.
 
         Returns:
             the outer loss and the meta-gradient, the means over `networks_per_step` networks.
@@ -125,13 +127,13 @@ class Unroller:
         groups = [streams] if execution.side_by_side else [[one] for one in streams]
         end = self._end(learner, real_batch, execution)
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
-            results = [self._one(learner, leaves, window, end, group, classes, execution) for group in groups]
+            results = [self._one(learner, leaves, window, end, group, classes, execution, programs or self.cache) for group in groups]
         return MetaGradient(*(parts[0] if count == 1 else reduce(add, parts) / count for parts in zip(*results, strict=True)))
 
-    def programs(self, learner: Learner, execution: Execution) -> Programs:
-        """The programs that steps of this learner are run by."""
+    def programs(self, learner: Learner, execution: Execution, cache: ProgramCache | None = None) -> Programs:
+        """The programs that steps of this learner are run by, of a cache or of this unroller's own."""
         ours = isinstance(self.adjoint, (ReplayAdjoint, AutogradAdjoint))
-        return self.cache.of(execution, learner, None if ours else self.adjoint)
+        return (cache or self.cache).of(execution, learner, None if ours else self.adjoint)
 
     def problem(self, learner: Learner, t: int, execution: Execution) -> InnerProblem:
         """The inner problem of step t: in bfloat16 from step 1 on, if that is the precision."""
@@ -146,10 +148,11 @@ class Unroller:
         streams: Sequence[Stream],
         classes: Tensor,
         execution: Execution,
+        cache: ProgramCache,
     ) -> MetaGradient:
         """The meta-gradient of one network, or the sum over networks side by side."""
-        programs = self.programs(learner, execution)
-        self.cache.say(execution)
+        programs = self.programs(learner, execution, cache)
+        cache.say(execution)
         made = draws(learner, streams, window.stop, classes, leaves.images, execution)
         steps = [Step(self.problem(learner, t, execution), draw) for t, draw in enumerate(made)]
         theta, state = start(learner, streams, leaves.images, execution)

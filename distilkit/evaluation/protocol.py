@@ -186,7 +186,7 @@ def score(
         evaluation: the protocol.
         stream: of the evaluation; network i takes `stream.fold(i)`.
         test: measure on the test split, at the selected number of steps.
-        programs: where what is built is kept, such as `Unroller.cache`; None builds anew.
+        programs: where what is built is kept, such as `Distiller.programs`; None builds anew.
     """
     learner, training = evaluation.trainer(learner, training)
     mode = evaluation.mode(programs)
@@ -222,7 +222,7 @@ def measure(
         evaluation: the protocol.
         stream: of the evaluation; network i takes `stream.fold(i)`.
         progress: is told the accuracies after each number of steps.
-        programs: where what is built is kept, such as `Unroller.cache`; None builds anew.
+        programs: where what is built is kept, such as `Distiller.programs`; None builds anew.
 
     Returns:
         fractions (lengths, seeds) by the name of the split.
@@ -315,7 +315,7 @@ def baseline_scores(
         evaluation: the protocol; it names the baselines.
         stream: of the baselines; "real images" for network i are drawn from their own stream, one draw for each network.
         progress: is told of each baseline as it starts.
-        programs: where what is built is kept, such as `Unroller.cache`; None builds anew.
+        programs: where what is built is kept, such as `Distiller.programs`; None builds anew.
     """
     scores: dict[str, Score] = {}
     for name in evaluation.baselines:

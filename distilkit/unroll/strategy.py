@@ -179,7 +179,7 @@ def _compiler() -> str | None:
 class ProgramCache:
     """The programs of a pipeline, by how they run and for which learner: built once, and gone with their owner.
 
-    An `Unroller` has one; whoever judges sets on the way gives it to the evaluation too, whose training step is the same.
+    A `Distiller` has one, for inner steps and for the networks that judge its set, whose training step is the same.
     Learners are values, so equal ones share programs.
     """
 
