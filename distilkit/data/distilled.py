@@ -64,6 +64,8 @@ class DistilledSet:
                 f"{n} images of {k} classes need float labels of shape ({n}, {k}), but labels are {_words(self.labels)}.",
                 fix="labels=torch.nn.functional.one_hot(classes, len(class_names)).float()",
             )
+        if any("\0" in name for name in self.class_names):  # numpy's text, and so the store, loses it at the end of a name
+            raise FieldError("class_names", self.class_names, "names without the character NUL")
         for name, value in (("classes", self.classes), ("block", self.block)):
             if tuple(value.shape) != (n,) or value.dtype != torch.int64:
                 raise CombinationError(f"{n} images need {name} of shape ({n},) and dtype int64, but {name} is {_words(value)}.")

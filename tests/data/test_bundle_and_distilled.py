@@ -96,3 +96,8 @@ def test_real_data_can_be_loaded_in_the_space_of_a_distilled_set():
 def test_a_bundle_moves_as_a_whole():
     bundle = Arrays(train_images=torch.rand(20, 1, 2, 2), train_labels=torch.arange(20) % 2).load(Stream(0)).to("meta")
     assert {s.images.device.type for s in (bundle.train, bundle.validation, bundle.test)} == {"meta"}
+
+
+def test_a_class_name_that_the_store_would_lose_is_refused():
+    with pytest.raises(FieldError, match="NUL"):
+        DistilledSet(torch.zeros(1, 2), torch.eye(1), torch.zeros(1, dtype=torch.int64), ("a\0",))

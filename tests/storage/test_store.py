@@ -24,7 +24,7 @@ from distilkit.errors import DistilkitError, RunError
 from distilkit.storage import layout, store
 
 # Text that JSON and UTF-8 can hold (no lone surrogates), with NUL, newlines, emoji and right-to-left scripts.
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 
 
 @st.composite
