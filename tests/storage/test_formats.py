@@ -469,7 +469,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_card_is_yaml_whatever_the_names_are(tmp_path: Path) -> None:
-    names = ('a: "b"', "# - c\n---", "\x00'{")
+    names = ('a: "b"', "# - c\n---", "\x01'{")
     path = write(attrs.evolve(soft("logit"), class_names=names), tmp_path / "set", "hugging-face")
     front = (path / "README.md").read_text("utf-8").split("\n---\n")[0].removeprefix("---\n")
     head = pytest.importorskip("yaml").safe_load(front)
