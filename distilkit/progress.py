@@ -42,3 +42,22 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+class Within:
+    """Progress of a piece of larger work: its parts carry the name of the piece."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self._name = progress, name
+
+    def phase(self, words: str, /) -> None:
+        """As NAME: words."""
+        self._progress.phase(f"{self._name}: {words}")
+
+    def advance(self, done: int, total: int, /) -> None:
+        """Passed on."""
+        self._progress.advance(done, total)
+
+    def value(self, name: str, numbers: float | Sequence[float], /) -> None:
+        """Passed on."""
+        self._progress.value(name, numbers)

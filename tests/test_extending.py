@@ -137,7 +137,7 @@ class Shifted:
         return self.words, {}
 
 
-@pytest.mark.parametrize("words", [{"kind": object()}, {}, None, {"kind": 3}])
+@pytest.mark.parametrize("words", [{"kind": object()}, {}, None, {"kind": 3}, {"kind": "Whiten"}])
 def test_what_could_not_be_read_back_is_refused_at_the_start(tmp_path, words):
     data = dk.Arrays(train_images=torch.rand(40, 1, 8, 8), train_labels=torch.arange(40) % 2, preprocessing=Shifted(words))
     distiller = dk.Distiller(data, dk.Learner(dk.MLP(hidden=(4,))), dk.FullUnroll(2))

@@ -37,7 +37,8 @@ class Display:
             columns = [SpinnerColumn(), columns[0], BarColumn(bar_width=20), *columns[1:], TimeElapsedColumn()]
         self._progress = Bar(*columns, _text("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self._numbers: dict[str, str] = {}
-        self._counted, self._tenth, self._began = False, 0, 0.0
+        self._words, self._count = "", ""
+        self._counted, self._first, self._tenth, self._began = False, 0, 0, 0.0
         self._task = self._begin("starting")
 
     def __enter__(self) -> Display:
@@ -45,40 +46,51 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
         self._progress.stop()
 
     def phase(self, words: str) -> None:
         """Begin a line; that of the part before stays where it counted something."""
-        if not self._counted:
-            self._progress.remove_task(self._task)
-        else:
-            self._progress.stop_task(self._task)
+        self._end()
         self._task = self._begin(words)
         self._say(words)
 
     def advance(self, done: int, total: int) -> None:
         """Show how much is done."""
-        self._counted = True
-        numbers = " ".join(f"{name} {words}" for name, words in self._numbers.items())
-        self._progress.update(self._task, completed=done, total=total, count=f"{done}/{total}", numbers=numbers)
-        if 10 * done // total > self._tenth:
+        if not self._counted:  # what earlier sessions and others have done says nothing about the speed
+            self._counted, self._first = True, done - 1
+        self._count = f"{done} of {total}"
+        self._progress.update(self._task, completed=done, total=total, count=f"{done}/{total}", numbers=self._shown())
+        if total and 10 * done // total > self._tenth:
             self._tenth = 10 * done // total
-            left = (time.monotonic() - self._began) / done * (total - done)
-            self._say(f"{done} of {total}{f': {numbers}' if numbers else ''}, about {left:.0f} s left")
+            left = (time.monotonic() - self._began) / max(1, done - self._first) * (total - done)
+            numbers = self._shown()
+            self._say(f"{self._words}, {self._count}{f': {numbers}' if numbers else ''}, about {left:.0f} s left")
 
     def value(self, name: str, numbers: float | Sequence[float]) -> None:
         """Show a number beside the count; of several, one for each network, the mean, and on a pipe a line at once."""
         if isinstance(numbers, Sequence):
             words = plus_minus(numbers, 3)
-            self._say(f"{name} {words}")
+            self._say(f"{self._words}{f', {self._count}' if self._count else ''}: {name} {words}")
             self._numbers[_SHORT.get(name, name)] = words.split()[0]
+            self._progress.update(self._task, numbers=self._shown())
         else:
             self._numbers[name] = f"{numbers:.1e}" if name.startswith("|") else f"{numbers:.3f}"
 
     def _begin(self, words: str) -> TaskID:
-        self._numbers = {}
-        self._counted, self._tenth, self._began = False, 0, time.monotonic()
+        self._numbers, self._words, self._count = {}, words, ""
+        self._counted, self._first, self._tenth, self._began = False, 0, 0, time.monotonic()
         return self._progress.add_task(words, total=None, count="", numbers="")
+
+    def _end(self) -> None:
+        """Close the line of a part: one that counted nothing goes."""
+        if self._counted:
+            self._progress.stop_task(self._task)
+        else:
+            self._progress.remove_task(self._task)
+
+    def _shown(self) -> str:
+        return " ".join(f"{name} {words}" for name, words in self._numbers.items())
 
     def _say(self, words: str) -> None:
         if not self._console.is_terminal:

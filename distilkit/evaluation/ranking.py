@@ -118,6 +118,7 @@ def rank(
     learning_rates: Sequence[float] | None = None,
     weight: float = 0.5,
     progress: Progress = SILENT,
+    programs: ProgramCache | None = None,
 ) -> Ranking:
     """Train what DD-Ranking's scores need, and test it.
 
@@ -131,6 +132,7 @@ def rank(
             `LEARNING_RATES`; None takes the recipe's own for all.
         weight: w in LRS and ARS.
         progress: is told what is trained as it starts.
+        programs: where what is built is kept, such as `Distiller.programs`.
 
     Raises:
         CombinationError: the classes of the set differ in their number of images.
@@ -153,7 +155,7 @@ def rank(
         "random plain": (random, plain, tuned),
         "full data": (full_data(data, evaluation.batch_size), evaluation, []),
     }
-    found, programs = {}, ProgramCache()
+    found, programs = {}, programs or ProgramCache()
     for name, (training, protocol, rates) in jobs.items():
         progress.phase(f"DD-Ranking: {name}")
         found[name] = _tuned(learner, training, data, protocol, stream.fold(name), rates, programs).test

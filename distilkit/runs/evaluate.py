@@ -261,7 +261,7 @@ def _baselines(case: Case, names: Sequence[str], stream: Stream, progress: Progr
 def _ranking(case: Case, stream: Stream, progress: Progress) -> dict[str, xr.Variable]:
     one = _judges(case, None)[""]
     with process.thread_limit(_threads(one, training_set(one.distilled, one.data))), process.keep_freed_memory():
-        found = rank(one.learner, one.distilled, one.data, one.evaluation, stream, progress=progress)
+        found = rank(one.learner, one.distilled, one.data, one.evaluation, stream, progress=progress, programs=case.programs)
     scores = {
         "hard_label_recovery": "HLR of DD-Ranking, less is better",
         "improvement_over_random": "IOR of DD-Ranking",

@@ -89,10 +89,12 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
 def _how(distiller: Distiller, stage: int) -> dict[str, str]:
     """How inner steps were run: as planned in this stage, and in all stages so far, what fell back from that."""
     executions = [(distiller.stage_learner(one), distiller.execution(one)) for one in distiller.stages[: stage + 1]]
+    unroller, cache = distiller.resolved_unroller, distiller.programs
+    fallbacks = {name: how for one in executions for name, how in unroller.programs(*one, cache).fallbacks.items()}
     return {
         "precision": distiller.resolved_unroller.precision,
         "execution": str(executions[-1][1]),
-        "execution_fallbacks": json.dumps(distiller.programs.fallbacks),
+        "execution_fallbacks": json.dumps(fallbacks),
     }
 
 

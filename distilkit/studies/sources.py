@@ -20,7 +20,7 @@ from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError
 from distilkit.evaluation import TrainingSet, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset
-from distilkit.progress import SILENT, Progress
+from distilkit.progress import SILENT, Progress, Within
 from distilkit.runs.run import run
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import build, coordinate, variable
@@ -187,6 +187,5 @@ def _made(pipeline: Distiller, folder: Path, progress: Progress) -> DistilledSet
         if "evaluation" in tree.children and "accuracy" in tree["evaluation"]:
             return storage.load(folder)
         shutil.rmtree(folder)  # a run of ours that was stopped
-    progress.phase(f"distilling {folder.name}")
-    run(pipeline, folder, progress)
+    run(pipeline, folder, Within(progress, folder.name))
     return storage.load(folder)

@@ -205,8 +205,3 @@ class ProgramCache:
         if key not in self._made:
             self._made[key] = Programs(execution.kind, logger.info, logger.warning)
         return self._made[key]
-
-    @property
-    def fallbacks(self) -> dict[str, str]:
-        """Of all programs, those that do not run as was asked for: how they run, and why."""
-        return {name: how for programs in self._made.values() for name, how in programs.fallbacks.items()}

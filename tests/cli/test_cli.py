@@ -174,6 +174,40 @@ def test_progress_fits_80_columns():
         assert words in line, line
 
 
+def test_accuracies_of_a_part_without_a_count_are_shown():
+    """Those of `evaluate`, on a terminal; a part that counted nothing leaves no line."""
+    import io
+
+    from rich.console import Console
+
+    from distilkit.cli.console import Display
+
+    shown = io.StringIO()
+    with Display(Console(file=shown, width=120, force_terminal=True)) as display:
+        display.phase("training 2 networks")
+        display.value("test accuracy after 5 steps", [0.25, 0.35])
+        display._progress.refresh()
+        assert "0.300" in shown.getvalue()
+    assert display._progress.tasks == []
+
+
+def test_time_left_leaves_out_what_was_there_before():
+    import io
+
+    from rich.console import Console
+
+    from distilkit.cli.console import Display
+
+    shown = io.StringIO()
+    with Display(Console(file=shown, width=200)) as display:
+        display.phase("a study")
+        display.advance(899, 1000)
+        display._began -= 10
+        display.advance(900, 1000)
+        display.advance(0, 0)
+    assert "a study, 900 of 1000, about 500 s left" in shown.getvalue()
+
+
 def test_all_errors_come_at_once(tmp_path):
     path = tmp_path / "wrong.toml"
     path.write_text(GOOD.replace("lr = 0.01", "lr = -1").replace("steps = 4", "steps = 0").replace("hidden", "hiden"))

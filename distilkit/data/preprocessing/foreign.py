@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import attrs
+import numpy as np
 import torch
 
 from distilkit.data.preprocessing.base import Arrays, Fitted
@@ -51,7 +52,8 @@ class Foreign:
 
     def _refuse(self) -> NoReturn:
         raise CombinationError(
-            f"The set was made with the preprocessing {self.meta['kind']}, which is not distilkit's, and a stored set does not run code. "
+            f"The set was made with the preprocessing {self.meta.get('kind')}, which is not distilkit's, and a stored set "
+            "does not run code. "
             "Its own run's spec does, where it is trusted; and the store holds the images as pixels as well.",
             fix='dk.open(run)["distilled"]["pixel"]',
         )
@@ -63,14 +65,18 @@ def stored_words(fitted: Fitted, known: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CombinationError: it could be stored, and never be read again.
     """
-    name = type(fitted).__name__
+    name, ours = type(fitted).__name__, type(fitted).__module__.startswith("distilkit.")
     try:
         meta, arrays = fitted.to_arrays()
+        given: dict[str, Any] = arrays  # by somebody else's code
+        good = all(isinstance(array, np.ndarray) and array.dtype != object for array in given.values())
         words: dict[str, Any] = json.loads(json.dumps(meta | ({} if meta["kind"] in known else {"fingerprint": fitted.fingerprint()})))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CombinationError(_unreadable(name, str(error))) from error
-    if not isinstance(words.get("kind"), str) or not all(hasattr(array, "dtype") for array in arrays.values()):
-        raise CombinationError(_unreadable(name, 'it takes a dict with "kind", and numpy arrays by name'))
+    if not good or not isinstance(words.get("kind"), str) or not isinstance(words.get("fingerprint", ""), str):
+        raise CombinationError(_unreadable(name, 'it takes a dict with "kind", numpy arrays by name, and a text as the fingerprint'))
+    if not ours and words["kind"] in known:
+        raise CombinationError(_unreadable(name, f"kind = {words['kind']!r} is one of distilkit's own"))
     return words
 
 
