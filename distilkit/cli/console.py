@@ -59,12 +59,11 @@ class Display:
         """Show how much is done."""
         if not self._counted:  # what earlier sessions and others have done says nothing about the speed
             self._counted, self._first = True, done - 1
-        self._count = f"{done} of {total}"
-        self._progress.update(self._task, completed=done, total=total, count=f"{done}/{total}", numbers=self._shown())
+        self._count, numbers = f"{done} of {total}", self._shown()
+        self._progress.update(self._task, completed=done, total=total, count=f"{done}/{total}", numbers=numbers)
         if total and 10 * done // total > self._tenth:
             self._tenth = 10 * done // total
             left = (time.monotonic() - self._began) / max(1, done - self._first) * (total - done)
-            numbers = self._shown()
             self._say(f"{self._words}, {self._count}{f': {numbers}' if numbers else ''}, about {left:.0f} s left")
 
     def value(self, name: str, numbers: float | Sequence[float]) -> None:

@@ -64,6 +64,7 @@ def influence(
     folder: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
+    programs: ProgramCache | None = None,
 ) -> xr.Dataset:
     """Measure the influence of every row of a set, and of pairs of rows.
 
@@ -78,13 +79,14 @@ def influence(
         folder: where the measurements are stored as they are made (see `grids.fill`), or None.
         identity: what names this set and recipe in the folder.
         progress: is told how many units are done.
+        programs: where what is built is kept, such as `Distiller.programs`.
 
     Returns:
         accuracy (seed); drop (sample, seed); joint_drop and interaction (sample, other, seed), NaN for pairs that were not
         measured, symmetric.
     """
     cases = removals(training.classes, pairs)
-    count, seeds, programs = len(training.classes), evaluation.seeds, ProgramCache()
+    count, seeds, programs = len(training.classes), evaluation.seeds, programs or ProgramCache()
     template = xr.Dataset(
         {
             "accuracy": variable(("removal", "seed"), np.full((len(cases), seeds), np.nan), "test accuracy without the removed samples"),

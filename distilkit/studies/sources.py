@@ -27,7 +27,6 @@ from distilkit.storage.layout import build, coordinate, variable
 from distilkit.storage.store import NAME
 from distilkit.studies.influence import influence
 from distilkit.studies.subsets import fingerprint, orders, score_sets, subset_rows
-from distilkit.unroll.strategy import ProgramCache
 
 SUBSET, DIRECT, PREFIX = "subset of the large set", "distilled directly", "boosted prefix"
 ONE_DRAW = (DIRECT, PREFIX, "herding real")
@@ -64,7 +63,7 @@ def intercorrelation(
     budgets = sorted(direct) if budgets is None else list(budgets)
     protocol, data, stream = pipeline.evaluation, pipeline.bundle, pipeline.stream.fold("intercorrelation")
     sources = [SUBSET, DIRECT, *([PREFIX] if boosted is not None else []), *coresets]
-    large, programs = direct[max(direct)], ProgramCache()
+    large = direct[max(direct)]
 
     def sets(source: str, budget: int, some: range) -> list[TrainingSet]:
         if source == SUBSET:
@@ -85,7 +84,7 @@ def intercorrelation(
         found = np.full((1, 1, len(some), protocol.seeds), np.nan)
         wanted = range(0, 1) if source in ONE_DRAW else some
         if (source not in ONE_DRAW or some.start == 0) and (given := sets(source, budget, wanted)):
-            found[0, 0, : len(given)] = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"), programs)[0]
+            found[0, 0, : len(given)] = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"), pipeline.programs)[0]
         return {"accuracy": found}
 
     shape = (len(sources), len(budgets), draws, protocol.seeds)
@@ -173,6 +172,7 @@ def intercorrelation_study(
         folder=folder / f"influence-{at}",
         identity={"set": fingerprint(direct[at]), "learner": repr(pipeline.learner), "seed": pipeline.seed},
         progress=progress,
+        programs=pipeline.programs,
     )
     groups = {"sources": sources.drop_attrs(deep=False), "influence": removed}
     tree = build(groups, title=f"{pipeline.title}: intercorrelation", spec=spec.to_tree(pipeline), seed=pipeline.seed)

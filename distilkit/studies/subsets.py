@@ -77,16 +77,16 @@ def subset_grid(
     data, stream = pipeline.bundle, pipeline.stream.fold("subsets")
     hard = None
     if strategy in ("easiest", "hardest"):
-        hard = difficulty(pipeline.bound, made, data, fields.evolve(protocol, labels="soft"), stream.fold("difficulty"))
+        hard = difficulty(pipeline.bound, made, data, fields.evolve(protocol, labels="soft"), stream.fold("difficulty"), pipeline.programs)
     order = orders(strategy, made, draws, stream.fold("rows"), hard)
     rows = {(budget, draw): subset_rows(made.classes, budget, order[draw]) for budget in budgets for draw in range(draws)}
-    whole, programs = training_set(made, data), ProgramCache()
+    whole = training_set(made, data)
 
     def compute(region: Region) -> dict[str, np.ndarray]:
         budget, name = budgets[region["budget"].start], list(learners)[region["network"].start]
         picked = [rows[budget, draw] for draw in range(region["draw"].start, region["draw"].stop)]
         sets = [attrs.evolve(whole, images=whole.images[r], labels=whole.labels[r], classes=whole.classes[r]) for r in picked]
-        accuracy, steps = score_sets(learners[name], sets, data, protocol, stream.fold("networks"), programs)
+        accuracy, steps = score_sets(learners[name], sets, data, protocol, stream.fold("networks"), pipeline.programs)
         return {"accuracy": accuracy[None, :, None], "training_steps": steps[None, :, None]}
 
     identity = {
@@ -239,7 +239,14 @@ def orders(strategy: str, distilled: DistilledSet, draws: int, stream: Stream, d
     return difficulty.cpu().argsort(descending=strategy == "hardest", stable=True)[None]
 
 
-def difficulty(learner: Learner, distilled: DistilledSet, data: DataBundle, evaluation: Evaluation, stream: Stream) -> Tensor:
+def difficulty(
+    learner: Learner,
+    distilled: DistilledSet,
+    data: DataBundle,
+    evaluation: Evaluation,
+    stream: Stream,
+    programs: ProgramCache | None = None,
+) -> Tensor:
     """How hard each distilled image is: the cross-entropy of the class that it stands for, under networks trained on all real images.
 
     Args:
@@ -248,13 +255,14 @@ def difficulty(learner: Learner, distilled: DistilledSet, data: DataBundle, eval
         data: the real data.
         evaluation: how many networks, and their last number of training steps.
         stream: network i takes `stream.fold(i)`.
+        programs: where what is built is kept, such as `Distiller.programs`.
 
     Returns:
         float64 (N,), the mean over the networks.
     """
     learner, training = evaluation.trainer(learner, full_data(data, evaluation.batch_size))
     streams = [stream.fold(i) for i in range(evaluation.seeds)]
-    ((_, params),) = train(learner, training, streams, evaluation.steps[-1:], mode=evaluation.mode())
+    ((_, params),) = train(learner, training, streams, evaluation.steps[-1:], mode=evaluation.mode(programs))
     images, classes = distilled.images.to(data.train.images.device), distilled.classes.to(data.train.images.device)
     with torch.no_grad():
         losses = [F.cross_entropy(learner.logits(p, images).double(), classes, reduction="none") for p in params]

@@ -53,8 +53,7 @@ class Foreign:
     def _refuse(self) -> NoReturn:
         raise CombinationError(
             f"The set was made with the preprocessing {self.meta.get('kind')}, which is not distilkit's, and a stored set "
-            "does not run code. "
-            "Its own run's spec does, where it is trusted; and the store holds the images as pixels as well.",
+            "does not run code. Its own run's spec does, where it is trusted; and a run's store holds the images as pixels as well.",
             fix='dk.open(run)["distilled"]["pixel"]',
         )
 
