@@ -15,14 +15,12 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
-import logging
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +30,9 @@ import torch
 from torch.nn import functional as F
 
 import distilkit as dk
-from distilkit.unroller import MetaGradient
+from distilkit.unroll.adjoints import OuterVariables
+from distilkit.unroll.strategy import ProgramCache
+from distilkit.unroller import MetaGradient, RealBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 RELATIVE = 1e-3  # distance that is allowed in float32, for networks with slopes that do not jump
@@ -138,8 +138,7 @@ def checks() -> Iterator[Check]:
 def compare(inner: Inner, adjoint: Any = None, cosine: float | None = None, **settings: Any) -> str:
     """Compare a meta-gradient with that of the same pipeline as it is: their distance, or, where a cosine is given, the direction."""
     expected = reference(inner)
-    with fallbacks() as found:
-        given = meta_gradient(inner, dk.Unroller(adjoint or dk.ReplayAdjoint(), **settings))
+    given, fallbacks = meta_gradient(inner, dk.Unroller(adjoint or dk.ReplayAdjoint(), **settings))
     for name in ("loss", "images", "labels"):
         right, here = getattr(expected, name).double(), getattr(given, name).double()
         distance = ((here - right).norm() / right.norm()).item()
@@ -151,29 +150,30 @@ def compare(inner: Inner, adjoint: Any = None, cosine: float | None = None, **se
             good, words = found_cosine >= cosine, f"has a cosine of {found_cosine:.3f} with the right one, and {cosine} is asked for"
         if not good:  # nor is NaN good
             raise AssertionError(f"the outer loss {words}" if name == "loss" else f"the gradient with respect to {name} {words}")
-    return f"fell back: {'; '.join(found)}" if found else ""
+    return f"fell back: {'; '.join(fallbacks)}" if fallbacks else ""
 
 
 @cache
 def reference(inner: Inner) -> MetaGradient:
     """What an inner problem's other meta-gradients are compared with."""
-    return meta_gradient(inner, dk.Unroller(compile="off", channels_last="off"))
+    return meta_gradient(inner, dk.Unroller(compile="off", channels_last="off"))[0]
 
 
-def meta_gradient(inner: Inner, unroller: dk.Unroller) -> MetaGradient:
-    """The first meta-gradient of a distiller: two images of each of ten classes, through steps 5 and 6."""
+PROGRAMS = ProgramCache()  # of all checks, so that what two of them have in common is built once
+
+
+def meta_gradient(inner: Inner, unroller: dk.Unroller) -> tuple[MetaGradient, list[str]]:
+    """A meta-gradient of two images of each of ten classes, through steps 5 and 6; and the programs that run in a slower way, and why."""
     images, labels = pictures(inner.side)
-    distiller = dk.Distiller(
-        dk.Arrays(train_images=images, train_labels=labels),
-        dk.Learner(inner.network, dk.Adam(lr=1e-3), augment=inner.augment, batch_per_class=inner.batch_per_class),
-        dk.FixedStart(5, 2),
-        unroller,
-        images=dk.Images(per_class=2, start="real"),
-        labels=dk.Labels(learn=True),
-        outer=dk.Outer(batch_size=50),
-        device="cpu",
-    )
-    return distiller.meta_gradient(distiller.init(), dk.Window(5, 7))
+    classes, targets = labels[:20], F.one_hot(labels, 10).float()
+    learner = dk.Learner(inner.network, dk.Adam(lr=1e-3), augment=inner.augment, batch_per_class=inner.batch_per_class)
+    learner = learner.bind(tuple(images.shape[1:]), 10)
+    distilled = OuterVariables(images[:20], targets[:20], torch.tensor(1e-3).log())
+    batch = RealBatch(images[50:100], targets[50:100])
+    found = unroller.meta_gradient(learner, distilled, dk.Window(5, 7), batch, dk.Stream(0), classes, PROGRAMS)
+    execution = unroller.execution(learner, (learner.rows(classes), *images.shape[1:]), images.device)
+    slower = unroller.programs(learner, execution, PROGRAMS).fallbacks
+    return found, [f"{name} runs {how}" for name, how in slower.items()]
 
 
 @cache
@@ -182,20 +182,6 @@ def pictures(side: int) -> tuple[torch.Tensor, torch.Tensor]:
     stream, labels = dk.Stream(3), torch.arange(200) % 10
     means, own = stream.fold("classes").normal(10, 3, 8, 8), stream.fold("pictures").normal(200, 3, 8, 8)
     return F.interpolate(means[labels] + own, size=side, mode="bilinear"), labels
-
-
-@contextmanager
-def fallbacks() -> Iterator[list[str]]:
-    """What distilkit warns of meanwhile: programs that run in a slower way than was asked for, and why."""
-    found: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.append(first_line(record.getMessage()))  # type: ignore[method-assign]
-    logger = logging.getLogger("distilkit")
-    logger.addHandler(handler)
-    try:
-        yield found
-    finally:
-        logger.removeHandler(handler)
 
 
 def tests(path: Path) -> str:
