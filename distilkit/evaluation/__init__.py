@@ -1,7 +1,18 @@
 """Judging distilled sets: the protocol, the baselines, DD-Ranking's scores, and training many networks at once."""
 
-from distilkit.evaluation.protocol import Evaluation, Score, baseline_scores, baseline_set, measure, require_usable, score, training_set
+from distilkit.evaluation.protocol import Evaluation
 from distilkit.evaluation.ranking import augmentation_robust_score, label_robust_score, rank
+from distilkit.evaluation.scoring import (
+    Score,
+    baseline_scores,
+    baseline_set,
+    measure,
+    require_usable,
+    score,
+    score_sets,
+    selection_split,
+    training_set,
+)
 from distilkit.evaluation.training import TrainingSet, accuracy, train
 
 __all__ = [
@@ -17,6 +28,8 @@ __all__ = [
     "rank",
     "require_usable",
     "score",
+    "score_sets",
+    "selection_split",
     "train",
     "training_set",
 ]

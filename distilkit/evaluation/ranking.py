@@ -28,7 +28,8 @@ from distilkit import fields
 from distilkit.data import DataBundle, DistilledSet
 from distilkit.errors import CombinationError, FieldError
 from distilkit.evaluation.baselines import chosen_images, full_data
-from distilkit.evaluation.protocol import Evaluation, Score, Table, score, training_set
+from distilkit.evaluation.protocol import Evaluation
+from distilkit.evaluation.scoring import Score, Table, score, training_set
 from distilkit.evaluation.training import TrainingSet, mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner

@@ -72,6 +72,7 @@ class Programs:
         self.execution = execution
         self.notice, self.warn = notice, warn
         self.built: dict[tuple[Any, ...], Function] = {}
+        self.recorded: dict[tuple[Any, ...], fx.GraphModule] = {}  # ahead of their first call, until that
         self.fallbacks: dict[str, str] = {}
         self.pool = torch.cuda.graph_pool_handle() if execution == "cudagraph" else None
 
@@ -101,6 +102,23 @@ class Programs:
             return ways[0] if len(ways) == 1 else self._by_shapes(name, ways, self._tried)
 
         return self._by_shapes(name, ways, lambda way, arguments: self._build_split(name, way, arguments, late(*arguments)))
+
+    def recording(self, name: str, function: Function, arguments: Sequence[Any], *, split: bool = False) -> fx.GraphModule:
+        """The list of operations of a program, before it is first called: nothing is computed, and it is not recorded again then.
+
+        Args:
+            name: of the program.
+            function: its first way.
+            arguments: of the shapes that it will be called with; for one that is split, the early and the late ones.
+            split: whether it will be built by `split`.
+        """
+        if split:
+            function = _both(function)
+        flat, structure = _flat(arguments)
+        graph = record(function, arguments, mutations=not split)
+        if self.execution != "eager":
+            self.recorded[_key(name, flat, structure)] = graph
+        return graph
 
     def _by_shapes(self, name: str, ways: Sequence[Function], build: Callable[[Function, Sequence[Any]], Function]) -> Function:
         """A function that has a program built the first time it sees arguments of some shapes, and calls that with the flat arguments."""
@@ -151,13 +169,8 @@ class Programs:
 
     def _build_split(self, name: str, function: Function, early: Sequence[Any], late: Sequence[Any]) -> Function:
         """Record, check, cut and compile one program; see `split`. It is called with the flat early arguments."""
-
-        def both(early: Any, late: Any) -> Any:
-            result, rest = function(*early)
-            return result, rest(*late)
-
         flat = _flat(early)[0]
-        graph, truth = self._recorded(name, both, (early, late), split=True)
+        graph, truth = self._recorded(name, _both(function), (early, late), split=True)
         count, result, rest = len(optree.tree_leaves(truth[0])), optree.tree_structure(truth[0]), optree.tree_structure(truth[1])
         parts = partition(graph, len(flat), count)
 
@@ -187,10 +200,11 @@ class Programs:
 
     def _recorded(self, name: str, function: Function, arguments: Sequence[Any], *, split: bool = False) -> tuple[fx.GraphModule, Any]:
         """A function as a list of operations, checked against the function itself, and what that gives."""
-        graph = record(function, arguments, mutations=not split)
+        flat, structure = _flat(arguments)
+        graph = self.recorded.pop(_key(name, flat, structure), None) or record(function, arguments, mutations=not split)
         truth = function(*arguments)
         process.release_freed_memory()  # the function held more than the list will
-        flat, expected = _flat(arguments)[0], optree.tree_leaves(truth)
+        expected = optree.tree_leaves(truth)
         if _same(graph, flat, expected):
             return graph, truth
         # Where products are rounded (TF32), another routine for the same may differ by more than that.
@@ -246,6 +260,16 @@ def _same(program: Function, flat: Sequence[Any], truth: Sequence[Tensor]) -> bo
         if not agree([right], [found], roundings=2000) and not distance(right, found) <= allowed:
             return False
     return True
+
+
+def _both(function: Function) -> Function:
+    """The function of a split program, and behind it that which it gives."""
+
+    def both(early: Any, late: Any) -> Any:
+        result, rest = function(*early)
+        return result, rest(*late)
+
+    return both
 
 
 def _unflattened(function: Function, arguments: Sequence[Any]) -> Function:

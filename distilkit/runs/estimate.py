@@ -21,9 +21,8 @@ from distilkit.distiller import Distiller
 from distilkit.functional.pytrees import split_floating
 from distilkit.programs.liveness import peak_bytes
 from distilkit.programs.partition import partition
-from distilkit.programs.programs import record
 from distilkit.truncation import Window
-from distilkit.unroll.adjoints import ReplayAdjoint, cotangents_like, step_vjp
+from distilkit.unroll.adjoints import ReplayAdjoint, cotangents_like, end_program, kept_program
 from distilkit.unroll.problem import draws, start
 
 WINDOWS = 200  # outer steps whose windows are drawn, to know how long they are
@@ -85,7 +84,7 @@ class Plan:
 
 
 def from_shapes(distiller: Distiller) -> Plan:
-    """The part of `plan` that computes nothing."""
+    """The part of `plan` that computes nothing. The programs that it records are those that a run begins with, and are kept for that."""
     return combine_stages(distiller, [stage_from_shapes(distiller, stage, drawn_windows(distiller, stage)) for stage in distiller.stages])
 
 
@@ -100,8 +99,8 @@ def combine_stages(distiller: Distiller, drafts: list[Plan]) -> Plan:
     return attrs.evolve(found, advice=advice_for(distiller, found))
 
 
-def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: int = 0) -> Plan:
-    """The estimate from shapes, for one stage."""
+def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: int = 0, *, keeping: bool = False) -> Plan:
+    """The estimate from shapes, for one stage; `keeping`: and of what a step would hold whose graph waits for the way back."""
     device, unroller, data = distiller.torch_device, distiller.resolved_unroller, distiller.bundle
     learner, classes = distiller.stage_learner(stage), groups(stage, distiller.boost, data.classes)
     leaves = distiller.template(stage.number).leaves
@@ -114,18 +113,23 @@ def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], l
     batch = min(distiller.outer.batch_size, len(data.train))
     real = distiller.real_batch(torch.arange(unroller.micro_batch(batch), device=device), distiller.stream.fold("plan"))
     try:
-        outer = unroller.problem(learner, 1, execution)
-        end = peak_bytes(record(outer.end, (fresh.params, *real)))
-        both = record(
-            lambda early, coming: _step_and_pullback(problem, early, coming), (one_step, cotangents_like(*one_step)), mutations=False
-        )
-        alive = max(end, peak_bytes(both))
-        results = len(optree.tree_leaves((fresh.params, fresh.optimizer)))  # type: ignore[arg-type]
-        kept = partition(both, len(optree.tree_leaves(one_step)), results).saved_bytes  # type: ignore[arg-type]
+        programs = unroller.programs(learner, execution, distiller.programs)
+        name, function, *_ = end_program(unroller.problem(learner, 1, execution))
+        alive, kept = peak_bytes(programs.recording(name, function, (fresh.params, *real))), 0
+        coming = cotangents_like(*one_step)
+        if isinstance(unroller.adjoint, ReplayAdjoint) and not unroller.adjoint.keep_last and not keeping:
+            name, function, *_ = unroller.adjoint.back_program(problem)
+            alive = max(alive, peak_bytes(programs.recording(name, function, (*one_step, *coming))))
+        else:
+            name, function, *_ = kept_program(problem)
+            both = programs.recording(name, function, (one_step, coming), split=True)
+            results = len(optree.tree_leaves((fresh.params, fresh.optimizer)))  # type: ignore[arg-type]
+            alive = max(alive, peak_bytes(both))
+            kept = partition(both, len(optree.tree_leaves(one_step)), results).saved_bytes  # type: ignore[arg-type]
     except Exception as error:  # torch raises many kinds; the run will say so, and go on without
         if process.is_out_of_memory(error):
             raise
-        end = alive = kept = 0
+        alive = kept = 0
     entry = _bytes([fresh.params, *split_floating(fresh.optimizer)[0]])
     longest = max(w.length for w in drawn)
     return Plan(
@@ -145,11 +149,6 @@ def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], l
         sizes=(entry, kept),
         by_shapes=alive > 0,
     )
-
-
-def _step_and_pullback(problem: Any, early: Any, coming: Any) -> Any:
-    result, back = step_vjp(problem)(*early)
-    return result, back(*coming)
 
 
 def trajectory_bytes(adjoint: Any, length: int, entry: int, kept: int, device: torch.device) -> int:

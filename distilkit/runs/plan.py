@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import attrs
 import torch
 
-from distilkit import process
+from distilkit import fields, process
 from distilkit.distiller import Distiller, DistillerState
-from distilkit.evaluation import training_set
-from distilkit.evaluation.protocol import selection_split, streams
-from distilkit.evaluation.training import TEST_BATCH, accuracy, train
+from distilkit.evaluation import selection_split, training_set
+from distilkit.evaluation.scoring import streams, trained
+from distilkit.evaluation.training import TEST_BATCH
 from distilkit.progress import SILENT, Progress
 from distilkit.runs.estimate import Plan, combine_stages, drawn_windows, stage_from_shapes, trajectory_bytes
 from distilkit.truncation import Window
@@ -48,7 +48,7 @@ def plan(distiller: Distiller, *, probe: bool = True, progress: Progress = SILEN
         for stage in distiller.stages:
             drawn = drawn_windows(distiller, stage)
             progress.phase("working out shapes" if len(distiller.stages) == 1 else f"working out shapes of stage {stage.number + 1}")
-            draft = stage_from_shapes(distiller, stage, drawn, *loading)
+            draft = stage_from_shapes(distiller, stage, drawn, *loading, keeping=True)
             if probe and draft.held + draft.work < draft.total:
                 progress.phase("probing: windows of a few inner steps")
                 draft = _probe(distiller, distiller.template(stage.number), draft, drawn)
@@ -110,12 +110,10 @@ def _evaluate(distiller: Distiller, state: DistillerState) -> None:
     """A few training steps of the networks that judge the set, and one look at some real images."""
     data, evaluation = distiller.bundle, distiller.evaluation
     learner = distiller.stage_learner(distiller.stages[state.stage])
-    learner, training = evaluation.trainer(learner, training_set(distiller.distilled(state), data))
-    mode = evaluation.mode(distiller.programs)
-    for _, params in train(learner, training, streams(evaluation, distiller.stream.fold("plan")), (2,), mode=mode):
-        split = selection_split(data)
-        some = attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH])
-        accuracy(learner, params, some, mode)
+    split, training = selection_split(data), training_set(distiller.distilled(state), data)
+    few, networks = fields.evolve(evaluation, steps=(2,)), streams(evaluation, distiller.stream.fold("plan"))
+    for found in trained(learner, training, few, networks, distiller.programs):
+        found.accuracy(attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH]))
 
 
 @contextmanager

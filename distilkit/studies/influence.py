@@ -22,14 +22,12 @@ import xarray as xr
 
 from distilkit.data import DataBundle
 from distilkit.errors import FieldError
-from distilkit.evaluation.protocol import Evaluation
-from distilkit.evaluation.training import TrainingSet
+from distilkit.evaluation import Evaluation, TrainingSet, score_sets
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
-from distilkit.studies.subsets import score_sets
 from distilkit.unroll.strategy import ProgramCache
 
 NOBODY = -1
@@ -107,7 +105,7 @@ def influence(
             by_classes.setdefault(tuple(training.classes[_left(count, case)].tolist()), []).append(place)
         for places in by_classes.values():  # sets of one call have the same classes, row by row
             sets = [_without(training, _left(count, some[p])) for p in places]
-            found[places] = score_sets(learner, sets, data, evaluation, stream, programs)[0]
+            found[places] = [s.test for s in score_sets(learner, sets, data, evaluation, stream, programs=programs)]
         return {"accuracy": found}
 
     units = {"removal": max(1, together // seeds)}

@@ -18,7 +18,7 @@ from distilkit import fields, spec, storage
 from distilkit.data import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError
-from distilkit.evaluation import TrainingSet, training_set
+from distilkit.evaluation import TrainingSet, score_sets, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset
 from distilkit.progress import SILENT, Progress, Within
 from distilkit.runs.run import run
@@ -26,7 +26,7 @@ from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import build, coordinate, variable
 from distilkit.storage.store import NAME
 from distilkit.studies.influence import influence
-from distilkit.studies.subsets import fingerprint, orders, score_sets, subset_rows
+from distilkit.studies.subsets import fingerprint, orders, subset_rows
 
 SUBSET, DIRECT, PREFIX = "subset of the large set", "distilled directly", "boosted prefix"
 ONE_DRAW = (DIRECT, PREFIX, "herding real")
@@ -84,7 +84,8 @@ def intercorrelation(
         found = np.full((1, 1, len(some), protocol.seeds), np.nan)
         wanted = range(0, 1) if source in ONE_DRAW else some
         if (source not in ONE_DRAW or some.start == 0) and (given := sets(source, budget, wanted)):
-            found[0, 0, : len(given)] = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"), pipeline.programs)[0]
+            scores = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"), programs=pipeline.programs)
+            found[0, 0, : len(given)] = [s.test for s in scores]
         return {"accuracy": found}
 
     shape = (len(sources), len(budgets), draws, protocol.seeds)

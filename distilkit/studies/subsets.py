@@ -15,14 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields, spec, storage
-from distilkit.boosting import fitted
 from distilkit.data import DataBundle, DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, FieldError, RunError, listing, nearest
-from distilkit.evaluation import training_set
+from distilkit.evaluation import Evaluation, score_sets, train, training_set
 from distilkit.evaluation.baselines import full_data
-from distilkit.evaluation.protocol import Evaluation, Table, selection_split
-from distilkit.evaluation.training import TrainingSet, accuracy, train
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
@@ -86,7 +83,8 @@ def subset_grid(
         budget, name = budgets[region["budget"].start], list(learners)[region["network"].start]
         picked = [rows[budget, draw] for draw in range(region["draw"].start, region["draw"].stop)]
         sets = [attrs.evolve(whole, images=whole.images[r], labels=whole.labels[r], classes=whole.classes[r]) for r in picked]
-        accuracy, steps = score_sets(learners[name], sets, data, protocol, stream.fold("networks"), pipeline.programs)
+        scores = score_sets(learners[name], sets, data, protocol, stream.fold("networks"), programs=pipeline.programs)
+        accuracy, steps = np.stack([s.test for s in scores]), np.array([s.steps for s in scores], np.int64)
         return {"accuracy": accuracy[None, :, None], "training_steps": steps[None, :, None]}
 
     identity = {
@@ -267,48 +265,3 @@ def difficulty(
     with torch.no_grad():
         losses = [F.cross_entropy(learner.logits(p, images).double(), classes, reduction="none") for p in params]
     return torch.stack(losses).mean(0).cpu()
-
-
-def score_sets(
-    learner: Learner,
-    sets: Sequence[TrainingSet],
-    data: DataBundle,
-    evaluation: Evaluation,
-    stream: Stream,
-    programs: ProgramCache | None = None,
-) -> tuple[Table, np.ndarray]:
-    """Test accuracy of networks trained on many sets of the same size and classes, side by side.
-
-    Network i of every set takes `stream.fold(i)`, so two sets differ by nothing but their rows. The number of training steps is
-    selected for each set by the mean over its networks on validation.
-
-    Args:
-        learner: bound to the data; a larger `batch_per_class` than the sets can serve is made smaller.
-        sets: each one set, with images (N, ...).
-        data: selects the number of steps on its validation split; the test split is used once for each set.
-        evaluation: the protocol.
-        stream: of the evaluation.
-        programs: where what is built is kept from one call to the next.
-
-    Returns:
-        accuracy, float64 (sets, seeds), and the numbers of training steps, int64 (sets,).
-    """
-    first, seeds = sets[0], evaluation.seeds
-    counts = first.classes.bincount()
-    learner = fitted(learner, counts[counts > 0].tolist())
-    stacked = attrs.evolve(
-        first,
-        images=torch.stack([s.images for s in sets]).repeat_interleave(seeds, 0),
-        labels=torch.stack([s.labels for s in sets]).repeat_interleave(seeds, 0),
-    )
-    learner, stacked = evaluation.trainer(learner, stacked)
-    streams = [stream.fold(i) for _ in sets for i in range(seeds)]
-    choosing = data.test if evaluation.select == "paper" else selection_split(data)
-    chosen, kept, mode = [], [], evaluation.mode(programs)
-    for _, params in train(learner, stacked, streams, evaluation.steps, mode=mode):
-        chosen.append(accuracy(learner, params, choosing, mode).nan_to_num(0).view(len(sets), seeds).mean(1))
-        kept.append(params.view(len(sets), seeds, -1))
-    best = torch.stack(chosen).argmax(0)
-    final = torch.cat([kept[int(b)][i] for i, b in enumerate(best)])
-    tested = accuracy(learner, final, data.test, mode).view(len(sets), seeds)
-    return tested.numpy(), np.array(evaluation.steps, np.int64)[best.numpy()]

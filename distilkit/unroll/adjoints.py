@@ -170,9 +170,8 @@ class ReplayAdjoint:
         replayed = max(0, len(steps) - self.keep_last)
         for t, (problem, draw) in enumerate(steps):
             if t >= replayed:
-                (theta, state), pullback = programs.split(f"step and back {problem.name}", cotangents_like, *map(step_vjp, problem.ways))(
-                    theta, state, leaves, draw
-                )
+                name, *ways = kept_program(problem)
+                (theta, state), pullback = programs.split(name, cotangents_like, *ways)(theta, state, leaves, draw)
                 pullbacks.append(pullback)
                 continue
             if t % self.checkpoint_every == 0:
@@ -192,9 +191,13 @@ class ReplayAdjoint:
                 segment.append(step(programs, problem)(*segment[-1], leaves, draw))
             for problem, draw in reversed(segment_steps):
                 theta, state = segment.pop()
-                back = programs(f"back {problem.name}, {self.hessian_product}", *map(self.back, problem.ways))
+                back = programs(*self.back_program(problem))
                 lam, sig, total = back(theta, state, leaves, draw, lam, sig, total)
         return loss, total
+
+    def back_program(self, problem: InnerProblem) -> tuple[Any, ...]:
+        """The name of the program of one step back, and its function in each way."""
+        return f"back {problem.name}, {self.hessian_product}", *map(self.back, problem.ways)
 
     def back(self, problem: InnerProblem) -> Callable[..., tuple[Tensor, list[Tensor], OuterVariables]]:
         """The function of one step back: from cotangents after the step, and the sums so far, to those before it."""
@@ -268,12 +271,22 @@ def _sum(total: OuterVariables, images: Tensor, labels: Tensor, log_lr: Tensor) 
 
 def _outer(end: OuterLoss, theta: Tensor, programs: Programs) -> tuple[Tensor, Tensor]:
     """The outer loss over all micro-batches and its gradient: both are means over equal micro-batches."""
-    function = programs(f"end {end.problem.name}", *(way.end for way in end.problem.ways))
+    function = programs(*end_program(end.problem))
     loss, lam = function(theta, *end.batches[0])
     for batch in end.batches[1:]:
         more_loss, more_lam = function(theta, *batch)
         loss, lam = loss + more_loss, lam + more_lam
     return loss / len(end.batches), lam / len(end.batches)
+
+
+def kept_program(problem: InnerProblem) -> tuple[Any, ...]:
+    """The name of the program of a step that holds on to what it computed until it is gone back through, and its function in each way."""
+    return f"step and back {problem.name}", *map(step_vjp, problem.ways)
+
+
+def end_program(problem: InnerProblem) -> tuple[Any, ...]:
+    """The name of the program of the outer loss and its gradient, and its function in each way."""
+    return f"end {problem.name}", *(way.end for way in problem.ways)
 
 
 @cache

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import distilkit as dk
-from distilkit.evaluation.protocol import score
+from distilkit.evaluation import score
 from distilkit.evaluation.training import TrainingSet, accuracy, mean_or_zero
 from tests.commands import distilkit
 

@@ -10,8 +10,8 @@ import torch
 import distilkit as dk
 from distilkit.data import DataBundle, DistilledSet, Split
 from distilkit.errors import CombinationError
-from distilkit.evaluation import Evaluation, baseline_scores, measure, score, train, training_set
-from distilkit.evaluation.protocol import OPTIMISTIC, selection_split, targets
+from distilkit.evaluation import Evaluation, baseline_scores, measure, score, selection_split, train, training_set
+from distilkit.evaluation.protocol import OPTIMISTIC, targets
 
 LEARNER = dk.Learner(dk.MLP(hidden=(32,)), dk.Adam(lr=0.01)).bind((1, 8, 8), 10)
 PROTOCOL = Evaluation(seeds=3, steps=(1, 10, 30))

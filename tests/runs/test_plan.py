@@ -14,6 +14,7 @@ import torch
 import distilkit as dk
 from distilkit import spec
 from distilkit.errors import CombinationError
+from distilkit.programs import programs
 from distilkit.runs import estimate, plan
 from tests.commands import distilkit
 
@@ -28,6 +29,25 @@ def digits(**parts):
         "outer": dk.Outer(steps=50, batch_size=100),
     }
     return dk.Distiller(**(settings | parts))
+
+
+@pytest.mark.parametrize("keep_last", [0, 2])
+def test_what_the_estimate_records_is_not_recorded_again(monkeypatch, keep_last):
+    """A run tells at its start what memory it will take, from the programs that it is about to build; it must not pay for them twice."""
+    unroller = dk.Unroller(dk.ReplayAdjoint(keep_last=keep_last), compile="trace")
+    real, recorded = programs.record, []
+    monkeypatch.setattr(programs, "record", lambda *given, **named: recorded.append(1) or real(*given, **named))
+
+    def count(look):
+        recorded.clear()
+        distiller = digits(unroller=unroller)
+        if look:
+            estimate.from_shapes(distiller)
+        state, info = distiller.step(distiller.init())
+        assert not any(one.recorded for one in distiller.programs._made.values())
+        return len(recorded), info.outer_loss
+
+    assert count(True) == count(False)
 
 
 class Clock:

@@ -7,12 +7,12 @@ import torch
 
 import distilkit as dk
 from distilkit.errors import CombinationError, FieldError, RunError
-from distilkit.evaluation import training_set
+from distilkit.evaluation import score_sets, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset, herd
 from distilkit.studies import usual_policies
 from distilkit.studies.gradients_layout import VARIABLES
 from distilkit.studies.influence import influence
-from distilkit.studies.subsets import orders, score_sets, subset_rows
+from distilkit.studies.subsets import orders, subset_rows
 from distilkit.truncation import Window
 
 
@@ -64,13 +64,14 @@ def test_a_set_does_not_feel_its_neighbours(pipeline, made):
     parts = (slice(10), slice(10, 20))
     halves = [attrs.evolve(whole, images=whole.images[r], labels=whole.labels[r], classes=whole.classes[r]) for r in parts]
     halves[1] = attrs.evolve(halves[1], classes=halves[0].classes)
-    both, steps = score_sets(pipeline.bound, halves, pipeline.bundle, pipeline.evaluation, stream)
-    for i, half in enumerate(halves):
-        alone, own = score_sets(pipeline.bound, [half], pipeline.bundle, pipeline.evaluation, stream)
+    both = score_sets(pipeline.bound, halves, pipeline.bundle, pipeline.evaluation, stream)
+    for half, found in zip(halves, both, strict=True):
+        (alone,) = score_sets(pipeline.bound, [half], pipeline.bundle, pipeline.evaluation, stream)
         usual = score(pipeline.bound, half, pipeline.bundle, pipeline.evaluation, stream, test=True)
-        assert np.allclose(both[i], alone[0], atol=0.006)  # two of 359 images: stacked sums are rounded in another order
-        assert np.allclose(both[i], usual.test, atol=0.006)
-        assert own[0] == usual.steps == steps[i]
+        for other in (alone, usual):
+            assert np.allclose(found.test, other.test, atol=0.006)  # two of 359 images: stacked sums are rounded in another order
+            assert found.validation.shape == other.validation.shape
+            assert found.steps == other.steps
 
 
 def test_subset_grid(pipeline, made, tmp_path):
@@ -147,8 +148,8 @@ def test_influence_is_what_is_left_when_samples_go(pipeline, made, tmp_path):
     found = influence(pipeline.bound, training, pipeline.bundle, protocol, stream, together=12, folder=tmp_path, identity={"a": 1})
     rows = [r for r in range(6) if r not in (0, 2)]
     left = attrs.evolve(training, images=training.images[rows], labels=training.labels[rows], classes=training.classes[rows])
-    (by_hand,), _ = score_sets(pipeline.bound, [left], pipeline.bundle, protocol, stream)
-    assert np.allclose(found["accuracy"] - found["joint_drop"][0, 2], by_hand, atol=0.006)
+    (by_hand,) = score_sets(pipeline.bound, [left], pipeline.bundle, protocol, stream)
+    assert np.allclose(found["accuracy"] - found["joint_drop"][0, 2], by_hand.test, atol=0.006)
     pairs = found["interaction"].notnull().all("seed").values
     same_class = part.classes[:, None] == part.classes[None]
     assert np.array_equal(pairs, (same_class & ~torch.eye(6, dtype=torch.bool)).numpy())
