@@ -1,9 +1,12 @@
 """One thread for every test, since two that spin on two busy cores are slower than one; a cache for all; and what many tests take."""
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("distilkit", deadline=None)  # a busy machine is no fault of an example
+hypothesis.settings.load_profile("distilkit")
 
 
 def pytest_collection_modifyitems(items):

@@ -136,7 +136,7 @@ def components(draw, cls, bare=False):
     return reject()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(components(Distiller))
 def test_round_trip_of_a_whole_pipeline(distiller):
     again = loads(dumps(distiller), trust=True)

@@ -27,7 +27,7 @@ from distilkit.storage.formats import FORMATS, read, write
 K, N, SHAPE = 3, 6, (3, 4, 4)
 NAMES = ("cat", "dog", "owl")
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
-QUICK = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 
 
 def noise(*shape: int, name: str = "images") -> torch.Tensor:

@@ -82,7 +82,7 @@ def assert_same(a: DistilledSet, b: DistilledSet) -> None:
     assert a.preprocessing.fingerprint() == b.preprocessing.fingerprint()
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(distilled=distilled_sets())
 def test_a_set_comes_back_bit_for_bit_and_nothing_warns(distilled: DistilledSet, tmp_path: Path) -> None:
     with warnings.catch_warnings():
