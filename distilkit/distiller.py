@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from distilkit import fields, process
 from distilkit.boosting import BoostSchedule, Stage, fitted, groups, require_minibatch, single
-from distilkit.data import DataBundle, DataSource, DistilledSet
+from distilkit.data.bundle import DataBundle, DataSource
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError, GradientError, listing
 from distilkit.evaluation import Evaluation
 from distilkit.functional.streams import Stream

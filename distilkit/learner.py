@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from distilkit import fields
-from distilkit.data import Augmentation
+from distilkit.data.augmentation import Augmentation
 from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
 from distilkit.functional.losses import CrossEntropy, Loss
 from distilkit.functional.optimizers import Optimizer
 from distilkit.functional.pytrees import Layout, to_device
 from distilkit.functional.streams import Stream
-from distilkit.networks import Network
+from distilkit.networks.base import Network
 
 
 class LearnerState(NamedTuple):
@@ -89,7 +89,7 @@ class Learner:
         classes_per_step: classes in an inner step, drawn without replacement; None takes all.
         learn_lr: learn the inner learning rate too; it starts at `optimizer.lr`.
 
-    >>> from distilkit.networks import MLP
+    >>> from distilkit.networks.mlp import MLP
     >>> learner = Learner(MLP(hidden=(8,)), optimizers.SGD(lr=0.1)).bind((1, 4, 4), 3)
     >>> learner.init(Stream(0)).params.shape  # 16*8 + 8 + 8*3 + 3
     torch.Size([163])

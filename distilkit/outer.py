@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields
-from distilkit.data import Augmentation, DataBundle, Split
+from distilkit.data.augmentation import Augmentation
+from distilkit.data.bundle import DataBundle, Split
 from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
 from distilkit.functional.clipping import EMAClip

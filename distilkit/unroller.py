@@ -57,7 +57,7 @@ class Unroller:
         networks_per_step: inner networks, each with its own draws, whose meta-gradients are averaged in one outer step.
         side_by_side: whether those are stacked and taken by the same operations, or one after the other; "auto" stacks small ones.
 
-    >>> from distilkit.networks import MLP
+    >>> from distilkit.networks.mlp import MLP
     >>> from distilkit.functional.optimizers import SGD
     >>> learner = Learner(MLP(hidden=(8,)), SGD(lr=0.1)).bind((4,), 2)
     >>> leaves = OuterVariables(torch.randn(2, 4), torch.eye(2), torch.tensor(0.1).log())

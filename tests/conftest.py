@@ -52,7 +52,7 @@ def digits():
 @pytest.fixture(scope="session")
 def ten(digits):
     """The first real image of each class, as a set."""
-    from distilkit.data import DistilledSet
+    from distilkit.data.distilled import DistilledSet
 
     first = torch.tensor([int((digits.train.labels == c).nonzero()[0]) for c in range(10)])
     return DistilledSet(digits.train.images[first], torch.eye(10), torch.arange(10), digits.class_names, preprocessing=digits.preprocessing)

@@ -7,7 +7,7 @@ import torch
 
 import distilkit as dk
 from distilkit.boosting import groups
-from distilkit.data import DataBundle, Split
+from distilkit.data.bundle import DataBundle, Split
 from distilkit.errors import CombinationError, FieldError
 from distilkit.learner import draw_rows
 from distilkit.storage import checkpoint

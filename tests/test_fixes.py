@@ -27,7 +27,7 @@ import distilkit as dk
 from distilkit import recipes, spec, storage
 from distilkit.cli.app import app
 from distilkit.cli.evaluate import assemble, parse_networks
-from distilkit.data import Split
+from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import require_usable
 from distilkit.errors import DistilkitError
@@ -35,9 +35,11 @@ from distilkit.evaluation.baselines import members_of_classes
 from distilkit.functional import optimizers
 from distilkit.outer import random_rows
 from distilkit.runs.evaluate import require_free
+from distilkit.runs.open import with_pipeline
 from distilkit.spec.hints import known_paths
 from distilkit.storage import checkpoint, formats, layout
-from distilkit.studies import gradient_study, intercorrelation_study, with_pipeline
+from distilkit.studies.gradients import gradient_study
+from distilkit.studies.sources import intercorrelation_study
 from distilkit.studies.subsets import orders
 from distilkit.truncation import StepInfo
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from distilkit import fields, recipes, spec as specs, storage
 from distilkit.cli.console import Display
 from distilkit.cli.tables import evaluation_table, evaluation_words
-from distilkit.data import Arrays, DistilledSet
+from distilkit.data.distilled import DistilledSet
+from distilkit.data.sources.arrays import Arrays
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation

@@ -18,30 +18,31 @@ def show_subsets(
     run: Path, budgets: Sequence[int], draws: int, strategy: str, networks: Sequence[str], seeds: int | None, out: Path, trust: bool
 ) -> None:
     """Fill a subset grid and draw it; see `distilkit.subset_grid`."""
-    from distilkit import studies
     from distilkit.cli.evaluate import parse_networks
+    from distilkit.runs.open import with_pipeline
+    from distilkit.studies.subsets import subset_grid
 
     console = wide_console()
-    made, pipeline = studies.with_pipeline(run, trust=trust)
+    made, pipeline = with_pipeline(run, trust=trust)
     if not budgets:
         whole = int(made.class_counts().min())
         budgets = [*(2**i for i in range(whole.bit_length()) if 2**i < whole), whole]
     chosen = parse_networks(networks, [], pipeline.learner, pipeline.evaluation) or None
     with stoppable(out), Display(console) as display:
         display.phase(f"testing subsets of {run}")
-        grid = studies.subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=display)
+        grid = subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=display)
     console.print(subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy"))
     grid.attrs["title"] = f"{run.name}: {strategy} subsets"
     show_figures(console, out, report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png"))
 
 
 def show_intercorrelation(pipeline: Distiller, draws: int, influence_at: int | None, out: Path) -> None:
-    """Run the intercorrelation study and draw it; see `distilkit.studies.intercorrelation_study`."""
-    from distilkit import studies
+    """Run the intercorrelation study and draw it; see `distilkit.intercorrelation_study`."""
+    from distilkit.studies.sources import intercorrelation_study
 
     console = wide_console()
     with stoppable(out), Display(console) as display:
-        tree = studies.intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, progress=display)
+        tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, progress=display)
     sources = tree["sources"].to_dataset().assign_attrs(title=tree.attrs["title"])
     console.print(sources_table(sources))
     show_figures(
@@ -57,14 +58,14 @@ def show_gradients(
     pipeline: Distiller, at: Sequence[int], replicates: int, policies: Sequence[str], optimizers: Sequence[str], out: Path
 ) -> None:
     """Run the gradient study and draw it; see `distilkit.gradient_study`. Policies and optimisers are inline TOML tables."""
-    from distilkit import studies
+    from distilkit.studies.gradients import gradient_study
 
     console = wide_console()
     chosen = {_words(text): _component("truncation", text) for text in policies}
     inner = {_words(text): _component("optimizer", text) for text in optimizers}
     with stoppable(out), Display(console) as display:
         display.phase("taking meta-gradients")
-        study = studies.gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=display)
+        study = gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=display)
     console.print(gradients_table(study))
     show_figures(console, out, report.gradient_curves(study, out / "gradients.png"))
 

@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilkit.data import DataBundle
+from distilkit.data.bundle import DataBundle
 from distilkit.errors import CombinationError, listing
 from distilkit.evaluation.training import TrainingSet
 from distilkit.functional.streams import Stream

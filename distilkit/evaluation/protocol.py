@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields
-from distilkit.data import Augmentation, DataBundle
+from distilkit.data.augmentation import Augmentation
+from distilkit.data.bundle import DataBundle
 from distilkit.errors import CombinationError
 from distilkit.evaluation.training import Mode, TrainingSet
 from distilkit.functional.losses import MSE

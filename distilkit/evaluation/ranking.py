@@ -25,7 +25,8 @@ import numpy as np
 from torch.nn import functional as F
 
 from distilkit import fields
-from distilkit.data import DataBundle, DistilledSet
+from distilkit.data.bundle import DataBundle
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError, FieldError
 from distilkit.evaluation.baselines import chosen_images, full_data
 from distilkit.evaluation.protocol import Evaluation

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from distilkit.boosting import fitted
-from distilkit.data import DataBundle, DistilledSet, Split
+from distilkit.data.bundle import DataBundle, Split
+from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import require_same
 from distilkit.errors import CombinationError
 from distilkit.evaluation.baselines import chosen_images, full_data, members_of_classes

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from distilkit import process
-from distilkit.data import Split
+from distilkit.data.bundle import Split
 from distilkit.functional.pytrees import stack
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState

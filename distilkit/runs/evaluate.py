@@ -18,7 +18,8 @@ import torch
 import xarray as xr
 
 from distilkit import fields, process, storage
-from distilkit.data import DataBundle, DistilledSet
+from distilkit.data.bundle import DataBundle
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError, RunError
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import spec as specs, storage
-from distilkit.data import DistilledSet
+from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
-from distilkit.errors import RunError
+from distilkit.errors import CombinationError, RunError
 from distilkit.storage import formats
 from distilkit.storage.store import NAME
 
@@ -37,8 +37,36 @@ def read_set(path: Any, *, format: str | None = None, label_space: str | None = 
     return formats.read(path, format, label_space=label_space, preprocessing=preprocessing)
 
 
-def pipeline_of(path: Any, overrides: Iterable[str] = (), *, trust: bool = False) -> Distiller:
+def with_pipeline(distilled: Any, pipeline: Distiller | None = None, *, trust: bool = False) -> tuple[DistilledSet, Distiller]:
+    """A distilled set on the CPU and the pipeline that says how it is judged.
+
+    Args:
+        distilled: the set, or the folder of its run.
+        pipeline: that of the run when left out.
+        trust: allow the run's spec to name Python code.
+
+    Raises:
+        CombinationError: a set was given without a pipeline.
+        RunError: the run has no spec to take the pipeline from.
+    """
+    instead = "pipeline=dk.Distiller(data, learner, ...)"
+    if not isinstance(distilled, DistilledSet):
+        return storage.load(distilled), pipeline or pipeline_of(distilled, trust=trust, instead=instead)
+    if pipeline is None:
+        raise CombinationError("A DistilledSet does not know the data and the learner that it is judged with.", fix=instead)
+    return distilled.to("cpu"), pipeline
+
+
+def pipeline_of(
+    path: Any, overrides: Iterable[str] = (), *, trust: bool = False, instead: str = "dk.evaluate(run, data, learner, evaluation)"
+) -> Distiller:
     """The pipeline of a run, from its `spec.toml`.
+
+    Args:
+        path: of the run.
+        overrides: of its spec, as for `--set`.
+        trust: allow the spec to name Python code.
+        instead: what to type where there is no spec.
 
     Raises:
         RunError: it has none, since parts of it were made in Python.
@@ -48,7 +76,7 @@ def pipeline_of(path: Any, overrides: Iterable[str] = (), *, trust: bool = False
     if not written.is_file():
         raise RunError(
             f"The run {str(path)!r} has no spec.toml, so its data, learner and protocol are not known.",
-            fix="dk.evaluate(run, data, learner, evaluation)",
+            fix=instead,
         )
     pipeline: Distiller = specs.load(written, overrides, trust=trust)
     return pipeline

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from distilkit import fields, report, storage
-from distilkit.data import DistilledSet
+from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import DistilkitError
 from distilkit.evaluation import Score

@@ -1,7 +1,7 @@
 """The table of kinds: which class a `kind` in a spec stands for, slot by slot.
 
-The table is explicit, and a class is imported only when its kind is used: reading this module loads nothing, torch
-least of all. A new component becomes usable from TOML by one new entry here.
+The table is explicit, and a class is imported only when its kind is used: reading this module loads nothing, torch least of all. A
+new component becomes usable from TOML by its name in `distilkit/__init__.pyi`, which says where it lives, and one new entry here.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ from typing import Any
 ROOT = "distilkit.distiller:Distiller"
 """The class of a whole spec."""
 
+HOME = "distilkit"
+"""Whose public names the kinds are; where each class lives stands in its `__init__.pyi`."""
 
-def _in(module: str, *names: str) -> dict[str, str]:
-    return {name: f"{module}:{name}" for name in names}
-
-
-KINDS: dict[str, dict[str, str]] = {
-    "data": _in(
-        "distilkit.data.sources",
+KINDS: dict[str, tuple[str, ...]] = {
+    "data": (
         "Digits",
         "MNIST",
         "FashionMNIST",
@@ -32,14 +29,14 @@ KINDS: dict[str, dict[str, str]] = {
         "Arrays",
         "HuggingFace",
     ),
-    "preprocessing": _in("distilkit.data.preprocessing", "Identity", "Standardize", "Whiten", "KorniaZCA"),
-    "augmentation": _in("distilkit.data.augmentation", "FlipRotate", "DSA"),
-    "network": _in("distilkit.networks", "ConvNet", "MLP", "ResNet", "VGG", "AlexNet"),
-    "optimizer": _in("distilkit.functional.optimizers", "SGD", "Adam", "AdamW", "RMSProp"),
-    "loss": _in("distilkit.functional.losses", "CrossEntropy", "MSE"),
-    "adjoint": _in("distilkit.unroll.adjoints", "ReplayAdjoint", "AutogradAdjoint"),
-    "truncation": _in("distilkit.truncation", "FullUnroll", "TailTruncation", "RandomHorizon", "RandomTruncation", "FixedStart"),
-    "schedule": _in("distilkit.functional.schedules", "Constant", "Cosine"),
+    "preprocessing": ("Identity", "Standardize", "Whiten", "KorniaZCA"),
+    "augmentation": ("FlipRotate", "DSA"),
+    "network": ("ConvNet", "MLP", "ResNet", "VGG", "AlexNet"),
+    "optimizer": ("SGD", "Adam", "AdamW", "RMSProp"),
+    "loss": ("CrossEntropy", "MSE"),
+    "adjoint": ("ReplayAdjoint", "AutogradAdjoint"),
+    "truncation": ("FullUnroll", "TailTruncation", "RandomHorizon", "RandomTruncation", "FixedStart"),
+    "schedule": ("Constant", "Cosine"),
 }
 
 PYTHON_SLOTS = tuple(KINDS)
@@ -61,15 +58,14 @@ def resolve(slot: str, kind: str) -> type:
 
     Args:
         slot: a key of `KINDS`, such as "network".
-        kind: a key of `KINDS[slot]`, such as "ConvNet".
+        kind: one of `KINDS[slot]`, such as "ConvNet".
     """
-    cls: type = import_name(KINDS[slot][kind])
+    assert kind in KINDS[slot], (slot, kind)
+    cls: type = import_name(f"{HOME}:{kind}")
     return cls
 
 
 def kind_of(slot: str, value: object) -> str | None:
     """Return the kind whose class is exactly the class of `value`, or None when the slot has no such kind."""
-    for kind, target in KINDS[slot].items():
-        if target.partition(":")[2] == type(value).__name__ and resolve(slot, kind) is type(value):
-            return kind
-    return None
+    name = type(value).__name__
+    return name if name in KINDS[slot] and resolve(slot, name) is type(value) else None

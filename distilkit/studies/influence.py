@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from distilkit.data import DataBundle
+from distilkit.data.bundle import DataBundle
 from distilkit.errors import FieldError
 from distilkit.evaluation import Evaluation, TrainingSet, score_sets
 from distilkit.functional.streams import Stream

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from distilkit import fields, spec, storage
-from distilkit.data import DistilledSet
+from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError
 from distilkit.evaluation import TrainingSet, score_sets, training_set

@@ -14,15 +14,17 @@ import xarray as xr
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilkit import fields, spec, storage
-from distilkit.data import DataBundle, DistilledSet
+from distilkit import fields
+from distilkit.data.bundle import DataBundle
+from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
-from distilkit.errors import CombinationError, FieldError, RunError, listing, nearest
+from distilkit.errors import CombinationError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation, score_sets, train, training_set
 from distilkit.evaluation.baselines import full_data
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
+from distilkit.runs.open import with_pipeline
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
 from distilkit.unroll.strategy import ProgramCache
@@ -136,37 +138,6 @@ def _template(
         "block": variable("sample", made.block.numpy(), "boost block of the sample, from 0"),
     }
     return xr.Dataset(data, coords)
-
-
-def with_pipeline(
-    distilled: DistilledSet | str | Path, pipeline: Distiller | None = None, *, trust: bool = False
-) -> tuple[DistilledSet, Distiller]:
-    """A distilled set on the CPU and the pipeline that says how it is judged.
-
-    Args:
-        distilled: the set, or the folder of its run.
-        pipeline: that of the run when left out.
-        trust: allow the run's spec to name Python code.
-
-    Raises:
-        CombinationError: a set was given without a pipeline.
-        RunError: the run has no spec to take the pipeline from.
-    """
-    if isinstance(distilled, DistilledSet):
-        if pipeline is None:
-            raise CombinationError(
-                "A DistilledSet does not know the data and the learner that it is judged with.",
-                fix="pipeline=dk.Distiller(data, learner, ...)",
-            )
-        return distilled.to("cpu"), pipeline
-    made = storage.load(distilled)
-    if pipeline is None:
-        path = Path(distilled) / "spec.toml"
-        if not path.exists():
-            raise RunError(f"{path} is not there, so it is not known how the run judges its set.", fix="pipeline=dk.Distiller(...)")
-        pipeline = spec.load(path, trust=trust)
-    assert isinstance(pipeline, Distiller)
-    return made, pipeline
 
 
 def bound(pipeline: Distiller, network: Any) -> Learner:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import distilkit as dk
 from distilkit import process
-from distilkit.data import Split
+from distilkit.data.bundle import Split
 from distilkit.evaluation.training import Mode, TrainingSet, accuracy, draw, train
 from distilkit.functional import optimizers
 

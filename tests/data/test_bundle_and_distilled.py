@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from distilkit.data import DistilledSet, Split, Standardize, Whiten
-from distilkit.data.sources import Arrays, Digits
+from distilkit.data.bundle import Split
+from distilkit.data.distilled import DistilledSet
+from distilkit.data.preprocessing import Standardize, Whiten
+from distilkit.data.sources.arrays import Arrays
+from distilkit.data.sources.digits import Digits
 from distilkit.errors import CombinationError, FieldError
 from distilkit.functional.streams import Stream
 

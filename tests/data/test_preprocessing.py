@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distilkit.data.preprocessing import Identity, KorniaZCA, Standardize, Whiten, from_arrays, require_same
-from distilkit.data.sources import Arrays
+from distilkit.data.sources.arrays import Arrays
 from distilkit.errors import CombinationError, FieldError
 from distilkit.functional.streams import Stream
 

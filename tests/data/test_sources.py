@@ -10,20 +10,12 @@ import torch
 from PIL import Image
 
 from distilkit.data.preprocessing import Identity, Standardize
-from distilkit.data.sources import (
-    CIFAR10,
-    CIFAR100,
-    CUB200,
-    MNIST,
-    SVHN,
-    Arrays,
-    Digits,
-    FashionMNIST,
-    HuggingFace,
-    ImageFolder,
-    TinyImageNet,
-)
+from distilkit.data.sources.arrays import Arrays
 from distilkit.data.sources.assemble import stratified
+from distilkit.data.sources.digits import Digits
+from distilkit.data.sources.folders import CUB200, ImageFolder, TinyImageNet
+from distilkit.data.sources.huggingface import HuggingFace
+from distilkit.data.sources.torchvision_sources import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 from distilkit.errors import CombinationError, DistilkitError, FieldError, MissingDataError
 from distilkit.functional.streams import Stream
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit.data import DataBundle, DistilledSet, Split
+from distilkit.data.bundle import DataBundle, Split
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError
 from distilkit.evaluation import Evaluation, baseline_scores, measure, score, selection_split, train, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC, targets

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import distilkit as dk
-from distilkit.data import DataBundle, DistilledSet
+from distilkit.data.bundle import DataBundle
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import DistilkitError
 from distilkit.evaluation import Evaluation, augmentation_robust_score, label_robust_score, rank
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import distilkit as dk
-from distilkit.data import DataBundle, DistilledSet
+from distilkit.data.bundle import DataBundle
+from distilkit.data.distilled import DistilledSet
 from distilkit.evaluation import TrainingSet, accuracy, train, training_set
 from distilkit.evaluation.baselines import chosen_images, full_data
 from distilkit.evaluation.training import Mode, cost, side_by_side

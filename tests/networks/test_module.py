@@ -9,7 +9,7 @@ from torch.func import grad, vmap
 
 from distilkit.errors import CombinationError, DistilkitError, FieldError
 from distilkit.functional.streams import Stream
-from distilkit.networks import Functional
+from distilkit.networks.module import Functional
 
 STREAM = Stream(0).fold("test of Functional")
 SHAPE = (3, 4, 4)

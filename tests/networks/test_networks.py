@@ -20,8 +20,13 @@ from torch.func import grad, jvp, vmap
 
 from distilkit.errors import CombinationError, FieldError
 from distilkit.functional.streams import Stream
-from distilkit.networks import MLP, VGG, AlexNet, ConvNet, Functional, ResNet
+from distilkit.networks.alexnet import AlexNet
+from distilkit.networks.convnet import ConvNet
 from distilkit.networks.layers import ACTIVATIONS, NORMS, POOLINGS
+from distilkit.networks.mlp import MLP
+from distilkit.networks.module import Functional
+from distilkit.networks.resnet import ResNet
+from distilkit.networks.vgg import VGG
 
 NORM_MODULES: dict[str, Callable[[int, int], nn.Module]] = {
     "instance": lambda c, s: nn.GroupNorm(c, c),

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import distilkit as dk
 from distilkit.cli.app import app
 from distilkit.cli.evaluate import assemble, parse_networks
-from distilkit.data import DataBundle, DistilledSet, Split
+from distilkit.data.bundle import DataBundle, Split
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError, DistilkitError, FieldError, RunError
 from distilkit.evaluation import measure, training_set
 from distilkit.storage import formats

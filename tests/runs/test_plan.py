@@ -43,7 +43,7 @@ def test_what_the_estimate_records_is_not_recorded_again(monkeypatch, keep_last)
         distiller = digits(unroller=unroller)
         if look:
             estimate.from_shapes(distiller)
-        state, info = distiller.step(distiller.init())
+        _, info = distiller.step(distiller.init())
         assert not any(one.recorded for one in distiller.programs._made.values())
         return len(recorded), info.outer_loss
 

@@ -19,7 +19,9 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from distilkit.data import DataBundle, DistilledSet, Identity, KorniaZCA, Split, Standardize, Whiten
+from distilkit.data.bundle import DataBundle, Split
+from distilkit.data.distilled import DistilledSet
+from distilkit.data.preprocessing import Identity, KorniaZCA, Standardize, Whiten
 from distilkit.errors import DistilkitError
 from distilkit.functional.streams import Stream
 from distilkit.storage.formats import FORMATS, read, write

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from distilkit import report, storage
-from distilkit.data import DistilledSet, Standardize
+from distilkit.data.distilled import DistilledSet
+from distilkit.data.preprocessing import Standardize
 from distilkit.functional.streams import Stream
 from distilkit.report.vectors import MOST_ROWS
 from distilkit.storage import layout

@@ -9,7 +9,7 @@ import distilkit as dk
 from distilkit.errors import CombinationError, FieldError, RunError
 from distilkit.evaluation import score_sets, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset, herd
-from distilkit.studies import usual_policies
+from distilkit.studies.gradients import usual_policies
 from distilkit.studies.gradients_layout import VARIABLES
 from distilkit.studies.influence import influence
 from distilkit.studies.subsets import orders, subset_rows

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import distilkit as dk
 from distilkit import fields, spec
-from distilkit.data import DataBundle, Split
+from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.preprocessing import Fitted
 from distilkit.truncation import StepInfo
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import torch
 
-from distilkit.data import DistilledSet, require_same
-from distilkit.data.distilled import LABEL_SPACES, LabelSpace
+from distilkit.data.distilled import LABEL_SPACES, DistilledSet, LabelSpace
+from distilkit.data.preprocessing import require_same
 from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.storage.formats.raw import Options, Raw, by_class, is_one_hot
 from distilkit.storage.formats.spaces import fitted, is_fitted, known

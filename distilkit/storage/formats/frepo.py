@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distilkit.data import DistilledSet
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import DistilkitError
 from distilkit.storage.formats import lossless
 from distilkit.storage.formats.raw import Options, Raw, by_class, write_file

@@ -13,7 +13,7 @@ import csv
 import json
 from pathlib import Path
 
-from distilkit.data import DistilledSet
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import DistilkitError
 from distilkit.storage.formats import lossless
 from distilkit.storage.formats.pictures import can_be_drawn, draw

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from distilkit.data import DistilledSet, Identity
+from distilkit.data.distilled import DistilledSet
+from distilkit.data.preprocessing import Identity
 from distilkit.errors import CombinationError, DistilkitError
 from distilkit.storage.formats.complete import labelled
 from distilkit.storage.formats.pictures import can_be_drawn, draw, look

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse, save as serialize
 
-from distilkit.data import DistilledSet, from_arrays
-from distilkit.data.preprocessing import to_words
+from distilkit.data.distilled import DistilledSet
+from distilkit.data.preprocessing import from_arrays, to_words
 from distilkit.errors import DistilkitError
 from distilkit.storage.formats.raw import Options, write_file
 

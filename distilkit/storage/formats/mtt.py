@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from distilkit.data import DistilledSet
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import DistilkitError
 from distilkit.storage.formats import lossless, pickles
 from distilkit.storage.formats.raw import BESIDE, Options, Raw, by_class, foreign_labels, number, tensor, write_folder

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from distilkit.data import DistilledSet
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import DistilkitError
 
 

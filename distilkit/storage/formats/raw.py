@@ -11,7 +11,8 @@ from typing import Any
 import attrs
 import torch
 
-from distilkit.data import DataBundle, DistilledSet
+from distilkit.data.bundle import DataBundle
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError, DistilkitError
 
 BESIDE = "distilkit.safetensors"  # the file beside foreign files that holds what their format has no room for

@@ -7,8 +7,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from distilkit.data import DataBundle, Fitted, Identity, KorniaZCA, Standardize, Whiten
-from distilkit.data.preprocessing import Standardized
+from distilkit.data.bundle import DataBundle
+from distilkit.data.preprocessing import Fitted, Identity, KorniaZCA, Standardize, Standardized, Whiten
 from distilkit.errors import CombinationError, FieldError, listing, nearest
 from distilkit.storage.formats.raw import Options, Raw
 

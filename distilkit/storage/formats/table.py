@@ -9,8 +9,8 @@ from typing import Any
 
 import attrs
 
-from distilkit.data import DataBundle, DistilledSet
-from distilkit.data.distilled import LABEL_SPACES
+from distilkit.data.bundle import DataBundle
+from distilkit.data.distilled import LABEL_SPACES, DistilledSet
 from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.storage.formats import dc, frepo, hugging_face, image_folder, lossless, mtt, rat_bptt
 from distilkit.storage.formats.complete import agree, complete
