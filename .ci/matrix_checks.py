@@ -3,7 +3,7 @@
 Every outcome is a line of JSON in --out; of two lines with one name the later counts. A line that says "failed" is written before a
 check begins, so that a process that dies in the middle leaves a failure, and the next one goes on behind it.
 
-A meta-gradient is compared with that of the same pipeline run as it is, in float32 (`compile="off"`), which tests/unroll compares
+A meta-gradient is compared with that of the same pipeline run as it is, in float32 (`compile="eager"`), which tests/unroll compares
 with whole-window autograd in float64 in the same cell. Where float32 is compared with float32 the networks have gelu: with relu and
 max pooling, whose slopes jump, a rounding moves a meta-gradient by some percent (float32 and float64 differ by 0.03 for the ConvNet-3
 here; with gelu by 1e-5). Those are held to the direction. A program that falls back to a slower way is right but is not what was asked
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 import distilkit as dk
 from distilkit.unroll.adjoints import OuterVariables
-from distilkit.unroll.strategy import ProgramCache
+from distilkit.unroll.execution import ProgramCache
 from distilkit.unroller import MetaGradient, RealBatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def checks() -> Iterator[Check]:
     jumping = {name: inner._replace(network=attrs.evolve(inner.network, activation="relu")) for name, inner in smooth.items()}
     short = {("auto", "auto", "float32"), ("trace", "on", "float32"), ("trace", "off", "bfloat16")}
     for name in smooth:
-        yield Check(f"{name}, as it is, by whole-window autograd", partial(compare, smooth[name], dk.AutogradAdjoint(), compile="off"))
+        yield Check(f"{name}, as it is, by whole-window autograd", partial(compare, smooth[name], dk.AutogradAdjoint(), compile="eager"))
         for compile in ("auto", "trace", "inductor"):
             for layout in ("auto", "on", "off") if compile == "auto" else ("on", "off"):
                 for precision, inner, cosine in (("float32", smooth[name], None), ("bfloat16", jumping[name], ROUGH)):
@@ -156,7 +156,7 @@ def compare(inner: Inner, adjoint: Any = None, cosine: float | None = None, **se
 @cache
 def reference(inner: Inner) -> MetaGradient:
     """What an inner problem's other meta-gradients are compared with."""
-    return meta_gradient(inner, dk.Unroller(compile="off", channels_last="off"))[0]
+    return meta_gradient(inner, dk.Unroller(compile="eager", channels_last="off"))[0]
 
 
 PROGRAMS = ProgramCache()  # of all checks, so that what two of them have in common is built once
@@ -171,7 +171,7 @@ def meta_gradient(inner: Inner, unroller: dk.Unroller) -> tuple[MetaGradient, li
     distilled = OuterVariables(images[:20], targets[:20], torch.tensor(1e-3).log())
     batch = RealBatch(images[50:100], targets[50:100])
     found = unroller.meta_gradient(learner, distilled, dk.Window(5, 7), batch, dk.Stream(0), classes, PROGRAMS)
-    execution = unroller.execution(learner, (learner.rows(classes), *images.shape[1:]), images.device)
+    execution = unroller.execution(learner, (learner.inner_batch_size(classes), *images.shape[1:]), images.device)
     slower = unroller.programs(learner, execution, PROGRAMS).fallbacks
     return found, [f"{name} runs {how}" for name, how in slower.items()]
 

@@ -53,7 +53,7 @@ class Stage(NamedTuple):
         return tuple(size * count for size in self.blocks)
 
 
-def single(per_class: int, steps: int, truncation: Any) -> tuple[Stage, ...]:
+def single_stage(per_class: int, steps: int, truncation: Any) -> tuple[Stage, ...]:
     """The one stage of a run without boosting."""
     return (Stage(0, (per_class,), steps, truncation, (1.0,)),)
 
@@ -190,13 +190,13 @@ def require_minibatch(stage: Stage, schedule: BoostSchedule | None, learner: Any
         )
 
 
-def groups(stage: Stage, schedule: BoostSchedule | None, classes: int) -> Tensor:
+def sampling_groups(stage: Stage, schedule: BoostSchedule | None, classes: int) -> Tensor:
     """int64 (N,): what a minibatch draws the same number of rows from: each class, or each class of each block."""
     own = stage.classes(classes)
     return own if schedule is None or schedule.minibatch == "union" else own + classes * stage.block(classes)
 
 
-def fitted(learner: Any, rows: Sequence[int]) -> Any:
+def with_batch_that_fits(learner: Any, rows: Sequence[int]) -> Any:
     """The learner with a `batch_per_class` that the smallest of these numbers of rows can serve."""
     batch = learner.batch_per_class
     return learner if batch is None or batch <= min(rows) else attrs.evolve(learner, batch_per_class=min(rows))

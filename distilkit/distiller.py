@@ -20,18 +20,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields, process
-from distilkit.boosting import BoostSchedule, Stage, fitted, groups, require_minibatch, single
+from distilkit.boosting import BoostSchedule, Stage, require_minibatch, sampling_groups, single_stage, with_batch_that_fits
 from distilkit.data.bundle import DataBundle, DataSource
 from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError, GradientError, listing
 from distilkit.evaluation import Evaluation
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.outer import Images, Labels, Mover, MoverState, Outer
+from distilkit.outer import Images, Labels, Outer, OuterState, OuterUpdate, VariableUpdate
 from distilkit.progress import SILENT, Progress
 from distilkit.truncation import StepInfo, TruncationPolicy, Window
 from distilkit.unroll.adjoints import OuterVariables
-from distilkit.unroll.strategy import Execution, ProgramCache
+from distilkit.unroll.execution import Execution, ProgramCache
 from distilkit.unroller import MetaGradient, RealBatch, Unroller
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ logger = logging.getLogger("distilkit")
 class DistillerState(NamedTuple):
     """All that changes from one outer step to the next, a tree of tensors and numbers.
 
-    step: outer steps done. leaves: images, labels and log_lr. movers: the state of what moves each of them, in that order.
+    step: outer steps done. leaves: images, labels and log_lr. optimizers: the state of what moves them.
     policy: state of the truncation policy. stage: of the boost schedule, from 0. stage_step: outer steps done in the stage.
     """
 
     step: int
     leaves: OuterVariables
-    movers: tuple[MoverState, ...]
+    optimizers: OuterState
     policy: Any
     stage: int = 0
     stage_step: int = 0
@@ -115,7 +115,7 @@ class Distiller:
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the run; one when there is no boosting."""
         if self.boost is None:
-            return single(self.images.per_class, self.outer.steps, self.truncation)
+            return single_stage(self.images.per_class, self.outer.steps, self.truncation)
         return self.boost.stages(self.outer.steps, self.truncation)
 
     @property
@@ -156,39 +156,47 @@ class Distiller:
     @cached_property
     def bound(self) -> Learner:
         """The learner with its network made for this data."""
-        return self.learner.bind(self.bundle.image_shape, self.bundle.classes)
+        return self.learner.bind(self.bundle.image_shape, self.bundle.num_classes)
+
+    @cached_property
+    def update(self) -> OuterUpdate:
+        """How images, labels and the inner learning rate are moved."""
+        outer, labels = self.outer, self.labels
+        return OuterUpdate(
+            VariableUpdate(outer.optimizer, outer.clip),
+            VariableUpdate(labels.optimizer or outer.optimizer, labels.clip, labels.learn),
+            VariableUpdate(outer.lr_optimizer or outer.optimizer, outer.clip, self.learner.learn_lr),
+        )
 
     @cached_property
     def classes(self) -> Tensor:
         """int64 (N,): the class of each image of the whole set, on the CPU."""
-        return self.stages[-1].classes(self.bundle.classes)
+        return self.stages[-1].classes(self.bundle.num_classes)
 
     def init(self) -> DistillerState:
         """The state before the first outer step."""
         leaves = self._block(self.stages[0], torch.tensor(self.learner.optimizer.lr, dtype=torch.float32).log())
-        states = tuple(mover.init(leaf) for mover, leaf in zip(self._movers, leaves, strict=True))
-        return DistillerState(0, leaves, states, self.stages[0].truncation.init())
+        return DistillerState(0, leaves, self.update.init(leaves), self.stages[0].truncation.init())
 
-    def entered(self, state: DistillerState) -> DistillerState:
+    def enter_stage(self, state: DistillerState) -> DistillerState:
         """The state from which the next outer step is taken: the same, or, where a stage is over, with the next block added."""
         if state.stage_step < self.stages[state.stage].steps or state.stage + 1 == len(self.stages):
             return state
-        return self.grown(state)
+        return self.add_block(state)
 
-    def grown(self, state: DistillerState) -> DistillerState:
+    def add_block(self, state: DistillerState) -> DistillerState:
         """The state with the next block added, at the start of the next stage. Earlier rows, and what moves them, stay."""
         stage = self.stages[state.stage + 1]
         old, new = state.leaves, self._block(stage, state.leaves.log_lr)
         leaves = OuterVariables(torch.cat([old.images, new.images]), torch.cat([old.labels, new.labels]), old.log_lr)
-        *rows, lr = zip(self._movers, state.movers, new, strict=True)
-        movers = (*(mover.grow(own, block) for mover, own, block in rows), lr[1])
-        return DistillerState(state.step, leaves, movers, stage.truncation.init(), stage.number, 0)
+        optimizers = self.update.add_block(state.optimizers, new)
+        return DistillerState(state.step, leaves, optimizers, stage.truncation.init(), stage.number, 0)
 
     def template(self, stage: int) -> DistillerState:
         """A state of the shape that states have in a stage, for `storage.checkpoint.unflatten`."""
         state = self.init()
         for _ in range(stage):
-            state = self.grown(state)
+            state = self.add_block(state)
         return state
 
     def step(self, state: DistillerState) -> tuple[DistillerState, StepInfo]:
@@ -201,37 +209,26 @@ class Distiller:
             GradientError: the loss or the meta-gradient is not finite; the state given is still good.
         """
         began = time.perf_counter()
-        state = self.entered(state)
+        state = self.enter_stage(state)
         stage = self.stages[state.stage]
         window, policy = stage.truncation.plan(state.policy, state.step, self.stream.fold("window"))
         meta = self.meta_gradient(state, window)
-        factor = self.outer.schedule.factor(state.stage_step, stage.steps)
-        rows = stage.rows(self.bundle.classes)
-        layouts = ((rows, stage.scales), (rows, stage.scales), (None, (1.0,)))
-        moved = [
-            mover.move(leaf, gradient, own, factor, blocks, scales)
-            for mover, leaf, gradient, own, (blocks, scales) in zip(
-                self._movers, state.leaves, (meta.images, meta.labels, meta.log_lr), state.movers, layouts, strict=True
-            )
-        ]
-        (images, labels, log_lr), movers, (scale, *_) = zip(*moved, strict=True)
+        gradient = OuterVariables(meta.images, meta.labels, meta.log_lr)
+        factor, rows = self.outer.schedule.factor(state.stage_step, stage.steps), stage.rows(self.bundle.num_classes)
+        leaves, optimizers, scale = self.update.update(state.leaves, gradient, state.optimizers, factor, rows, stage.scales)
         # One wait for the device, at the end.
-        norms = [g.norm() for g, mover in zip((meta.images, meta.labels, meta.log_lr), self._movers, strict=True) if mover.learn]
-        loss_value, scale_value, norm_value, *others = torch.stack([meta.loss, scale, *norms]).tolist()
+        loss_value, scale_value, norm_value, *others = torch.stack([meta.loss, scale, *self.update.norms(gradient)]).tolist()
         info = StepInfo(state.step, loss_value, norm_value, scale_value, window, time.perf_counter() - began, state.stage)
         require_usable(info, others, self.learner.optimizer.lr)
-        labels = labels.clamp_min(0) if self.labels.learn else labels
         policy = stage.truncation.observe(policy, info)
-        return DistillerState(
-            state.step + 1, OuterVariables(images, labels, log_lr), movers, policy, state.stage, state.stage_step + 1
-        ), info
+        return DistillerState(state.step + 1, leaves, optimizers, policy, state.stage, state.stage_step + 1), info
 
     def meta_gradient(self, state: DistillerState, window: Window) -> MetaGradient:
         """The meta-gradient at a state through a window, on this outer step's real batch and fresh network."""
         rows = self.outer.batch_rows(state.step, len(self.bundle.train), self.stream.fold("batch"))
         batch = self.real_batch(rows, self.stream.fold("augment").fold(state.step))
         stage = self.stages[state.stage]
-        learner, drawn_from = self.stage_learner(stage), groups(stage, self.boost, self.bundle.classes)
+        learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
         return self.resolved_unroller.meta_gradient(
             learner, state.leaves, window, batch, self.stream.fold("inner").fold(state.step), drawn_from, self.programs
         )
@@ -239,7 +236,7 @@ class Distiller:
     def real_batch(self, rows: Tensor, stream: Stream) -> RealBatch:
         """Real training images at these rows, int64 (B,), augmented with draws from the stream, and their labels."""
         train, rows = self.bundle.train, rows.to(self.torch_device)
-        images, labels = train.images[rows], F.one_hot(train.labels[rows], self.bundle.classes).float()
+        images, labels = train.images[rows], F.one_hot(train.labels[rows], self.bundle.num_classes).float()
         if self.outer.augment is not None:
             draw = self.outer.augment.sample(stream, tuple(images.shape))
             images = self.outer.augment.apply(images, {k: v.to(self.torch_device) for k, v in draw.items()})
@@ -247,7 +244,7 @@ class Distiller:
 
     def stage_learner(self, stage: Stage) -> Learner:
         """The bound learner, with a minibatch that the union of a stage can serve."""
-        learner: Learner = fitted(self.bound, [stage.per_class]) if self.boost is not None else self.bound
+        learner: Learner = with_batch_that_fits(self.bound, [stage.per_class]) if self.boost is not None else self.bound
         return learner
 
     def cpu_threads(self, state: DistillerState) -> int:
@@ -279,7 +276,7 @@ class Distiller:
 
     def _execution(self, unroller: Unroller, stage: Stage) -> Execution:
         learner = self.stage_learner(stage)
-        shape = (learner.rows(groups(stage, self.boost, self.bundle.classes)), *self.bundle.image_shape)
+        shape = (learner.inner_batch_size(sampling_groups(stage, self.boost, self.bundle.num_classes)), *self.bundle.image_shape)
         return unroller.execution(learner, shape, self.torch_device)
 
     def distilled(self, state: DistillerState) -> DistilledSet:
@@ -288,8 +285,8 @@ class Distiller:
         return DistilledSet(
             images=leaves.images,
             labels=leaves.labels,
-            classes=stage.classes(self.bundle.classes),
-            block=stage.block(self.bundle.classes),
+            classes=stage.classes(self.bundle.num_classes),
+            block=stage.block(self.bundle.num_classes),
             class_names=self.bundle.class_names,
             label_space="probability" if self.labels.learn else "one-hot",
             inner_lr=float(leaves.log_lr.exp()) if self.learner.learn_lr else None,
@@ -307,16 +304,7 @@ class Distiller:
         """The rows that a stage adds, as they start."""
         count, skip = stage.blocks[-1], stage.per_class - stage.blocks[-1]
         images, classes = self.images.init(self.bundle, self.stream.fold("images"), count, skip)
-        return OuterVariables(*(x.to(self.torch_device) for x in (images, self.labels.init(classes, self.bundle.classes), log_lr)))
-
-    @property
-    def _movers(self) -> tuple[Mover, Mover, Mover]:
-        outer, labels = self.outer, self.labels
-        return (
-            Mover(outer.optimizer, outer.clip),
-            Mover(labels.optimizer or outer.optimizer, labels.clip, labels.learn),
-            Mover(outer.lr_optimizer or outer.optimizer, outer.clip, self.learner.learn_lr),
-        )
+        return OuterVariables(*(x.to(self.torch_device) for x in (images, self.labels.init(classes, self.bundle.num_classes), log_lr)))
 
 
 def _known_device(name: str) -> torch.device:

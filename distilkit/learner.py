@@ -45,12 +45,12 @@ class Draw(NamedTuple):
         return moved
 
     @property
-    def stacked(self) -> Draw:
+    def in_dims(self) -> Draw:
         """For `torch.func.vmap`, where these are the stacked draws of several networks: dimension 0 of each part that there is."""
         return Draw(*(None if part is None else 0 for part in self))  # type: ignore[arg-type]
 
 
-class Arithmetic(NamedTuple):
+class Numerics(NamedTuple):
     """How a network computes: in which dtype (None: that of its input), and with images as (N, H, W, C) in memory or not."""
 
     dtype: torch.dtype | None = None
@@ -143,7 +143,7 @@ class Learner:
         augment = None if self.augment is None else self.augment.sample(stream.fold("augment"), (count, *image_shape))
         return Draw(rows, augment)
 
-    def rows(self, classes: Tensor) -> int:
+    def inner_batch_size(self, classes: Tensor) -> int:
         """Number of distilled images in an inner step, of images of these classes, int64 (N,)."""
         present, counts = classes.unique(return_counts=True)
         each = min(self.batch_per_class or int(counts.max()), int(counts.max()))
@@ -151,12 +151,12 @@ class Learner:
             return int(counts.clamp_max(each).sum())
         return each * min(self.classes_per_step, len(present))
 
-    def logits(self, params: Tensor, images: Tensor, arithmetic: Arithmetic | None = None) -> Tensor:
+    def logits(self, params: Tensor, images: Tensor, numerics: Numerics | None = None) -> Tensor:
         """Network output: params (P,), images (N, ...) -> (N, K).
 
         `arithmetic` is that inside of the network; parameters and logits keep their own dtype. None leaves all as it is.
         """
-        dtype, channels_last = arithmetic or Arithmetic()
+        dtype, channels_last = numerics or Numerics()
         if channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         named = self.layout.unravel(params)
@@ -165,14 +165,14 @@ class Learner:
         # Parameter by parameter: slices of a whole vector that is rounded first are views that torch 2.11 cannot compile.
         return self.network.apply({name: p.to(dtype) for name, p in named.items()}, images.to(dtype)).to(params.dtype)
 
-    def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw, arithmetic: Arithmetic | None = None) -> Tensor:
+    def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw, numerics: Numerics | None = None) -> Tensor:
         """The inner loss at params: a number. `arithmetic` as in `logits`; the loss itself is taken in the dtype of the parameters."""
         if draw.rows is not None:
             images, labels = images[draw.rows], labels[draw.rows]
         if draw.augment is not None:
             assert self.augment is not None  # it made the draw
             images = self.augment.apply(images, draw.augment)
-        value: Tensor = self.loss(self.logits(params, images, arithmetic), labels)
+        value: Tensor = self.loss(self.logits(params, images, numerics), labels)
         return value
 
     def grad(self, params: Tensor, distilled: TrainingData, draw: Draw) -> Tensor:

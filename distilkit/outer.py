@@ -19,6 +19,7 @@ from distilkit.functional.clipping import EMAClip
 from distilkit.functional.optimizers import Optimizer
 from distilkit.functional.schedules import Constant, Schedule
 from distilkit.functional.streams import Stream
+from distilkit.unroll.adjoints import OuterVariables
 
 ImageStart = Literal["noise", "real"]
 
@@ -50,9 +51,9 @@ class Images:
             CombinationError: a class has fewer training images than are needed, and the start is real.
         """
         count = self.per_class if count is None else count
-        classes = torch.arange(data.classes).repeat_interleave(count)
+        classes = torch.arange(data.num_classes).repeat_interleave(count)
         if self.start == "real":
-            rows = random_rows(data.train, data.class_names, skip + count, stream).view(data.classes, -1)[:, skip:].reshape(-1)
+            rows = random_rows(data.train, data.class_names, skip + count, stream).view(data.num_classes, -1)[:, skip:].reshape(-1)
             return data.train.images[rows].clone(), classes
         noise = (stream.fold(skip) if skip else stream).normal(len(classes), *data.image_shape)
         norms = noise.flatten(1).norm(dim=1).view(-1, *[1] * len(data.image_shape))
@@ -124,64 +125,64 @@ class Outer:
         return stream.fold(epoch).permutation(size)[place * batch : (place + 1) * batch]
 
 
-class MoverState(NamedTuple):
-    """What a `Mover` keeps: a TorchOpt state for each block of rows, and the running average of its clip."""
+class VariableState(NamedTuple):
+    """What a `VariableUpdate` keeps: a TorchOpt state for each block of rows, and the running average of its clip."""
 
     optimizers: tuple[Any, ...]
     average: Tensor
 
 
 @attrs.frozen
-class Mover:
-    """How one leaf of the distilled set is moved: an outer optimiser and a clip, or not at all.
+class VariableUpdate:
+    """How one outer variable is moved: an outer optimiser and a clip, or not at all.
 
     Args:
         optimizer: the outer optimiser.
         clip: clipping of its meta-gradient, or None.
-        learn: False leaves the leaf as it is.
+        learn: False leaves the variable as it is.
     """
 
     optimizer: Optimizer
     clip: EMAClip | None
     learn: bool = True
 
-    def init(self, leaf: Tensor) -> MoverState:
-        """The state before the first outer step; the leaf is one block."""
-        return MoverState((optimizers.init(self.optimizer, leaf),), EMAClip().init().to(leaf.device))
+    def init(self, variable: Tensor) -> VariableState:
+        """The state before the first outer step; the variable is one block."""
+        return VariableState((optimizers.init(self.optimizer, variable),), EMAClip().init().to(variable.device))
 
-    def grow(self, state: MoverState, block: Tensor) -> MoverState:
+    def add_block(self, state: VariableState, block: Tensor) -> VariableState:
         """The state with another block of rows behind the others: theirs is carried, the new one's is fresh."""
-        return MoverState((*state.optimizers, optimizers.init(self.optimizer, block)), state.average)
+        return VariableState((*state.optimizers, optimizers.init(self.optimizer, block)), state.average)
 
-    def move(
+    def update(
         self,
-        leaf: Tensor,
+        variable: Tensor,
         gradient: Tensor,
-        state: MoverState,
+        state: VariableState,
         factor: float,
         rows: Sequence[int] | None = None,
         scales: Sequence[float] = (1.0,),
-    ) -> tuple[Tensor, MoverState, Tensor]:
-        """Move a leaf.
+    ) -> tuple[Tensor, VariableState, Tensor]:
+        """Move a variable.
 
         Args:
-            leaf: what is moved.
+            variable: what is moved.
             gradient: of its shape.
-            state: from `init`, `grow` or the move before.
+            state: from `init`, `add_block` or the update before.
             factor: on the learning rate.
-            rows: of each block; None for a leaf that is one block.
+            rows: of each block; None for a variable that is one block.
             scales: factor on the step of each block. At 0 the block stays as it is, to the bit.
 
         Returns:
-            the moved leaf, the new state, and what clipping multiplied the gradient by.
+            the moved variable, the new state, and what clipping multiplied the gradient by.
         """
-        scale = torch.ones((), device=leaf.device)
+        scale = torch.ones((), device=variable.device)
         if not self.learn:
-            return leaf, state, scale
+            return variable, state, scale
         average = state.average
         if self.clip is not None:
             gradient, average, scale = self.clip.apply(gradient, average)
-        parts, gradients = ([leaf], [gradient]) if rows is None else (leaf.split(list(rows)), gradient.split(list(rows)))
+        parts, gradients = ([variable], [gradient]) if rows is None else (variable.split(list(rows)), gradient.split(list(rows)))
         moved, kept = [], []
         for part, g, own, beta in zip(parts, gradients, state.optimizers, scales, strict=True):
             after = (part, own)
@@ -189,4 +190,62 @@ class Mover:
                 after = optimizers.update(self.optimizer, g, own, part, self.optimizer.lr * factor * beta)
             moved.append(after[0])
             kept.append(after[1])
-        return moved[0] if len(moved) == 1 else torch.cat(moved), MoverState(tuple(kept), average), scale
+        return moved[0] if len(moved) == 1 else torch.cat(moved), VariableState(tuple(kept), average), scale
+
+
+class OuterState(NamedTuple):
+    """What an `OuterUpdate` keeps of each variable."""
+
+    images: VariableState
+    labels: VariableState
+    log_lr: VariableState
+
+
+class OuterUpdate(NamedTuple):
+    """How images, labels and the logarithm of the inner learning rate are moved, each in its own way."""
+
+    images: VariableUpdate
+    labels: VariableUpdate
+    log_lr: VariableUpdate
+
+    def init(self, variables: OuterVariables) -> OuterState:
+        """The state before the first outer step."""
+        return OuterState(*(one.init(variable) for one, variable in zip(self, variables, strict=True)))
+
+    def add_block(self, state: OuterState, block: OuterVariables) -> OuterState:
+        """The state with another block of images and labels behind the others. There is one learning rate for all blocks."""
+        images = self.images.add_block(state.images, block.images)
+        return OuterState(images, self.labels.add_block(state.labels, block.labels), state.log_lr)
+
+    def update(
+        self,
+        variables: OuterVariables,
+        gradient: OuterVariables,
+        state: OuterState,
+        factor: float,
+        rows: Sequence[int],
+        scales: Sequence[float],
+    ) -> tuple[OuterVariables, OuterState, Tensor]:
+        """Take one outer step.
+
+        Args:
+            variables: what is moved.
+            gradient: the meta-gradient.
+            state: from `init`, `add_block` or the update before.
+            factor: of the schedule, on all learning rates.
+            rows: of each block of images and labels.
+            scales: factor on the step of each block.
+
+        Returns:
+            the moved variables, the new state, and what clipping multiplied the images' gradient by.
+        """
+        images, images_state, scale = self.images.update(variables.images, gradient.images, state.images, factor, rows, scales)
+        labels, labels_state, _ = self.labels.update(variables.labels, gradient.labels, state.labels, factor, rows, scales)
+        log_lr, log_lr_state, _ = self.log_lr.update(variables.log_lr, gradient.log_lr, state.log_lr, factor)
+        if self.labels.learn:
+            labels = labels.clamp_min(0)
+        return OuterVariables(images, labels, log_lr), OuterState(images_state, labels_state, log_lr_state), scale
+
+    def norms(self, gradient: OuterVariables) -> list[Tensor]:
+        """Of the meta-gradient, of each variable that is learned: the images' first."""
+        return [g.norm() for g, one in zip(gradient, self, strict=True) if one.learn]

@@ -17,8 +17,8 @@ from distilkit.learner import Learner
 from distilkit.programs.programs import Programs
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import Adjoint, AutogradAdjoint, InnerProblem, OuterLoss, OuterVariables, ReplayAdjoint, Step, step
+from distilkit.unroll.execution import AnyPrecision, Compile, Execution, ProgramCache, Switch, choose, require_values
 from distilkit.unroll.problem import draws, problem, start
-from distilkit.unroll.strategy import AnyPrecision, Compile, Execution, ProgramCache, Switch, choose, require_values
 
 
 class RealBatch(NamedTuple):
@@ -47,7 +47,7 @@ class Unroller:
             float32, and takes inner step 0 in float32: there Adam's update is g / (|g| + eps), whose derivative lives on the
             entries with |g| near eps, and eight bits of g lose it. "tf32" lets a GPU round the inputs of products to ten bits. "auto"
             takes bfloat16 where steps are compiled and a convolution, tried at the start, is at least a quarter faster in it.
-        compile: how the functions of a step are run, see `distilkit.programs.programs`. "off" runs them as they are; "trace"
+        compile: how the functions of a step are run, see `distilkit.programs.programs`. "eager" runs them as they are; "trace"
             records them once as plain lists of operations; "inductor" has torch compile those lists, which takes seconds to a
             minute at the start; "cudagraph" captures them (CUDA only). "auto" takes "cudagraph" on a GPU; on a CPU "inductor" from a
             GFLOP a forward pass on, where there is a C++ compiler, else "trace". `execution` tells what that is.
@@ -122,7 +122,7 @@ class Unroller:
         leaves = OuterVariables(*(x.detach() for x in distilled))
         count = self.networks_per_step
         streams = [stream] if count == 1 else [stream.fold("of many").fold(i) for i in range(count)]
-        rows = learner.rows(classes)
+        rows = learner.inner_batch_size(classes)
         execution = self.execution(learner, (rows, *leaves.images.shape[1:]), leaves.images.device)
         groups = [streams] if execution.side_by_side else [[one] for one in streams]
         end = self._end(learner, real_batch, execution)
@@ -137,7 +137,7 @@ class Unroller:
 
     def problem(self, learner: Learner, t: int, execution: Execution) -> InnerProblem:
         """The inner problem of step t: in bfloat16 from step 1 on, if that is the precision."""
-        return problem(learner, execution.arithmetic.dtype if t > 0 else None, execution)
+        return problem(learner, execution.numerics.dtype if t > 0 else None, execution)
 
     def _one(
         self,

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit.boosting import groups
+from distilkit.boosting import sampling_groups
 from distilkit.data.bundle import DataBundle, Split
 from distilkit.errors import CombinationError, FieldError
 from distilkit.learner import draw_rows
+from distilkit.outer import VariableUpdate
 from distilkit.storage import checkpoint
 
 
@@ -32,7 +33,7 @@ def states(distiller):
     state = distiller.init()
     found = []
     for _ in range(distiller.outer_steps):
-        state = distiller.entered(state)
+        state = distiller.enter_stage(state)
         found.append(state)
         state, _ = distiller.step(state)
     return [*found, state]
@@ -85,10 +86,10 @@ def test_scale_0_freezes_earlier_rows_to_the_bit():
 
 
 def test_scale_0_keeps_a_negative_zero():
-    mover = dk.distiller.Mover(dk.SGD(lr=0.1), None)
+    own = VariableUpdate(dk.SGD(lr=0.1), None)
     leaf = torch.tensor([-0.0, 1.0])
-    state = mover.grow(mover.init(leaf[:1]), leaf[1:])
-    moved, _, _ = mover.move(leaf, torch.tensor([5.0, 5.0]), state, 1.0, (1, 1), (0.0, 1.0))
+    state = own.add_block(own.init(leaf[:1]), leaf[1:])
+    moved, _, _ = own.update(leaf, torch.tensor([5.0, 5.0]), state, 1.0, (1, 1), (0.0, 1.0))
     assert moved.numpy().tobytes() == np.array([-0.0, 0.5], np.float32).tobytes()
 
 
@@ -96,7 +97,7 @@ def test_scale_1_is_plain_continued_distillation_of_the_union():
     """A distiller without a schedule goes on from the union with fresh optimisers, and so does the boosted one."""
     boosted = tiny(boost=dk.BoostSchedule((1, 2), (1, 4), 1), labels=dk.Labels(learn=True), truncation=dk.FullUnroll(4))
     plain = attrs.evolve(boosted, boost=None, images=dk.Images(per_class=3, start="real"))
-    state = boosted.grown(boosted.init())
+    state = boosted.add_block(boosted.init())
     order = boosted.stages[1].classes(10).argsort(stable=True)  # a plain set is class by class
     leaves = type(state.leaves)(state.leaves.images[order], state.leaves.labels[order], state.leaves.log_lr)
     other = plain.init()._replace(leaves=leaves)
@@ -139,7 +140,7 @@ def test_the_scaled_step_of_adam_is_the_one_computed_by_hand():
     for step in range(7):
         if step == 3:
             moments.append([0.0, 0.0, 0])
-        state = distiller.entered(state)
+        state = distiller.enter_stage(state)
         assert state.leaves.images.dtype == torch.float64
         after, info = distiller.step(state)
         gradient = distiller.meta_gradient(state, info.window).images.numpy()
@@ -187,7 +188,7 @@ def test_which_blocks_a_minibatch_draws_from(minibatch, per_block):
     block, classes = stage.block(10), stage.classes(10)
     seen = set()
     for step in range(20):
-        rows = draw_rows(dk.Stream(step), groups(stage, schedule, 10), 1, None)
+        rows = draw_rows(dk.Stream(step), sampling_groups(stage, schedule, 10), 1, None)
         counts = tuple((block[rows] == b).sum().item() // 10 for b in range(3))
         if per_block is not None:
             assert counts == per_block

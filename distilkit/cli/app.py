@@ -130,8 +130,8 @@ def evaluate(
     protocol = {"evaluation.steps": steps and f"[{steps}]", "evaluation.seeds": seeds, "evaluation.select": select}
     overrides = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
-    judged = {"networks": _list(networks), "rates": lr, "baselines": _list(baselines), "ranking": ranking, "seed": seed}
-    show_evaluation(path, case | {"overrides": overrides, "trust": trust}, judged, out)
+    options = {"networks": _list(networks), "rates": lr, "baselines": _list(baselines), "ranking": ranking, "seed": seed}
+    show_evaluation(path, case | {"overrides": overrides, "trust": trust}, options, out)
 
 
 @app.command()

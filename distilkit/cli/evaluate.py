@@ -20,20 +20,20 @@ from distilkit.errors import CombinationError, DistilkitError, FieldError, listi
 from distilkit.evaluation import Evaluation
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
-from distilkit.runs.evaluate import Case, evaluate, require_free, save
+from distilkit.runs.evaluate import EvaluationInput, evaluate, require_free, save
 from distilkit.runs.open import is_run, pipeline_of
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats
 
 
-def show_evaluation(path: Path, case: dict[str, Any], judged: dict[str, Any], out: Path | None) -> None:
+def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None) -> None:
     """Evaluate a run or a set, show how it goes on, then its table; store it if a folder is given.
 
     Args:
         path: of the run or set.
         case: the options of `assemble`.
-        judged: the options of `distilkit.evaluate`; `networks` are names, and `rates` belong to them.
+        options: the options of `distilkit.evaluate`; `networks` are names, and `rates` belong to them.
         out: a folder, or None.
     """
     console = Console(highlight=False, soft_wrap=True)
@@ -41,9 +41,9 @@ def show_evaluation(path: Path, case: dict[str, Any], judged: dict[str, Any], ou
         require_free(out)
     with Display(console) as display:
         found = assemble(path, **case, progress=display)
-        names, rates = judged.pop("networks"), judged.pop("rates")
+        names, rates = options.pop("networks"), options.pop("rates")
         networks = parse_networks(names, rates, found.learner, found.evaluation)
-        result = evaluate(found, networks=networks, progress=display, **judged)
+        result = evaluate(found, networks=networks, progress=display, **options)
     console.print(evaluation_table(result, f"{path.name}: accuracy on {result.attrs['test_images']} test images of {result.attrs['data']}"))
     for line in evaluation_words(result):
         console.print(line)
@@ -63,7 +63,7 @@ def assemble(
     overrides: Iterable[str] = (),
     trust: bool = False,
     progress: Progress = SILENT,
-) -> Case:
+) -> EvaluationInput:
     """Put together the evaluation of a run or of anyone's set, as `distilkit evaluate` says it.
 
     A set that is no run comes from authors who used all training images, so none are held out: whitening is fitted on all.
@@ -109,7 +109,9 @@ def assemble(
         distilled = formats.read(path, format, data=bundle, label_space=label_space, preprocessing=preprocessing)
         if distilled.preprocessing.fingerprint() != bundle.preprocessing.fingerprint():
             bundle = _in_space(source, distilled, held_out=False).load(pipeline.stream.fold("data"))
-    return Case(distilled, bundle.to(pipeline.torch_device), pipeline.learner, pipeline.evaluation, Path(path).stem, pipeline.threads)
+    return EvaluationInput(
+        distilled, bundle.to(pipeline.torch_device), pipeline.learner, pipeline.evaluation, Path(path).stem, pipeline.threads
+    )
 
 
 def parse_networks(names: Sequence[str], rates: Sequence[str], learner: Learner, evaluation: Evaluation) -> dict[str, Any]:

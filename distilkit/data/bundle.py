@@ -65,7 +65,7 @@ class DataBundle:
     >>> from distilkit.data.preprocessing import Identity
     >>> part = Split(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))
     >>> bundle = DataBundle("tiny", part, part, part, ("cat", "dog"), Identity())
-    >>> bundle.classes, bundle.image_shape
+    >>> bundle.num_classes, bundle.image_shape
     (2, (1, 8, 8))
     """
 
@@ -77,7 +77,7 @@ class DataBundle:
     preprocessing: Fitted
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.class_names)
 

@@ -19,7 +19,7 @@ CORESETS = ("random real", "k-means real", "herding real")
 
 def full_data(data: DataBundle, batch_size: int) -> TrainingSet:
     """All training images, in minibatches."""
-    labels = F.one_hot(data.train.labels, data.classes).float()
+    labels = F.one_hot(data.train.labels, data.num_classes).float()
     return TrainingSet(data.train.images, labels, data.train.labels, batch_size=min(batch_size, len(data.train)))
 
 
@@ -44,8 +44,8 @@ def chosen_images(name: str, data: DataBundle, per_class: int, networks: int, st
             for i in range(networks)
         ]
     ).to(data.train.labels.device)
-    targets = F.one_hot(data.train.labels[rows], data.classes).float()
-    return TrainingSet(data.train.images[rows], targets, torch.arange(data.classes).repeat_interleave(per_class))
+    targets = F.one_hot(data.train.labels[rows], data.num_classes).float()
+    return TrainingSet(data.train.images[rows], targets, torch.arange(data.num_classes).repeat_interleave(per_class))
 
 
 def coreset(name: str, data: DataBundle, per_class: int, draws: int, stream: Stream) -> TrainingSet:
@@ -76,8 +76,8 @@ def coreset(name: str, data: DataBundle, per_class: int, draws: int, stream: Str
         members = own.to(labels.device)
         picked.append(members[herd(data.train.images[members].flatten(1), per_class)])
     rows = torch.cat(picked)
-    images, targets = data.train.images[rows], F.one_hot(labels[rows], data.classes).float()
-    classes = torch.arange(data.classes).repeat_interleave(per_class)
+    images, targets = data.train.images[rows], F.one_hot(labels[rows], data.num_classes).float()
+    classes = torch.arange(data.num_classes).repeat_interleave(per_class)
     return TrainingSet(images.expand(draws, *images.shape), targets.expand(draws, *targets.shape), classes)
 
 
@@ -112,7 +112,7 @@ def members_of_classes(data: DataBundle, per_class: int) -> list[Tensor]:
         CombinationError: a class has fewer than `per_class`.
     """
     labels = data.train.labels.cpu()
-    members = [(labels == c).nonzero()[:, 0] for c in range(data.classes)]
+    members = [(labels == c).nonzero()[:, 0] for c in range(data.num_classes)]
     for name, own in zip(data.class_names, members, strict=True):
         if len(own) < per_class:
             raise CombinationError(

@@ -21,7 +21,7 @@ from distilkit.evaluation.training import Mode, TrainingSet
 from distilkit.functional.losses import MSE
 from distilkit.functional.optimizers import Optimizer
 from distilkit.learner import Learner
-from distilkit.unroll.strategy import Compile, Precision, ProgramCache
+from distilkit.unroll.execution import Compile, Precision, ProgramCache
 
 OPTIMISTIC = "test split (the paper's protocol: the largest mean on the test images, which is optimistic)"
 
@@ -90,7 +90,7 @@ class Evaluation:
         """How networks are run, with programs that are kept there, or for as long as this is used."""
         return Mode(self.precision, self.compile, programs or ProgramCache())
 
-    def words(self, data: DataBundle | None = None) -> dict[str, Any]:
+    def to_json(self, data: DataBundle | None = None) -> dict[str, Any]:
         """The protocol as JSON-able words, for the stored result; the data tells whether there is a validation split."""
         selected_on = "validation split"
         if data is not None and not len(data.validation):

@@ -35,7 +35,7 @@ from distilkit.evaluation.training import TrainingSet, mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
-from distilkit.unroll.strategy import ProgramCache
+from distilkit.unroll.execution import ProgramCache
 
 LEARNING_RATES = (0.001, 0.005, 0.01, 0.05, 0.1)  # that DD-Ranking tries
 Numbers = TypeVar("Numbers", float, Table)
@@ -145,7 +145,7 @@ def rank(
             "DD-Ranking compares with as many random real images of each class, and the set's classes differ in their number."
         )
     soft, tuned = training_set(distilled, data), list(learning_rates or ())
-    one_hot = F.one_hot(distilled.classes, data.classes).to(soft.labels)
+    one_hot = F.one_hot(distilled.classes, data.num_classes).to(soft.labels)
     hard = attrs.evolve(soft, labels=one_hot, label_space="one-hot")
     random = chosen_images("random real", data, per_class, evaluation.seeds, stream.fold("images"))
     plain = fields.evolve(evaluation, augment=None, augmented=False)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilkit.boosting import fitted
+from distilkit.boosting import with_batch_that_fits
 from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import require_same
@@ -25,7 +25,7 @@ from distilkit.evaluation.training import Mode, TrainingSet, accuracy, mean_or_z
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
-from distilkit.unroll.strategy import ProgramCache, require_values
+from distilkit.unroll.execution import ProgramCache, require_values
 
 Table = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -182,7 +182,16 @@ def score_sets(
         images=torch.stack([s.images for s in sets]).repeat_interleave(seeds, 0),
         labels=torch.stack([s.labels for s in sets]).repeat_interleave(seeds, 0),
     )
-    return _scores(fitted(learner, counts[counts > 0].tolist()), stacked, len(sets), data, evaluation, stream, test=True, programs=programs)
+    return _scores(
+        with_batch_that_fits(learner, counts[counts > 0].tolist()),
+        stacked,
+        len(sets),
+        data,
+        evaluation,
+        stream,
+        test=True,
+        programs=programs,
+    )
 
 
 def _scores(
@@ -231,10 +240,10 @@ def training_set(distilled: DistilledSet, data: DataBundle) -> TrainingSet:
     Raises:
         CombinationError: it was made under other preprocessing than the data's, or does not fit its images or classes.
     """
-    if (distilled.image_shape, len(distilled.class_names)) != (data.image_shape, data.classes):
+    if (distilled.image_shape, len(distilled.class_names)) != (data.image_shape, data.num_classes):
         raise CombinationError(
             f"The distilled set has images of shape {distilled.image_shape} and {len(distilled.class_names)} classes, and the data "
-            f"{data.name!r} has {data.image_shape} and {data.classes}."
+            f"{data.name!r} has {data.image_shape} and {data.num_classes}."
         )
     require_same(distilled.preprocessing, data.preprocessing)
     device = data.train.images.device

@@ -27,8 +27,8 @@ from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState
 from distilkit.programs.programs import Programs
 from distilkit.unroll.adjoints import OuterVariables, step
+from distilkit.unroll.execution import Compile, Execution, Precision, ProgramCache, choose, require_values
 from distilkit.unroll.problem import problem, start
-from distilkit.unroll.strategy import Compile, Execution, Precision, ProgramCache, choose, require_values
 
 logger = logging.getLogger("distilkit")
 
@@ -228,10 +228,10 @@ def _forward(learner: Learner, execution: Execution, programs: Programs) -> Call
     """Logits of one network, or (networks, N, K) of several side by side."""
 
     def logits(params: Tensor, images: Tensor) -> Tensor:
-        return learner.logits(params, images, execution.arithmetic)
+        return learner.logits(params, images, execution.numerics)
 
     def plain(params: Tensor, images: Tensor) -> Tensor:
-        return learner.logits(params, images, execution.arithmetic._replace(channels_last=False))
+        return learner.logits(params, images, execution.numerics._replace(channels_last=False))
 
     name = f"logits in {execution.precision}"
     if execution.side_by_side:
@@ -268,7 +268,7 @@ class _Group:
         if training.own and not stacked:
             images, labels = images[0], labels[0]
         log_lr = torch.zeros((), device=images.device) if training.log_lr is None else training.log_lr
-        one = problem(learner, execution.arithmetic.dtype, execution, own_sets=training.own and stacked)
+        one = problem(learner, execution.numerics.dtype, execution, own_sets=training.own and stacked)
         state = start(learner, streams, images, execution)
         return cls(learner, training, streams, OuterVariables(images, labels, log_lr), state, step(programs, one), stacked)
 

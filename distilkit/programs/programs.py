@@ -214,7 +214,7 @@ class Programs:
         raise WrongProgramError(
             f"The program {name!r} does not give what its function gives: the function is not pure, or its path depends on the "
             "values of its input.",
-            fix='compile = "off"  # in [unroller], or in [evaluation] for the networks that judge the set',
+            fix='compile = "eager"  # in [unroller], or in [evaluation] for the networks that judge the set',
         )
 
     def _compile_checked(self, name: str, graph: fx.GraphModule, flat: Sequence[Any], truth: Sequence[Tensor]) -> Function:

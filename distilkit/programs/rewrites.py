@@ -37,8 +37,8 @@ def any_strides(graph: fx.Graph) -> None:
     """Make a program right whatever strides its operations give.
 
     A program is recorded from shapes: torch's own account of an operation promises strides, and a view is taken where those allow one.
-    The account of group norm promises contiguous results (torch up to 2.14), and a CPU gives channels last; a recorded view then fails. A
-    reshape is a view where there can be one, and a copy where there cannot. Where operations write over what others made, a view
+    In some versions (torch 2.14 is one) that of group norm promises contiguous results, and a CPU gives channels last; a recorded view then
+    fails. A reshape is a view where there can be one, and a copy where there cannot. Where operations write over what others made, a view
     must stay what it is.
     """
     if any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.nodes):

@@ -30,11 +30,11 @@ from distilkit.progress import SILENT, Progress
 from distilkit.runs.open import is_run, pipeline_of
 from distilkit.storage import layout
 from distilkit.storage.store import NAME
-from distilkit.unroll.strategy import ProgramCache
+from distilkit.unroll.execution import ProgramCache
 
 
 @attrs.frozen(eq=False)
-class Case:
+class EvaluationInput:
     """All that an evaluation needs.
 
     Args:
@@ -57,7 +57,7 @@ class Case:
 
 
 def evaluate(
-    distilled: DistilledSet | Case | str | os.PathLike[str],
+    distilled: DistilledSet | EvaluationInput | str | os.PathLike[str],
     data: Any = None,
     learner: Learner | None = None,
     evaluation: Evaluation | None = None,
@@ -112,7 +112,7 @@ def evaluate(
     training = training_set(case.distilled, case.data)
     stream = Stream(seed).fold("evaluate")
     rows = []
-    for name, one in _judges(case, networks).items():
+    for name, one in _per_network(case, networks).items():
         progress.phase(f"training {one.evaluation.seeds} networks{f' ({name})' if networks else ''} for {one.evaluation.steps[-1]} steps")
         rows.append(_tables(one, training, stream.fold("networks"), progress))
     result = _dataset(case, rows, list(networks) if networks else None, seed)
@@ -122,7 +122,7 @@ def evaluate(
     return result.assign(_ranking(case, stream.fold("ranking"), progress)) if ranking else result
 
 
-def save(result: xr.Dataset, case: Case, directory: str | os.PathLike[str]) -> xr.DataTree:
+def save(result: xr.Dataset, case: EvaluationInput, directory: str | os.PathLike[str]) -> xr.DataTree:
     """Store what `evaluate` gave and the set that it judged, in the format of a run.
 
     Args:
@@ -151,8 +151,8 @@ def require_free(directory: str | os.PathLike[str]) -> None:
         raise RunError(f"{directory} holds results already.", fix=f"--out {directory}-2")
 
 
-def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation | None, seed: int, trust: bool) -> Case:
-    if isinstance(given, Case):
+def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation | None, seed: int, trust: bool) -> EvaluationInput:
+    if isinstance(given, EvaluationInput):
         return given
     title = "distilled"
     if not isinstance(given, DistilledSet):
@@ -173,12 +173,12 @@ def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation
         raise CombinationError(f"A distilled set does not say its {' and '.join(missing)}.", fix="dk.evaluate(distilled, data, learner)")
     if not isinstance(data, DataBundle):
         data = data.load(Stream(seed).fold("data")).to("cuda" if torch.cuda.is_available() else "cpu")
-    return Case(given, data, learner, evaluation or Evaluation(), title)
+    return EvaluationInput(given, data, learner, evaluation or Evaluation(), title)
 
 
-def _judges(case: Case, networks: Mapping[str, Any] | None) -> dict[str, Case]:
+def _per_network(case: EvaluationInput, networks: Mapping[str, Any] | None) -> dict[str, EvaluationInput]:
     """One case for each network of the table, its learner bound."""
-    shape, classes = case.data.image_shape, case.data.classes
+    shape, classes = case.data.image_shape, case.data.num_classes
     if not networks:
         return {"": attrs.evolve(case, learner=case.learner.bind(shape, classes))}
     judges = {}
@@ -190,7 +190,7 @@ def _judges(case: Case, networks: Mapping[str, Any] | None) -> dict[str, Case]:
     return judges
 
 
-def _tables(case: Case, training: TrainingSet, stream: Stream, progress: Progress) -> dict[str, Any]:
+def _tables(case: EvaluationInput, training: TrainingSet, stream: Stream, progress: Progress) -> dict[str, Any]:
     """Accuracy (training_steps, seed) by split, on as many CPU threads as the work is worth."""
     splits = {"test": case.data.test}
     if case.evaluation.select == "validation" and len(case.data.validation):
@@ -199,13 +199,13 @@ def _tables(case: Case, training: TrainingSet, stream: Stream, progress: Progres
         return measure(case.learner, training, splits, case.evaluation, stream, progress, case.programs)
 
 
-def _threads(case: Case, training: TrainingSet) -> int:
+def _threads(case: EvaluationInput, training: TrainingSet) -> int:
     learner, batch = case.learner, training.batch(case.learner, Stream(0))
     fresh = learner.init(Stream(0), device=batch.device).params
     return case.threads or process.threads_for(lambda: learner.logits(fresh, batch))
 
 
-def _dataset(case: Case, rows: Sequence[Mapping[str, Any]], networks: list[str] | None, seed: int) -> xr.Dataset:
+def _dataset(case: EvaluationInput, rows: Sequence[Mapping[str, Any]], networks: list[str] | None, seed: int) -> xr.Dataset:
     evaluation, steps = case.evaluation, np.asarray(case.evaluation.steps, np.int64)
     front = ("network",) if networks else ()
     dims = (*front, "training_steps", "seed")
@@ -228,7 +228,7 @@ def _dataset(case: Case, rows: Sequence[Mapping[str, Any]], networks: list[str] 
     }
     if networks:
         coords["network"] = layout.coordinate("network", networks, "network that was trained")
-    protocol = evaluation.words() | {"learner": repr(case.learner)}
+    protocol = evaluation.to_json() | {"learner": repr(case.learner)}
     protocol["selected_on"] = None if choosing is None else OPTIMISTIC if evaluation.select == "paper" else "validation split"
     attributes = {
         "protocol": json.dumps(protocol),
@@ -243,10 +243,10 @@ def _dataset(case: Case, rows: Sequence[Mapping[str, Any]], networks: list[str] 
     return xr.Dataset(variables, coords, attributes)
 
 
-def _baselines(case: Case, names: Sequence[str], stream: Stream, progress: Progress) -> xr.Variable:
+def _baselines(case: EvaluationInput, names: Sequence[str], stream: Stream, progress: Progress) -> xr.Variable:
     per_class = case.distilled.per_class
     evaluation = fields.evolve(case.evaluation, baselines=tuple(names))  # checks the names
-    one = _judges(attrs.evolve(case, evaluation=evaluation), None)[""]
+    one = _per_network(attrs.evolve(case, evaluation=evaluation), None)[""]
     tables = []
     for name in names:
         if per_class is None and name != "full data":
@@ -259,8 +259,8 @@ def _baselines(case: Case, names: Sequence[str], stream: Stream, progress: Progr
     return layout.variable(("baseline", "training_steps", "seed"), np.stack(tables), words)
 
 
-def _ranking(case: Case, stream: Stream, progress: Progress) -> dict[str, xr.Variable]:
-    one = _judges(case, None)[""]
+def _ranking(case: EvaluationInput, stream: Stream, progress: Progress) -> dict[str, xr.Variable]:
+    one = _per_network(case, None)[""]
     with process.thread_limit(_threads(one, training_set(one.distilled, one.data))), process.keep_freed_memory():
         found = rank(one.learner, one.distilled, one.data, one.evaluation, stream, progress=progress, programs=case.programs)
     scores = {

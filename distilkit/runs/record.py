@@ -59,7 +59,9 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
             storage.to_arrays(best), best.provenance["outer_step"], validation_accuracy=accuracy, preprocessing_group="distilled"
         )
     if record.validation or record.final:
-        protocol = distiller.evaluation.words(distiller.bundle) | ({"selected_training_steps": record.final.steps} if record.final else {})
+        protocol = distiller.evaluation.to_json(distiller.bundle) | (
+            {"selected_training_steps": record.final.steps} if record.final else {}
+        )
         groups["evaluation"] = layout.evaluation_group(
             protocol=protocol,
             which=("best" if record.best else "last") if record.final else None,
@@ -71,7 +73,7 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
     if record.baselines:
         groups["baselines"] = layout.baselines_group(
             {name: _by_seed(s.test) for name, s in record.baselines.items()},
-            protocol=distiller.evaluation.words(distiller.bundle)
+            protocol=distiller.evaluation.to_json(distiller.bundle)
             | {"selected_training_steps": {n: s.steps for n, s in record.baselines.items()}},
         )
     tree = layout.build(
@@ -112,7 +114,7 @@ def _prefixes(scores: Mapping[int, Score], distiller: Distiller) -> xr.Dataset:
             "budget": layout.coordinate("budget", budgets, "images of each class"),
             "seed": layout.coordinate("seed", np.arange(accuracy.shape[1])),
         },
-        {"protocol": json.dumps(distiller.evaluation.words(distiller.bundle))},
+        {"protocol": json.dumps(distiller.evaluation.to_json(distiller.bundle))},
     )
 
 
@@ -132,9 +134,9 @@ def _some_real(distiller: Distiller) -> tuple[np.ndarray[Any, Any], np.ndarray[A
     train, data = distiller.bundle.train, distiller.bundle
     if len(data.image_shape) != 3:
         return None
-    rows = torch.stack([(train.labels == c).nonzero()[0, 0] for c in range(data.classes)])
+    rows = torch.stack([(train.labels == c).nonzero()[0, 0] for c in range(data.num_classes)])
     pixels = data.preprocessing.inverse(train.images[rows].cpu()).clamp(0, 1)
-    return (pixels * 255).round().to(torch.uint8).numpy(), np.arange(data.classes)
+    return (pixels * 255).round().to(torch.uint8).numpy(), np.arange(data.num_classes)
 
 
 def _by_seed(values: np.ndarray[Any, Any]) -> dict[int, float]:

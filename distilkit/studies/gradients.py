@@ -32,7 +32,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from distilkit import fields, process
-from distilkit.boosting import groups
+from distilkit.boosting import sampling_groups
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
@@ -187,7 +187,7 @@ def _unit(
         log_lr = torch.tensor(optimizer.lr, dtype=log_lr.dtype, device=log_lr.device).log()
     leaves = state.leaves._replace(log_lr=log_lr)
     known: dict[tuple[Window, int], Draw] = {}
-    take = _taker(pipeline, learner, leaves, groups(stage, pipeline.boost, pipeline.bundle.classes))
+    take = _taker(pipeline, learner, leaves, sampling_groups(stage, pipeline.boost, pipeline.bundle.num_classes))
     take(Window(0, 2), streams[0])  # so that no first call is timed
 
     def draw(window: Window, k: int) -> Draw:

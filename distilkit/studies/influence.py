@@ -28,9 +28,9 @@ from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
-from distilkit.unroll.strategy import ProgramCache
+from distilkit.unroll.execution import ProgramCache
 
-NOBODY = -1
+NONE = -1
 
 
 def removals(classes: torch.Tensor, pairs: str) -> list[tuple[int, int]]:
@@ -47,7 +47,7 @@ def removals(classes: torch.Tensor, pairs: str) -> list[tuple[int, int]]:
         raise FieldError("pairs", pairs, '"none", "same class" or "all"')
     count = range(len(classes))
     both = [(i, j) for i, j in itertools.combinations(count, 2) if pairs == "all" or (pairs != "none" and classes[i] == classes[j])]
-    return [(NOBODY, NOBODY), *((i, NOBODY) for i in count), *both]
+    return [(NONE, NONE), *((i, NONE) for i in count), *both]
 
 
 def influence(
@@ -109,7 +109,7 @@ def influence(
         return {"accuracy": found}
 
     units = {"removal": max(1, together // seeds)}
-    words = {"study": "influence", "pairs": pairs, "protocol": evaluation.words(), **(identity or {})}
+    words = {"study": "influence", "pairs": pairs, "protocol": evaluation.to_json(), **(identity or {})}
     measured = fill(template, units, compute, identity=words, folder=folder, progress=progress)
     return _drops(measured["accuracy"].values, cases, training.classes.numpy())
 

@@ -106,7 +106,7 @@ def intercorrelation(
         "sources": sources,
         "budgets": budgets,
         "draws": draws,
-        "protocol": protocol.words(),
+        "protocol": protocol.to_json(),
         "learner": repr(pipeline.learner),
         "seed": pipeline.seed,
     }

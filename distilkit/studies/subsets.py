@@ -27,7 +27,7 @@ from distilkit.progress import SILENT, Progress
 from distilkit.runs.open import with_pipeline
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
-from distilkit.unroll.strategy import ProgramCache
+from distilkit.unroll.execution import ProgramCache
 
 STRATEGIES = ("random", "prefix", "easiest", "hardest")
 
@@ -96,7 +96,7 @@ def subset_grid(
         "draws": draws,
         "networks": {name: repr(learner) for name, learner in learners.items()},
         "strategy": strategy,
-        "protocol": protocol.words(),
+        "protocol": protocol.to_json(),
         "seed": pipeline.seed,
         "data": repr(pipeline.data),
     }
@@ -143,7 +143,7 @@ def _template(
 def bound(pipeline: Distiller, network: Any) -> Learner:
     """A network, or a whole learner, bound to the pipeline's data."""
     learner = network if isinstance(network, Learner) else fields.evolve(pipeline.learner, network=network)
-    return learner.bind(pipeline.bundle.image_shape, pipeline.bundle.classes)
+    return learner.bind(pipeline.bundle.image_shape, pipeline.bundle.num_classes)
 
 
 def fingerprint(made: DistilledSet) -> str:

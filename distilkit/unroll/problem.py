@@ -12,9 +12,9 @@ from torch import Tensor
 from distilkit.functional import optimizers
 from distilkit.functional.pytrees import stack, to_device
 from distilkit.functional.streams import Stream
-from distilkit.learner import Arithmetic, Draw, Learner, LearnerState
+from distilkit.learner import Draw, Learner, LearnerState, Numerics
 from distilkit.unroll.adjoints import InnerProblem
-from distilkit.unroll.strategy import Execution
+from distilkit.unroll.execution import Execution
 
 
 def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *, own_sets: bool = False) -> InnerProblem:
@@ -29,18 +29,18 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *
         execution: how it will be run.
         own_sets: side by side, each network has images and labels of its own, (networks, N, ...).
     """
-    arithmetic = Arithmetic(dtype, execution.channels_last)
+    numerics = Numerics(dtype, execution.channels_last)
     name = "in bfloat16" if dtype else "in full"
     plain = problem(learner, dtype, execution._replace(channels_last=False), own_sets=own_sets) if execution.channels_last else None
 
     def loss(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        return learner.objective(theta, images, labels, draw, arithmetic)
+        return learner.objective(theta, images, labels, draw, numerics)
 
     def update(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
         return learner.update(LearnerState(theta, inner), gradient, log_lr)
 
     def outer(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        value: Tensor = learner.loss(learner.logits(theta, images, arithmetic), labels)
+        value: Tensor = learner.loss(learner.logits(theta, images, numerics), labels)
         return value
 
     if not execution.side_by_side:
@@ -49,7 +49,7 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *
     own = 0 if own_sets else None
 
     def losses(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        total: Tensor = torch.func.vmap(loss, in_dims=(0, own, own, draw.stacked))(theta, images, labels, draw).sum()
+        total: Tensor = torch.func.vmap(loss, in_dims=(0, own, own, draw.in_dims))(theta, images, labels, draw).sum()
         return total
 
     def updates(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:

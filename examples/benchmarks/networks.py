@@ -4,7 +4,7 @@
     python examples/benchmarks/networks.py --quick --out /tmp/quick  # a test that it works
 
 A meta-gradient through five steps, from step 5 on, of four networks on 10 distilled and 256 real images, recorded. From this come
-the limits in `distilkit.unroll.strategy` that `side_by_side = "auto"` goes by.
+the limits in `distilkit.unroll.execution` that `side_by_side = "auto"` goes by.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def measure(name: str, networks: int, rounds: int, threads: int, device: str) ->
     import distilkit as dk
     from distilkit import process
     from distilkit.unroll.adjoints import OuterVariables
-    from distilkit.unroll.strategy import operations
+    from distilkit.unroll.execution import operations
     from distilkit.unroller import RealBatch
 
     common.prepare(threads, device)

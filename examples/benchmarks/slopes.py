@@ -67,7 +67,7 @@ def as_at_centre(centre: common.Row, given: argparse.Namespace) -> str:
         return str(given.compile)
     problem = common.convnet(centre["width"], 10 * centre["images_per_class"], 1)
     kind = dk.Unroller().execution(problem.learner, tuple(problem.leaves.images.shape), torch.device(given.device)).kind
-    return "off" if kind == "eager" else kind
+    return kind
 
 
 def fit(factor: Factor, x: list[float], y: list[float]) -> dict[str, float]:

@@ -63,7 +63,7 @@ def test_subsets_of_a_run_with_python_components(tmp_path, monkeypatch):
         "blocks = [1, 2]", "blocks = [1]"
     )
     run = tmp_path / "run"
-    specs.loads(text, ["boost.steps=1", "device=cpu", "evaluation.steps=[1]", "unroller.compile=off"], trust=True).run(run)
+    specs.loads(text, ["boost.steps=1", "device=cpu", "evaluation.steps=[1]", "unroller.compile=eager"], trust=True).run(run)
     arguments = ["subsets", str(run), "--budgets", "1", "--draws", "1", "--seeds", "1"]
 
     refused = distilkit(*arguments)

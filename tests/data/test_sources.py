@@ -148,7 +148,7 @@ def made(request, tmp_path):
 def test_a_bundle_is_whole(made):
     source, (classes, shape, tests) = made
     bundle = source.load(STREAM)
-    assert (bundle.classes, bundle.image_shape) == (classes, shape)
+    assert (bundle.num_classes, bundle.image_shape) == (classes, shape)
     assert tests is None or len(bundle.test) == tests
     for split in (bundle.train, bundle.validation, bundle.test):
         assert split.images.dtype == torch.float32
@@ -197,7 +197,7 @@ def test_class_names_of_published_layouts(tmp_path):
     assert make_cub(tmp_path).load(STREAM).class_names == ("Black footed Albatross", "Laysan Albatross")
     assert make_folder(tmp_path / "own").load(STREAM).class_names == ("ant", "bee", "cat")
     inside = TinyImageNet(str(tmp_path / "tiny-imagenet-200"), preprocessing=Identity())  # the folder itself will do too
-    assert inside.load(STREAM).classes == 3
+    assert inside.load(STREAM).num_classes == 3
 
 
 def test_image_folder_without_train_or_test_folder(tmp_path):
@@ -304,9 +304,9 @@ def test_damaged_files_are_not_called_missing(tmp_path):
 def test_relative_and_home_paths(tmp_path, monkeypatch):
     make_npy(tmp_path)
     monkeypatch.chdir(tmp_path.parent)
-    assert Arrays(tmp_path.name).load(STREAM).classes == 3
+    assert Arrays(tmp_path.name).load(STREAM).num_classes == 3
     monkeypatch.setenv("HOME", str(tmp_path.parent))
-    assert Arrays(f"~/{tmp_path.name}").load(STREAM).classes == 3
+    assert Arrays(f"~/{tmp_path.name}").load(STREAM).num_classes == 3
     with pytest.raises(MissingDataError) as caught:
         MNIST("nowhere").load(STREAM)
     assert str(tmp_path.parent / "nowhere") in str(caught.value)

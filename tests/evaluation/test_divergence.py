@@ -15,7 +15,7 @@ WILD = dk.Evaluation(seeds=2, steps=(1, 20), optimizer=dk.SGD(lr=1e12), baseline
 
 def problem():
     data = dk.Digits().load(dk.Stream(0))
-    learner = dk.Learner(dk.MLP(hidden=(8,)), dk.SGD(lr=0.1)).bind(data.image_shape, data.classes)
+    learner = dk.Learner(dk.MLP(hidden=(8,)), dk.SGD(lr=0.1)).bind(data.image_shape, data.num_classes)
     classes = torch.arange(10)
     rows = torch.stack([(data.train.labels == c).nonzero()[0, 0] for c in classes])
     return data, learner, TrainingSet(data.train.images[rows], torch.eye(10), classes)

@@ -44,7 +44,7 @@ def test_paper_protocol_takes_the_maximum_on_the_test_split(ten: DistilledSet, d
     assert np.array_equal(optimistic.test, every["test"][every["test"].mean(1).argmax()])
     assert np.array_equal(honest.test, every["test"][every["validation"].mean(1).argmax()])
     assert optimistic.test.mean() >= honest.test.mean()
-    assert paper.words()["selected_on"] == OPTIMISTIC
+    assert paper.to_json()["selected_on"] == OPTIMISTIC
     assert score(LEARNER, training, poisoned(digits), paper, STREAM, test=True).test.mean() < 0.3
 
 

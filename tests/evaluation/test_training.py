@@ -14,7 +14,7 @@ from distilkit.data.distilled import DistilledSet
 from distilkit.evaluation import TrainingSet, accuracy, train, training_set
 from distilkit.evaluation.baselines import chosen_images, full_data
 from distilkit.evaluation.training import Mode, cost, side_by_side
-from distilkit.unroll.strategy import ProgramCache
+from distilkit.unroll.execution import ProgramCache
 
 MLP = dk.MLP(hidden=(32,))
 CONVNET = dk.ConvNet(width=8, depth=2)

@@ -122,7 +122,7 @@ def test_stacked_networks_step_as_they_would_alone():
 ADAMAX = TorchOpt(lambda: torchopt.adamax(lr=0.01))  # counts its steps in a Python int
 
 
-@pytest.mark.parametrize("compile", ["off", "trace"])
+@pytest.mark.parametrize("compile", ["eager", "trace"])
 def test_a_state_with_python_numbers_gives_the_exact_meta_gradient(compile):
     """Against whole-window autograd in float64, to 1e-10, as the other optimisers in test_meta_gradient."""
     inner = learner(ADAMAX, batch_per_class=2)
@@ -136,7 +136,7 @@ def test_a_state_with_python_numbers_gives_the_exact_meta_gradient(compile):
     assert relative(meta.labels, truth.labels) < 1e-10
 
 
-@pytest.mark.parametrize("compile", ["off", "trace"])
+@pytest.mark.parametrize("compile", ["eager", "trace"])
 def test_a_state_with_python_numbers_goes_through_the_distiller(compile):
     distiller = dk.Distiller(
         dk.Digits(),

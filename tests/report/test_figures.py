@@ -49,7 +49,7 @@ def tree(
     groups["history"] = layout.history_group(columns | (history or {}))
     if seeds:
         # As a run writes them.
-        protocol = Evaluation(seeds=seeds, steps=(100, 300)).words() | {"selected_training_steps": 300}
+        protocol = Evaluation(seeds=seeds, steps=(100, 300)).to_json() | {"selected_training_steps": 300}
         validation = {s: {k: 0.3 + s / steps / 3 + 0.02 * k for k in range(seeds)} for s in range(0, steps, 10)}
         groups["evaluation"] = layout.evaluation_group(
             protocol=protocol, which="best", accuracy={k: 0.6 + 0.01 * k for k in range(seeds)}, validation=validation
@@ -174,7 +174,7 @@ def test_the_title_says_the_training_steps_of_a_real_run(tmp_path: Path) -> None
     assert steps in (1, 3)
     title = report.curves_figure(run).axes[-1].get_title(loc="left")
     assert title == f"accuracy: mean and standard deviation over 2 seeds, {steps} training steps"
-    run["evaluation"].attrs["protocol"] = json.dumps(distiller.evaluation.words())  # while it goes on, nothing is selected
+    run["evaluation"].attrs["protocol"] = json.dumps(distiller.evaluation.to_json())  # while it goes on, nothing is selected
     assert report.curves_figure(run).axes[-1].get_title(loc="left").endswith("2 seeds, 1 or 3 training steps")
 
 

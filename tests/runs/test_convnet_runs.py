@@ -77,12 +77,12 @@ def run(folder, compile, channels_last, out):
 
 @pytest.fixture(scope="module")
 def plain(folder):
-    return run(folder, "off", "off", folder / "plain")[1]
+    return run(folder, "eager", "off", folder / "plain")[1]
 
 
 # compile, channels_last: how the run says that its steps were run
 WAYS = {
-    ("off", "on"): "operations as they are, channels last",
+    ("eager", "on"): "operations as they are, channels last",
     ("trace", "off"): "recorded operations (",
     ("trace", "on"): "recorded operations, channels last",
     ("auto", "off"): "recorded operations (",

@@ -145,7 +145,7 @@ def private(tmp_path, monkeypatch):
 
 def test_a_private_npz_is_split_class_by_class(private):
     data = spec.load("private.toml").bundle
-    assert (data.classes, data.image_shape) == (17, (5, 12, 10))
+    assert (data.num_classes, data.image_shape) == (17, (5, 12, 10))
     for split, share in ((data.train, 0.72), (data.validation, 0.08), (data.test, 0.2)):
         kept = np.bincount(split.labels.numpy(), minlength=17)
         assert np.abs(kept - share * np.array(COUNTS)).max() <= 1.0

@@ -16,7 +16,7 @@ from distilkit.programs.agreement import within_rounding
 from distilkit.programs.programs import Programs
 from distilkit.unroll import offload
 from distilkit.unroll.adjoints import OuterVariables
-from distilkit.unroll.strategy import choose
+from distilkit.unroll.execution import choose
 from distilkit.unroller import RealBatch
 from tests.unroll.problems import SHAPE, learner, problem, reference, relative
 
@@ -25,9 +25,9 @@ UNROLLERS = {
     "trace, forward over reverse": dk.Unroller(dk.ReplayAdjoint(hessian_product="forward-over-reverse"), compile="trace"),
     "trace, every second state": dk.Unroller(dk.ReplayAdjoint(checkpoint_every=2), compile="trace"),
     "trace, micro-batches": dk.Unroller(compile="trace", micro_batches=4),
-    "micro-batches": dk.Unroller(compile="off", micro_batches=3),
+    "micro-batches": dk.Unroller(compile="eager", micro_batches=3),
     "autograd, micro-batches": dk.Unroller(dk.AutogradAdjoint(), micro_batches=2),
-    "keep": dk.Unroller(dk.ReplayAdjoint(keep_last=9), compile="off"),
+    "keep": dk.Unroller(dk.ReplayAdjoint(keep_last=9), compile="eager"),
     "trace, keep": dk.Unroller(dk.ReplayAdjoint(keep_last=9), compile="trace"),
     "trace, keep two, every second state": dk.Unroller(dk.ReplayAdjoint(keep_last=2, checkpoint_every=2), compile="trace"),
     "trace, channels last": dk.Unroller(compile="trace", channels_last="on"),
@@ -109,7 +109,7 @@ def test_a_trajectory_that_waits_on_the_host_gives_the_same_bits(side, optimizer
     inner = learner(optimizer, batch_per_class=2, learn_lr=True)
     leaves, batch, classes = problem(lr=optimizer.lr)
     device, host = (
-        dk.Unroller(dk.ReplayAdjoint(checkpoint_every=every, keep_last=keep, offload=store), compile="off").meta_gradient(
+        dk.Unroller(dk.ReplayAdjoint(checkpoint_every=every, keep_last=keep, offload=store), compile="eager").meta_gradient(
             inner, leaves, dk.Window(2, 8), batch, dk.Stream(5), classes
         )
         for store in ("device", "host")
@@ -138,7 +138,7 @@ def test_the_host_of_a_cpu_is_told_once_to_be_none(caplog):
     leaves, batch, classes = problem()
     offload._say_that_there_is_no_host.cache_clear()
     for store in ("device", "host", "host"):
-        dk.Unroller(dk.ReplayAdjoint(offload=store), compile="off").meta_gradient(
+        dk.Unroller(dk.ReplayAdjoint(offload=store), compile="eager").meta_gradient(
             inner, leaves, dk.Window(0, 2), batch, dk.Stream(5), classes
         )
         assert caplog.text.count('offload = "host" does nothing on a CPU') == (store == "host")
@@ -160,7 +160,7 @@ def test_float32_is_close_to_float64(unroller):
 MANY = {
     "one by one": dk.Unroller(networks_per_step=3, side_by_side="off"),
     "side by side": dk.Unroller(networks_per_step=3, side_by_side="on"),
-    "side by side, eager": dk.Unroller(networks_per_step=3, side_by_side="on", compile="off"),
+    "side by side, eager": dk.Unroller(networks_per_step=3, side_by_side="on", compile="eager"),
     "side by side, forward over reverse": dk.Unroller(
         dk.ReplayAdjoint(hessian_product="forward-over-reverse"), networks_per_step=3, side_by_side="on"
     ),
@@ -288,7 +288,7 @@ def test_what_cannot_be_recorded_runs_eagerly_and_says_so(caplog):
     inner = dk.Learner(Forked(), dk.SGD(lr=0.05))
     with caplog.at_level(logging.INFO, logger="distilkit"):
         traced = dk.Unroller(compile="trace").meta_gradient(inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes)
-    eager = dk.Unroller(compile="off").meta_gradient(inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes)
+    eager = dk.Unroller(compile="eager").meta_gradient(inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes)
     assert torch.equal(traced.images, eager.images)
     assert "runs eagerly" in caplog.text
 
@@ -346,7 +346,7 @@ def test_own_derivatives_of_a_network_are_taken(keep):
         dk.Unroller(dk.ReplayAdjoint(keep_last=keep), compile=compile).meta_gradient(
             inner, leaves, dk.Window(1, 4), batch, dk.Stream(5), classes
         )
-        for compile in ("off", "trace")
+        for compile in ("eager", "trace")
     ]
     assert relative(found[1].images, found[0].images) < 1e-12
     assert found[0].images.norm() > 1e-6
@@ -381,7 +381,7 @@ AUTO = {
     "small, on a CPU": (dk.Unroller(), dk.ConvNet(width=16), 10, ("trace", False, False)),
     "large, on a CPU": (dk.Unroller(), dk.ConvNet(width=128), 100, ("inductor", True, False)),
     "large, recorded as asked": (dk.Unroller(compile="trace"), dk.ConvNet(width=128), 100, ("trace", False, False)),
-    "off": (dk.Unroller(compile="off"), dk.ConvNet(width=128), 100, ("eager", False, False)),
+    "eager": (dk.Unroller(compile="eager"), dk.ConvNet(width=128), 100, ("eager", False, False)),
     "small ones together": (dk.Unroller(networks_per_step=2), dk.MLP(hidden=(8,)), 10, ("trace", False, True)),
     "large ones one by one": (dk.Unroller(networks_per_step=2), dk.ConvNet(width=64), 10, ("trace", False, False)),
 }
@@ -389,7 +389,7 @@ AUTO = {
 
 @pytest.mark.parametrize(("unroller", "network", "rows", "expected"), AUTO.values(), ids=AUTO)
 def test_auto_picks_by_size(unroller, network, rows, expected, monkeypatch):
-    monkeypatch.setattr("distilkit.unroll.strategy._compiler", lambda: "/usr/bin/g++")
+    monkeypatch.setattr("distilkit.unroll.execution._compiler", lambda: "/usr/bin/g++")
     inner = dk.Learner(network, dk.Adam()).bind((3, 32, 32), 10)
     choose.cache_clear()
     execution = unroller.execution(inner, (rows, 3, 32, 32), torch.device("cpu"))
@@ -397,7 +397,7 @@ def test_auto_picks_by_size(unroller, network, rows, expected, monkeypatch):
 
 
 def test_auto_says_that_there_is_no_compiler(monkeypatch):
-    monkeypatch.setattr("distilkit.unroll.strategy._compiler", lambda: None)
+    monkeypatch.setattr("distilkit.unroll.execution._compiler", lambda: None)
     choose.cache_clear()
     inner = dk.Learner(dk.ConvNet(), dk.Adam()).bind((3, 32, 32), 10)
     execution = dk.Unroller().execution(inner, (100, 3, 32, 32), torch.device("cpu"))

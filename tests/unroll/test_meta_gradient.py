@@ -32,7 +32,7 @@ OPTIMIZERS = {
     "RMSProp": dk.RMSProp(lr=0.01),
 }
 # How each is run: all of them as they are, and three kinds of state (none, a trace, moments) as recorded programs.
-RUN_AS = [(name, "off") for name in OPTIMIZERS]
+RUN_AS = [(name, "eager") for name in OPTIMIZERS]
 RUN_AS += [pytest.param(name, "trace", marks=pytest.mark.slow) for name in ("SGD", "momentum", "Adam")]
 # How the depth of the network enters does not hang on what is drawn.
 DRAWS = {
@@ -83,7 +83,7 @@ def test_augmentation_is_replayed(adjoint):
     leaves, batch, classes = problem()
     window, stream = dk.Window(2, 6), dk.Stream(5)
     _, truth = reference(inner, leaves, window, batch, stream, classes)
-    meta = dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(inner, leaves, window, batch, stream, classes)
+    meta = dk.Unroller(ADJOINTS[adjoint], compile="eager").meta_gradient(inner, leaves, window, batch, stream, classes)
     assert relative(meta.images, truth.images) < 1e-10
 
 
@@ -120,8 +120,8 @@ def test_negative_control_one_wrong_draw(optimizer, product):
     leaves, batch, classes = problem()
     window, stream = dk.Window(2, 7), dk.Stream(5)
     adjoint = dk.ReplayAdjoint(hessian_product=product)
-    right = dk.Unroller(adjoint, compile="off").meta_gradient(inner, leaves, window, batch, stream, classes)
-    wrong = dk.Unroller(OneWrongDraw(adjoint), compile="off").meta_gradient(inner, leaves, window, batch, stream, classes)
+    right = dk.Unroller(adjoint, compile="eager").meta_gradient(inner, leaves, window, batch, stream, classes)
+    wrong = dk.Unroller(OneWrongDraw(adjoint), compile="eager").meta_gradient(inner, leaves, window, batch, stream, classes)
     assert torch.equal(wrong.loss, right.loss)  # the forward pass is the same
     assert relative(wrong.images, right.images) > 1e-2
 
@@ -161,7 +161,7 @@ def test_float32_is_close_to_float64(optimizer, adjoint):
     for dtype in (torch.float64, torch.float32):
         leaves, batch, classes = problem(dtype)
         # Both start from the same trajectory: float32 parameters are exact in float64.
-        results.append(dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(inner, leaves, window, batch, stream, classes))
+        results.append(dk.Unroller(ADJOINTS[adjoint], compile="eager").meta_gradient(inner, leaves, window, batch, stream, classes))
     double, single = results
     assert single.images.dtype == torch.float32
     assert relative(single.images.double(), double.images) < 1e-4
@@ -211,7 +211,7 @@ def test_zero_gradients_give_no_nan():
     leaves, batch, classes = problem()
     dark = leaves._replace(images=torch.zeros_like(leaves.images))
     for adjoint in ADJOINTS.values():
-        meta = dk.Unroller(adjoint, compile="off").meta_gradient(inner, dark, dk.Window(0, 4), batch, dk.Stream(5), classes)
+        meta = dk.Unroller(adjoint, compile="eager").meta_gradient(inner, dark, dk.Window(0, 4), batch, dk.Stream(5), classes)
         assert meta.images.isfinite().all()
 
 
@@ -222,8 +222,8 @@ def test_gpu_agrees_with_cpu(adjoint):
     leaves, batch, classes = problem()
     window, stream = dk.Window(2, 6), dk.Stream(5)
     there = OuterVariables(*(x.cuda() for x in leaves))
-    cpu = dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(inner, leaves, window, batch, stream, classes)
-    gpu = dk.Unroller(ADJOINTS[adjoint], compile="off").meta_gradient(
+    cpu = dk.Unroller(ADJOINTS[adjoint], compile="eager").meta_gradient(inner, leaves, window, batch, stream, classes)
+    gpu = dk.Unroller(ADJOINTS[adjoint], compile="eager").meta_gradient(
         inner, there, window, type(batch)(*(x.cuda() for x in batch)), stream, classes
     )
     assert relative(gpu.images.cpu(), cpu.images) < 1e-9

@@ -22,7 +22,7 @@ class Digits:
         preprocessing: fitted on the training images only.
 
     >>> bundle = Digits().load(Stream(0))
-    >>> bundle.image_shape, bundle.classes, len(bundle.train) + len(bundle.validation) + len(bundle.test)
+    >>> bundle.image_shape, bundle.num_classes, len(bundle.train) + len(bundle.validation) + len(bundle.test)
     ((1, 8, 8), 10, 1797)
     """
 

@@ -14,7 +14,7 @@ import torch
 from distilkit import process
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
-from distilkit.learner import Arithmetic, Learner
+from distilkit.learner import Learner, Numerics
 from distilkit.programs.programs import Programs
 from distilkit.unroll.rates import convolution_seconds
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("distilkit")
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 AnyPrecision = Literal["auto", "float32", "tf32", "bfloat16"]
-Compile = Literal["auto", "off", "trace", "inductor", "cudagraph"]
+Compile = Literal["auto", "eager", "trace", "inductor", "cudagraph"]
 Switch = Literal["auto", "on", "off"]
 
 
@@ -52,9 +52,9 @@ class Execution(NamedTuple):
     why: str
 
     @property
-    def arithmetic(self) -> Arithmetic:
+    def numerics(self) -> Numerics:
         """Of a forward pass."""
-        return Arithmetic(torch.bfloat16 if self.precision == "bfloat16" else None, self.channels_last)
+        return Numerics(torch.bfloat16 if self.precision == "bfloat16" else None, self.channels_last)
 
     def __str__(self) -> str:
         parts = [_WORDS[self.kind]]
@@ -104,7 +104,7 @@ def choose(
 
     Args:
         learner: bound.
-        compile: "auto", or "off", "trace", "inductor" or "cudagraph".
+        compile: "auto", or "eager", "trace", "inductor" or "cudagraph".
         channels_last: "auto", "on" or "off".
         side_by_side: "auto", "on" or "off".
         precision: "auto", "float32", "tf32" or "bfloat16".
@@ -126,7 +126,7 @@ def choose(
     open_ = (compile == "auto" and device.type != "cuda") or (networks > 1 and side_by_side == "auto")
     work = operations(learner, shape, device) if open_ else 0.0
     kind, why = compile, "as asked for"
-    if compile == "off":
+    if compile == "eager":
         kind = "eager"
     elif compile == "auto" and calls < WORTH_RECORDING:
         kind, why = "eager", f"{calls:.0f} steps are too few to record"
