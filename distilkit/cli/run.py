@@ -41,7 +41,7 @@ def show_plan(distiller: Distiller, probe: bool) -> None:
     if found.seconds is None:
         console.print(f"inner steps: {found.execution}", markup=False)
     if not found.fits:
-        console.print(f"This will not fit into {gib(found.total)}. Try one or more of:")
+        console.print(f"This will not fit into {gib(found.available)}. Try one or more of:")
     for words, line in found.advice:
         console.print(f"  {line}   ({words})", markup=False)
 

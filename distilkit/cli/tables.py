@@ -33,17 +33,17 @@ def plan_table(found: Plan, title: str) -> Table:
     table.add_column()
     table.add_column(justify="right")
     what = "process, libraries and real data" if found.device == "CPU" else "real data"
-    table.add_row(Text(f"Memory at its peak, of {gib(found.total)} on this {found.device}"), gib(found.peak))
-    for words, size in ((what, found.held), ("loading the data", found.loading)):
+    table.add_row(Text(f"Memory at its peak, of {gib(found.available)} on this {found.device}"), gib(found.peak))
+    for words, size in ((what, found.baseline_bytes), ("loading the data", found.loading_peak)):
         table.add_row(f"  {words}", gib(size))
-    table.add_row(f"  trajectory of {found.longest} steps", gib(found.trajectory))
-    table.add_row("  one step, and what checks it", gib(found.work))
-    table.add_row("  or training and testing networks", gib(found.evaluation) if found.seconds is not None else "not probed")
+    table.add_row(f"  trajectory of {found.longest_window} steps", gib(found.trajectory_bytes))
+    table.add_row("  one step, and what checks it", gib(found.step_peak))
+    table.add_row("  or training and testing networks", gib(found.evaluation_peak) if found.seconds is not None else "not probed")
     total, through = found.inner_steps
     table.add_row("Inner steps of an outer step, on average", f"{total:.0f}, the gradient through {through:.0f}")
-    if found.seconds is not None and found.first is not None:
+    if found.seconds is not None and found.build_seconds is not None:
         table.add_row("Time of an outer step", f"{found.seconds:.3g} s")
-        table.add_row("  building programs, once", f"{found.first:.3g} s")
+        table.add_row("  building programs, once", f"{found.build_seconds:.3g} s")
         table.add_row(f"  all {found.outer_steps} outer steps, without evaluation", _duration(found.seconds * found.outer_steps))
     return table
 

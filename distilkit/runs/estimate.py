@@ -39,48 +39,50 @@ class Plan:
     Args:
         device: where the work is done.
         execution: how inner steps are run.
-        held: held before the work: on a CPU by process, libraries and real data, on a GPU by the data.
-        loading: the peak while the data was loaded, on a CPU.
-        trajectory: what waits of the longest window until the way back.
-        work: the peak of one step, or of the end of the window.
-        evaluation: the peak of training and testing networks; 0 where it was not probed.
-        total: what there is for all of this.
-        longest: inner steps of the longest window.
+        baseline_bytes: held before the work: on a CPU by process, libraries and real data, on a GPU by the data.
+        loading_peak: the peak while the data was loaded, on a CPU.
+        trajectory_bytes: what waits of the longest window until the way back.
+        step_peak: the peak of one step, or of the end of the window.
+        evaluation_peak: the peak of training and testing networks; 0 where it was not probed.
+        available: what there is for all of this.
+        longest_window: inner steps of the longest window.
         inner_steps: inner steps of an outer step, mean, and how many of them the gradient flows through.
         seconds: of an outer step, the mean over all, or None where it was not probed.
-        first: of building programs.
+        build_seconds: of building programs.
         outer_steps: how many there are.
-        sizes: of what is stored of a step, and of what a step that is kept holds.
+        bytes_per_step: of what is stored of a step, and of what a step that is kept holds.
         by_shapes: whether the shapes could be worked out; a network that cannot be recorded is known by the probe only.
         advice: what to change, as words and a line to type: because it will not fit, or because there is room to spare.
     """
 
     device: str
     execution: str
-    held: int
-    loading: int
-    trajectory: int
-    work: int
-    evaluation: int
-    total: int
-    longest: int
+    baseline_bytes: int
+    loading_peak: int
+    trajectory_bytes: int
+    step_peak: int
+    evaluation_peak: int
+    available: int
+    longest_window: int
     inner_steps: tuple[float, float]
     seconds: float | None
-    first: float | None
+    build_seconds: float | None
     outer_steps: int
-    sizes: tuple[int, int] = (0, 0)
+    bytes_per_step: tuple[int, int] = (0, 0)
     by_shapes: bool = True
     advice: tuple[tuple[str, str], ...] = ()
 
     @property
     def peak(self) -> int:
         """The most that is held at one time: on a CPU by the whole process."""
-        return max(self.loading, self.held + self.trajectory + self.work, self.held + self.evaluation)
+        return max(
+            self.loading_peak, self.baseline_bytes + self.trajectory_bytes + self.step_peak, self.baseline_bytes + self.evaluation_peak
+        )
 
     @property
     def fits(self) -> bool:
         """Whether there is room, with a tenth to spare."""
-        return self.peak <= 0.9 * self.total
+        return self.peak <= 0.9 * self.available
 
 
 def from_shapes(distiller: Distiller) -> Plan:
@@ -94,8 +96,8 @@ def combine_stages(distiller: Distiller, drafts: list[Plan]) -> Plan:
     steps = [stage.steps for stage in distiller.stages]
     times = [draft.seconds for draft in drafts if draft.seconds is not None]
     seconds = sum(n * t for n, t in zip(steps, times, strict=True)) / sum(steps) if len(times) == len(drafts) else None
-    firsts = [draft.first for draft in drafts if draft.first is not None]
-    found = attrs.evolve(worst, seconds=seconds, first=sum(firsts) if len(firsts) == len(drafts) else None)
+    firsts = [draft.build_seconds for draft in drafts if draft.build_seconds is not None]
+    found = attrs.evolve(worst, seconds=seconds, build_seconds=sum(firsts) if len(firsts) == len(drafts) else None)
     return attrs.evolve(found, advice=advice_for(distiller, found))
 
 
@@ -135,23 +137,23 @@ def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], l
     return Plan(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
         execution=str(execution),
-        held=_held(device),
-        loading=loading,
-        trajectory=trajectory_bytes(unroller.adjoint, longest, entry, kept, device),
-        work=int(CHECK * alive) + _bytes(real) * unroller.micro_batches,
-        evaluation=0,
-        total=_total(device),
-        longest=longest,
+        baseline_bytes=_held(device),
+        loading_peak=loading,
+        trajectory_bytes=waiting_bytes(unroller.adjoint, longest, entry, kept, device),
+        step_peak=int(CHECK * alive) + _bytes(real) * unroller.micro_batches,
+        evaluation_peak=0,
+        available=_total(device),
+        longest_window=longest,
         inner_steps=(sum(w.stop for w in drawn) / len(drawn), sum(w.length for w in drawn) / len(drawn)),
         seconds=None,
-        first=None,
+        build_seconds=None,
         outer_steps=distiller.outer_steps,
-        sizes=(entry, kept),
+        bytes_per_step=(entry, kept),
         by_shapes=alive > 0,
     )
 
 
-def trajectory_bytes(adjoint: Any, length: int, entry: int, kept: int, device: torch.device) -> int:
+def waiting_bytes(adjoint: Any, length: int, entry: int, kept: int, device: torch.device) -> int:
     """Bytes of what waits of a window: (theta, state) of some steps, the graphs of others."""
     if not isinstance(adjoint, ReplayAdjoint):
         return length * (entry + kept)
@@ -166,25 +168,25 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]
     unroller, adjoint = distiller.resolved_unroller, distiller.unroller.adjoint
     replay = adjoint if isinstance(adjoint, ReplayAdjoint) else None
     if found.fits:
-        kept = found.sizes[1]
+        kept = found.bytes_per_step[1]
         slow = found.seconds is not None and found.seconds > 1
         can = slow and replay is not None and replay.hessian_product == "reverse-over-reverse" and not replay.keep_last
-        steps = min(found.longest, int((0.8 * found.total - found.peak) / kept)) if can and kept else 0
-        if replay is None or steps <= max(2, found.longest // 10):
+        steps = min(found.longest_window, int((0.8 * found.available - found.peak) / kept)) if can and kept else 0
+        if replay is None or steps <= max(2, found.longest_window // 10):
             return ()
-        words = f"there is room to keep {steps} of the {found.longest} steps of a window, a quarter less time for each"
+        words = f"there is room to keep {steps} of the {found.longest_window} steps of a window, a quarter less time for each"
         return ((words, _adjoint_line(replay, keep_last=steps)),)
-    if found.peak == found.held + found.evaluation:
+    if found.peak == found.baseline_bytes + found.evaluation_peak:
         return (("the most is held while networks are tested", "--set evaluation.seeds=1"),)
-    if found.peak == found.loading:
+    if found.peak == found.loading_peak:
         return ()  # the table says so, and nothing in the spec changes it
     lines = []
     if replay is None:
         lines.append(("the graph of the whole window is alive at once", _adjoint_line(ReplayAdjoint())))
     elif replay.keep_last:
         lines.append(("kept steps take the most", _adjoint_line(replay, keep_last=replay.keep_last // 2)))
-    elif found.trajectory > found.work:
-        every = max(2 * replay.checkpoint_every, round(found.longest**0.5))
+    elif found.trajectory_bytes > found.step_peak:
+        every = max(2 * replay.checkpoint_every, round(found.longest_window**0.5))
         lines.append(("most of it is the trajectory", _adjoint_line(replay, checkpoint_every=every)))
     size = min(distiller.outer.batch_size, len(distiller.bundle.train))
     parts = next((p for p in range(2 * unroller.micro_batches, size + 1) if size % p == 0), size)

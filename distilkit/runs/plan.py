@@ -19,7 +19,7 @@ from distilkit.evaluation import selection_split, training_set
 from distilkit.evaluation.scoring import streams, trained
 from distilkit.evaluation.training import TEST_BATCH
 from distilkit.progress import SILENT, Progress
-from distilkit.runs.estimate import Plan, combine_stages, drawn_windows, stage_from_shapes, trajectory_bytes
+from distilkit.runs.estimate import Plan, combine_stages, drawn_windows, stage_from_shapes, waiting_bytes
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import AutogradAdjoint
 
@@ -49,7 +49,7 @@ def plan(distiller: Distiller, *, probe: bool = True, progress: Progress = SILEN
             drawn = drawn_windows(distiller, stage)
             progress.phase("working out shapes" if len(distiller.stages) == 1 else f"working out shapes of stage {stage.number + 1}")
             draft = stage_from_shapes(distiller, stage, drawn, *loading, keeping=True)
-            if probe and draft.held + draft.work < draft.total:
+            if probe and draft.baseline_bytes + draft.step_peak < draft.available:
                 progress.phase("probing: windows of a few inner steps")
                 draft = _probe(distiller, distiller.template(stage.number), draft, drawn)
             drafts.append(draft)
@@ -59,7 +59,7 @@ def plan(distiller: Distiller, *, probe: bool = True, progress: Progress = SILEN
 def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list[Window]) -> Plan:
     """Measure short windows at the run's own shapes, and draw the line from there to the longest window."""
     device, adjoint = distiller.torch_device, distiller.unroller.adjoint
-    short = min(draft.longest, 2 + getattr(adjoint, "keep_last", 0))
+    short = min(draft.longest_window, 2 + getattr(adjoint, "keep_last", 0))
 
     def once(window: Window) -> float:
         began = time.perf_counter()
@@ -80,7 +80,7 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
             base = best(Window(0, short))
             ahead = max(2, min(20, int(2 * short / max(base, 1e-9))))
             before = max(0.0, best(Window(ahead, ahead + short)) - base) / ahead
-            more = min(ahead, draft.longest - short)
+            more = min(ahead, draft.longest_window - short)
             with _peak(device) as longer:
                 through = (best(Window(0, short + more)) - base) / more if more else base / short
             with _peak(device) as evaluated:
@@ -88,22 +88,22 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
         except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
             if not process.is_out_of_memory(error):
                 raise
-            return attrs.evolve(draft, work=max(draft.work, draft.total))  # it did not fit, and now that is known
+            return attrs.evolve(draft, step_peak=max(draft.step_peak, draft.available))  # it did not fit, and now that is known
     mean, length = draft.inner_steps
     seconds = max(base + (length - short) * through + (mean - length) * before, base / 2)  # differences of short times may be off
-    timed = attrs.evolve(draft, seconds=seconds, first=first)
+    timed = attrs.evolve(draft, seconds=seconds, build_seconds=first)
     if not built:  # the system does not tell how much was held
         return timed
 
     def waiting(steps: int) -> int:
-        return trajectory_bytes(adjoint, steps, *draft.sizes, device)
+        return waiting_bytes(adjoint, steps, *draft.bytes_per_step, device)
 
-    work, grown = built[0] - draft.held, longer[0] - draft.held
+    work, grown = built[0] - draft.baseline_bytes, longer[0] - draft.baseline_bytes
     if isinstance(adjoint, AutogradAdjoint):
-        rest = int((draft.longest - short) * max(0, grown - work) / more) if more else 0
+        rest = int((draft.longest_window - short) * max(0, grown - work) / more) if more else 0
     else:
-        work, rest = max(work, grown - waiting(short + more) + waiting(short)), waiting(draft.longest) - waiting(short)
-    return attrs.evolve(timed, work=work, trajectory=rest, evaluation=evaluated[0] - draft.held)
+        work, rest = max(work, grown - waiting(short + more) + waiting(short)), waiting(draft.longest_window) - waiting(short)
+    return attrs.evolve(timed, step_peak=work, trajectory_bytes=rest, evaluation_peak=evaluated[0] - draft.baseline_bytes)
 
 
 def _evaluate(distiller: Distiller, state: DistillerState) -> None:

@@ -76,7 +76,7 @@ def _run(distiller: Distiller, directory: Path, progress: Progress) -> xr.DataTr
 def _notice_memory(distiller: Distiller) -> None:
     """Say what the run will take, by shapes alone, and what to change if it will not fit."""
     draft = from_shapes(distiller)
-    what = f"memory: about {draft.peak / 2**30:.1f} GiB at the peak, of {draft.total / 2**30:.1f} GiB"
+    what = f"memory: about {draft.peak / 2**30:.1f} GiB at the peak, of {draft.available / 2**30:.1f} GiB"
     if not draft.by_shapes:
         logger.info("memory: not known, since the network cannot be recorded; distilkit plan measures it")
     elif draft.fits:

@@ -187,7 +187,7 @@ def _unit(
         log_lr = torch.tensor(optimizer.lr, dtype=log_lr.dtype, device=log_lr.device).log()
     leaves = state.leaves._replace(log_lr=log_lr)
     known: dict[tuple[Window, int], Draw] = {}
-    take = _taker(pipeline, learner, leaves, sampling_groups(stage, pipeline.boost, pipeline.bundle.num_classes))
+    take = _meta_gradient_sampler(pipeline, learner, leaves, sampling_groups(stage, pipeline.boost, pipeline.bundle.num_classes))
     take(Window(0, 2), streams[0])  # so that no first call is timed
 
     def draw(window: Window, k: int) -> Draw:
@@ -228,7 +228,9 @@ def _unit(
     return {key: np.stack([np.asarray(row[key], np.float64) for row in rows]) for key in VARIABLES}
 
 
-def _taker(pipeline: Distiller, learner: Learner, leaves: OuterVariables, drawn_from: Tensor) -> Callable[[Window, Stream], Draw]:
+def _meta_gradient_sampler(
+    pipeline: Distiller, learner: Learner, leaves: OuterVariables, drawn_from: Tensor
+) -> Callable[[Window, Stream], Draw]:
     """What takes one meta-gradient: a fresh network, fresh draws and a fresh real batch from the stream."""
     size = len(pipeline.bundle.train)
 

@@ -72,9 +72,9 @@ def test_time_is_that_of_the_steps_of_a_mean_window(monkeypatch):
     found = dk.plan(digits())
     total, through = found.inner_steps
     assert 6 <= total <= 12
-    assert (found.longest, through, found.outer_steps) == (6, 6, 50)
+    assert (found.longest_window, through, found.outer_steps) == (6, 6, 50)
     assert found.seconds == pytest.approx(10 * (total - through + 3 * through))
-    assert found.first > 100
+    assert found.build_seconds > 100
     assert found.fits
     assert found.advice == (("there is room to keep 6 of the 6 steps of a window, a quarter less time for each", KEEP_SIX),)
 
@@ -90,7 +90,7 @@ def test_every_stage_is_planned_for(monkeypatch):
     assert found.outer_steps == 40
     assert found.seconds == pytest.approx((30 * 10 + 10 * 30) / 40 * 3 * 4)
     direct = estimate.from_shapes(digits(images=dk.Images(per_class=3), truncation=dk.FullUnroll(4)))
-    assert estimate.from_shapes(boosted).work == direct.work > estimate.from_shapes(digits(truncation=dk.FullUnroll(4))).work
+    assert estimate.from_shapes(boosted).step_peak == direct.step_peak > estimate.from_shapes(digits(truncation=dk.FullUnroll(4))).step_peak
 
 
 MEMORY = """
@@ -115,7 +115,8 @@ with process.keep_freed_memory():
     with process.peak_resident() as measured:
         again.meta_gradient(state, dk.Window(0, 6))
 taken = measured[0] - before if measured else None
-print(json.dumps([found.trajectory + found.work, taken, found.held + found.trajectory + found.work, found.peak, found.total]))
+planned = found.trajectory_bytes + found.step_peak
+print(json.dumps([planned, taken, found.baseline_bytes + planned, found.peak, found.available]))
 """
 
 
@@ -132,7 +133,7 @@ def test_memory_is_what_a_step_then_takes():
 @pytest.mark.alone
 def test_a_plan_takes_seconds():
     found = dk.plan(digits())
-    assert 0 < found.seconds < found.first < 60
+    assert 0 < found.seconds < found.build_seconds < 60
     assert found.advice == ()
 
 
@@ -140,9 +141,9 @@ def test_shapes_alone_compute_nothing_and_know_no_time(monkeypatch):
     monkeypatch.setattr(dk.Distiller, "meta_gradient", lambda *_: pytest.fail("it ran"))
     found = dk.plan(digits(), probe=False)
     assert found.seconds is None
-    assert found.trajectory == 6 * 3 * 4 * (64 * 16 + 16 + 16 * 10 + 10)  # parameters and Adam's two moments, in float32
+    assert found.trajectory_bytes == 6 * 3 * 4 * (64 * 16 + 16 + 16 * 10 + 10)  # parameters and Adam's two moments, in float32
     larger = dk.plan(digits(outer=dk.Outer(steps=50, batch_size=1000)), probe=False)
-    assert larger.work >= found.work + 900 * 4 * (64 + 10)  # at the least the real images and labels themselves
+    assert larger.step_peak >= found.step_peak + 900 * 4 * (64 + 10)  # at the least the real images and labels themselves
 
 
 TRAJECTORIES = {
@@ -157,7 +158,7 @@ TRAJECTORIES = {
 
 @pytest.mark.parametrize(("adjoint", "expected"), TRAJECTORIES.values(), ids=TRAJECTORIES)
 def test_trajectory(adjoint, expected):
-    assert estimate.trajectory_bytes(adjoint, 60, entry=8, kept=100, device=torch.device("cpu")) == expected
+    assert estimate.waiting_bytes(adjoint, 60, entry=8, kept=100, device=torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize(
@@ -194,12 +195,12 @@ def test_advice_can_be_typed(monkeypatch, tmp_path):
 
 def test_room_to_spare_is_used_to_keep_steps():
     draft = dk.plan(digits(), probe=False)
-    slow = attrs.evolve(draft, seconds=10.0, longest=60, sizes=(1, 1 << 20))
+    slow = attrs.evolve(draft, seconds=10.0, longest_window=60, bytes_per_step=(1, 1 << 20))
     host = digits(unroller=dk.Unroller(dk.ReplayAdjoint(offload="host")))
     ((words, line),) = estimate.advice_for(host, slow)
     assert 'keep_last = 60, offload = "host"' in line
     assert "room" in words
-    assert estimate.advice_for(digits(), attrs.evolve(slow, sizes=(1, draft.total))) == ()
+    assert estimate.advice_for(digits(), attrs.evolve(slow, bytes_per_step=(1, draft.available))) == ()
 
 
 class Forked:

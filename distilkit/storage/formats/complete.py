@@ -27,9 +27,9 @@ def complete(raw: Raw, options: Options, format: str, path: Path) -> DistilledSe
     Raises:
         DistilkitError: shapes do not fit, or something is not known; the error names the option to give.
     """
-    if raw.whole is not None:
-        _require_unchanged(raw, raw.whole, path)
-        return agree(raw.whole, options, path)
+    if raw.lossless is not None:
+        _require_unchanged(raw, raw.lossless, path)
+        return agree(raw.lossless, options, path)
     space, (labels, classes, how), names = labelled(raw, options)
     preprocessing = fitted(raw, options, format)
     images = _shaped(raw, options, preprocessing)

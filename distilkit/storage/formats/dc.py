@@ -42,7 +42,7 @@ def read(path: Path, options: Options) -> Raw:
         labels=tensor(labels, "labels", path),
         image_file=str(path),
         label_file=str(path),
-        whole=lossless.loads(tensor(whole, "bytes", path).numpy().tobytes(), path) if whole is not None else None,
+        lossless=lossless.loads(tensor(whole, "bytes", path).numpy().tobytes(), path) if whole is not None else None,
     )
 
 

@@ -44,7 +44,7 @@ def read(path: Path, options: Options) -> Raw:
         image_file=f"{path} (image)",
         label_file=f"{path} (label)",
         label_space="centred",
-        whole=lossless.loads(found[KEY].tobytes(), path) if KEY in found else None,
+        lossless=lossless.loads(found[KEY].tobytes(), path) if KEY in found else None,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from distilkit.data.distilled import DistilledSet
 from distilkit.errors import DistilkitError
 from distilkit.storage.formats import lossless
-from distilkit.storage.formats.pictures import can_be_drawn, draw
+from distilkit.storage.formats.pictures import can_be_drawn, write_png
 from distilkit.storage.formats.raw import BESIDE, Options, write_folder
 
 CARD = "README.md"
@@ -65,7 +65,7 @@ def write(distilled: DistilledSet, path: Path, plain: bool) -> None:
         (folder / CARD).write_text(card(distilled), encoding="utf-8", errors="replace")
         if drawn:
             (folder / "train").mkdir()
-            names = draw(distilled, folder / "train")
+            names = write_png(distilled, folder / "train")
             with (folder / "train" / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
                 table = csv.writer(file)
                 table.writerow(["file_name", "label", "block"])

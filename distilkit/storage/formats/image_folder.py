@@ -18,7 +18,7 @@ from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import Identity
 from distilkit.errors import CombinationError, DistilkitError
 from distilkit.storage.formats.complete import labelled
-from distilkit.storage.formats.pictures import can_be_drawn, draw, look
+from distilkit.storage.formats.pictures import can_be_drawn, read_png, write_png
 from distilkit.storage.formats.raw import Options, Raw, write_folder
 from distilkit.storage.formats.spaces import fit, known
 
@@ -51,7 +51,7 @@ def read(path: Path, options: Options) -> DistilledSet:
     for file in files:
         if path.resolve() not in file.resolve().parents:
             raise DistilkitError(f"{table} names {file}, which is outside of the folder; it is not read.")
-    images = look(files)
+    images = read_png(files)
     raw = Raw(images, soft if columns else classes, str(path), str(table), label_space=words.get("label_space"))
     said = words.get("class_names")
     names = options.class_names or (tuple(said) if said else None) or (options.data.class_names if options.data is not None else None)
@@ -85,7 +85,9 @@ def write(distilled: DistilledSet, path: Path, plain: bool) -> None:
         with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(header)
-            for name, c, b, row in zip(draw(distilled, folder), distilled.classes.tolist(), distilled.block.tolist(), labels, strict=True):
+            for name, c, b, row in zip(
+                write_png(distilled, folder), distilled.classes.tolist(), distilled.block.tolist(), labels, strict=True
+            ):
                 # For people only: a name that cannot be printed is written with escapes.
                 word = distilled.class_names[c]
                 table.writerow([name, c, word if word.isprintable() else word.encode("unicode_escape").decode(), b, *map(repr, row)])

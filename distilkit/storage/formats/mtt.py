@@ -60,7 +60,7 @@ def _read(folder: Path, name: str, needs_labels: bool) -> Raw:
         inner_lr=number(pickles.load(rate), rate) if rate.is_file() else None,
         image_file=str(images),
         label_file=str(labels),
-        whole=lossless.beside(folder / BESIDE),
+        lossless=lossless.beside(folder / BESIDE),
     )
 
 

@@ -17,7 +17,7 @@ def can_be_drawn(distilled: DistilledSet) -> bool:
     return distilled.images.ndim == 4 and distilled.images.shape[1] in (1, 3)
 
 
-def draw(distilled: DistilledSet, folder: Path) -> list[str]:
+def write_png(distilled: DistilledSet, folder: Path) -> list[str]:
     """Write a PNG for each sample and return their names, in the order of the rows."""
     names = [f"{i:06d}.png" for i in range(len(distilled))]
     for name, pixel in zip(names, distilled.pixels().cpu().numpy(), strict=True):
@@ -25,7 +25,7 @@ def draw(distilled: DistilledSet, folder: Path) -> list[str]:
     return names
 
 
-def look(paths: list[Path]) -> torch.Tensor:
+def read_png(paths: list[Path]) -> torch.Tensor:
     """Read images as float32 (N, C, H, W) in [0, 1]: grey where all are grey, else red, green, blue.
 
     Raises:

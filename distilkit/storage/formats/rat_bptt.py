@@ -46,7 +46,7 @@ def read(path: Path, options: Options) -> Raw:
         label_file=f"{path} (label)",
         soft_space="probability",
         preprocessing="Whiten",
-        whole=lossless.loads(found[KEY].tobytes(), path) if KEY in found else None,
+        lossless=lossless.loads(found[KEY].tobytes(), path) if KEY in found else None,
     )
 
 

@@ -52,7 +52,7 @@ class Raw:
         label_space: where the format itself says it.
         soft_space: where the format says it of soft labels only.
         preprocessing: where the format itself says it.
-        whole: the lossless copy, where distilkit wrote the file.
+        lossless: the lossless copy, where distilkit wrote the file.
     """
 
     images: torch.Tensor
@@ -63,7 +63,7 @@ class Raw:
     label_space: str | None = None
     soft_space: str | None = None
     preprocessing: str | None = None
-    whole: DistilledSet | None = None
+    lossless: DistilledSet | None = None
 
 
 def tensor(value: Any, what: str, file: Path | str) -> torch.Tensor:
