@@ -23,7 +23,7 @@ from distilkit import fields, process
 from distilkit.boosting import BoostSchedule, Stage, require_minibatch, sampling_groups, single_stage, with_batch_that_fits
 from distilkit.data.bundle import DataBundle, DataSource
 from distilkit.data.distilled import DistilledSet
-from distilkit.errors import CombinationError, GradientError, listing
+from distilkit.errors import Change, CombinationError, GradientError, listing
 from distilkit.evaluation import Evaluation
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
@@ -328,7 +328,7 @@ def require_usable(info: StepInfo, others: Sequence[float], lr: float) -> None:
             f"{where}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient {info.meta_gradient_norm:g} (labels and "
             f"learning rate, if learned: {listing([f'{x:g}' for x in others]) if others else 'not learned'}). The inner run or its "
             "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
-            fix=f"--set learner.optimizer.lr={lr / 10:g}",
+            changes=[Change("learner.optimizer.lr", float(f"{lr / 10:g}"))],
         )
     if info.meta_gradient_norm == 0:
         raise GradientError(

@@ -7,7 +7,36 @@ leaves with exit code 2; any other exception is a bug of ours and keeps its trac
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """What to change: Python and the command line have words of their own for it.
+
+    Args:
+        name: a value of the spec by its dotted name, such as "learner.optimizer.lr"; or "out", the folder for the results.
+        value: what it should be; a component is a table with its kind.
+
+    >>> str(Change("learner.optimizer.lr", 0.001)), str(Change("unroller.adjoint", {"kind": "ReplayAdjoint", "keep_last": 6}))
+    ('lr=0.001  # of learner.optimizer', 'adjoint=dk.ReplayAdjoint(keep_last=6)  # of unroller')
+    """
+
+    name: str
+    value: Any
+
+    def __str__(self) -> str:
+        """In Python."""
+        if self.name == "out":
+            return f'"{self.value}"  # as the folder'
+        value = repr(self.value)
+        if isinstance(self.value, Mapping):
+            options = ", ".join(f"{key}={one!r}" for key, one in self.value.items() if key != "kind")
+            value = f"dk.{self.value['kind']}({options})"
+        part, _, last = self.name.rpartition(".")
+        return f"{last}={value}  # of {part}" if part else f"{last}={value}"
 
 
 class DistilkitError(Exception):
@@ -15,13 +44,15 @@ class DistilkitError(Exception):
 
     Args:
         message: one or more sentences: what was given and why it cannot be.
-        fix: a line to type or paste instead, when there is one.
+        fix: a line to type or paste instead, when there is one that is the same wherever it is typed.
+        changes: one or more values to change instead, any of which helps; the command line tells them as its options.
     """
 
-    def __init__(self, message: str, *, fix: str | None = None) -> None:
+    def __init__(self, message: str, *, fix: str | None = None, changes: Sequence[Change] = ()) -> None:
         self.message = message
-        self.fix = fix
-        super().__init__(f"{message}\n  Try: {fix}" if fix else message)
+        self.changes = tuple(changes)
+        self.fix = "\n  Or:  ".join(map(str, changes)) if changes else fix
+        super().__init__(f"{message}\n  Try: {self.fix}" if self.fix else message)
 
 
 class FieldError(DistilkitError, ValueError):

@@ -26,6 +26,7 @@ from torch import nn
 import distilkit as dk
 from distilkit import recipes, spec, storage
 from distilkit.cli.app import app
+from distilkit.cli.console import option
 from distilkit.cli.evaluate import assemble, parse_networks
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
@@ -93,6 +94,20 @@ def check_options(words, command):
             path, _, value = after.partition("=")
             assert path in set(known_paths(dk.Distiller, tree)), path
             tomlkit.parse(f"x = {value}")
+
+
+def check_change(changes):
+    """In Python: a keyword of the component that it says, or a folder; components in it can be made."""
+    for change in changes:
+        words, _, of = str(change).partition("  # of ")
+        if change.name == "out":
+            assert str(change).startswith('"')
+            continue
+        call = ast.parse(f"f({words})").body[0].value
+        assert of == change.name.rpartition(".")[0]
+        assert [keyword.arg for keyword in call.keywords] == [change.name.rpartition(".")[2]]
+        value = eval(ast.unparse(call.keywords[0].value), {"dk": dk})
+        assert attrs.has(type(value)) == isinstance(change.value, dict)
 
 
 def check_pip(words):
@@ -485,10 +500,14 @@ def test_a_fix_names_what_exists(name, tmp_path, seen):
         case.raises(tmp_path)
     fix = caught.value.fix
     assert fix, caught.value
+    for change in caught.value.changes:
+        check_options(shlex.split(option(change)), case.of)
     place = (str(caught.traceback[-1].path), caught.traceback[-1].lineno, fix)
     assert seen.setdefault(place, name) == name, "the same error as another case: this one did not go wrong where it should"
     if name == "no recipe":
         assert fix in recipes.names()
+    elif caught.value.changes:
+        check_change(caught.value.changes)
     else:
         check(fix, case)
 

@@ -213,6 +213,15 @@ def intercorrelation(
     show_intercorrelation(pipeline, draws, influence, out or _folder(f"{pipeline.title}-study"))
 
 
+def in_words(error: DistilkitError) -> str:
+    """An error, and the options of the command that would help."""
+    if not error.changes:
+        return str(error)
+    from distilkit.cli.console import option
+
+    return f"{error.message}\n  Try: " + "\n  Or:  ".join(map(option, error.changes))
+
+
 def _list(words: str | None) -> list[str]:
     return [word.strip() for word in words.split(",")] if words else []
 
@@ -227,7 +236,7 @@ def main() -> None:
     try:
         app()
     except DistilkitError as error:
-        typer.echo(f"distilkit: {error}", err=True)
+        typer.echo(f"distilkit: {in_words(error)}", err=True)
         sys.exit(2)
 
 

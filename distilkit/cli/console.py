@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from distilkit.errors import RunError
+from distilkit.errors import Change, RunError
+from distilkit.spec.text import to_toml
 from distilkit.storage.spread import plus_minus
+
+
+def option(change: Change) -> str:
+    """A change as an option of the command.
+
+    >>> print(option(Change("images.per_class", 3)))
+    --set images.per_class=3
+    """
+    if change.name == "out":
+        return f"--out {shlex.quote(str(change.value))}"
+    value = change.value if isinstance(change.value, str) else to_toml(change.value)
+    return f"--set {shlex.quote(f'{change.name}={value}')}"
 
 
 class Display:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from distilkit.cli.console import Display, log_lines
+from distilkit.cli.console import Display, log_lines, option
 from distilkit.cli.tables import gib, plan_table, recipes_table, results_table
 from distilkit.errors import RunError
 
@@ -42,8 +42,8 @@ def show_plan(distiller: Distiller, probe: bool) -> None:
         console.print(f"inner steps: {found.execution}", markup=False)
     if not found.fits:
         console.print(f"This will not fit into {gib(found.available)}. Try one or more of:")
-    for words, line in found.advice:
-        console.print(f"  {line}   ({words})", markup=False)
+    for words, change in found.advice:
+        console.print(f"  {option(change)}   ({words})", markup=False)
 
 
 def show_recipes() -> None:

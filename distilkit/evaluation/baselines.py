@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit.data.bundle import DataBundle
-from distilkit.errors import CombinationError, listing
+from distilkit.errors import Change, CombinationError, listing
 from distilkit.evaluation.training import TrainingSet
 from distilkit.functional.streams import Stream
 
@@ -117,7 +117,10 @@ def members_of_classes(data: DataBundle, per_class: int) -> list[Tensor]:
         if len(own) < per_class:
             raise CombinationError(
                 f"{per_class} images of each class are to be compared with real ones, but class {name!r} has {len(own)} training images.",
-                fix=(f"--set images.per_class={len(own)}  # or " if len(own) else "") + "--set 'evaluation.baselines=[\"full data\"]'",
+                changes=[
+                    *([Change("images.per_class", len(own))] if len(own) else []),
+                    Change("evaluation.baselines", ["full data"]),
+                ],
             )
     return members
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distilkit.errors import RunError
+from distilkit.errors import Change, RunError
 from distilkit.storage.store import NAME
 
 LOCK = ".lock"
@@ -27,7 +27,7 @@ def free_folder(first: Path) -> Path:
         except FileExistsError:
             folder, number = first.with_name(f"{first.name}-{number}"), number + 1
         except OSError as error:
-            raise RunError(f"The folder {folder} cannot be made: {error.strerror}.", fix="--out runs/another") from error
+            raise RunError(f"The folder {folder} cannot be made: {error.strerror}.", changes=[Change("out", "runs/another")]) from error
         else:
             return folder
 
@@ -44,14 +44,14 @@ def claimed(directory: Path) -> Generator[None, None, None]:
         lock = FileLock(directory / LOCK)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(f"Another process writes a run into {directory} now.", fix=f"--out {directory}-2") from error
+        raise RunError(f"Another process writes a run into {directory} now.", changes=[Change("out", f"{directory}-2")]) from error
     except OSError as error:
-        raise RunError(f"The folder {directory} cannot be made: {error.strerror}.", fix="--out runs/another") from error
+        raise RunError(f"The folder {directory} cannot be made: {error.strerror}.", changes=[Change("out", "runs/another")]) from error
     try:
         if (directory / NAME).exists():
-            raise RunError(f"{directory} holds the results of another run.", fix=f"--out {directory}-2")
+            raise RunError(f"{directory} holds the results of another run.", changes=[Change("out", f"{directory}-2")])
         if (directory / "spec.toml").exists():
-            raise RunError(f"{directory} holds a spec.toml, which a run would write over.", fix=f"--out {directory}-2")
+            raise RunError(f"{directory} holds a spec.toml, which a run would write over.", changes=[Change("out", f"{directory}-2")])
         yield
     finally:
         (directory / LOCK).unlink(missing_ok=True)

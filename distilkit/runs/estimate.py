@@ -5,7 +5,6 @@ The shapes come from programs recorded without data, so this computes nothing an
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from distilkit import fields, process
 from distilkit.boosting import Stage, sampling_groups
 from distilkit.distiller import Distiller
+from distilkit.errors import Change
 from distilkit.functional.pytrees import split_floating
 from distilkit.programs.liveness import peak_bytes
 from distilkit.programs.partition import partition
@@ -52,7 +52,7 @@ class Plan:
         outer_steps: how many there are.
         bytes_per_step: of what is stored of a step, and of what a step that is kept holds.
         by_shapes: whether the shapes could be worked out; a network that cannot be recorded is known by the probe only.
-        advice: what to change, as words and a line to type: because it will not fit, or because there is room to spare.
+        advice: reasons, and what to change: because it will not fit, or because there is room to spare.
     """
 
     device: str
@@ -70,7 +70,7 @@ class Plan:
     outer_steps: int
     bytes_per_step: tuple[int, int] = (0, 0)
     by_shapes: bool = True
-    advice: tuple[tuple[str, str], ...] = ()
+    advice: tuple[tuple[str, Change], ...] = ()
 
     @property
     def peak(self) -> int:
@@ -163,7 +163,7 @@ def waiting_bytes(adjoint: Any, length: int, entry: int, kept: int, device: torc
     return (stored + between) * entry + (length - replayed) * kept
 
 
-def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]:
+def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, Change], ...]:
     """What would make it fit; or faster, where there is room."""
     unroller, adjoint = distiller.resolved_unroller, distiller.unroller.adjoint
     replay = adjoint if isinstance(adjoint, ReplayAdjoint) else None
@@ -175,37 +175,36 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, str], ...]
         if replay is None or steps <= max(2, found.longest_window // 10):
             return ()
         words = f"there is room to keep {steps} of the {found.longest_window} steps of a window, a quarter less time for each"
-        return ((words, _adjoint_line(replay, keep_last=steps)),)
+        return ((words, _adjoint(replay, keep_last=steps)),)
     if found.peak == found.baseline_bytes + found.evaluation_peak:
-        return (("the most is held while networks are tested", "--set evaluation.seeds=1"),)
+        return (("the most is held while networks are tested", Change("evaluation.seeds", 1)),)
     if found.peak == found.loading_peak:
         return ()  # the table says so, and nothing in the spec changes it
-    lines = []
+    lines: list[tuple[str, Change]] = []
     if replay is None:
-        lines.append(("the graph of the whole window is alive at once", _adjoint_line(ReplayAdjoint())))
+        lines.append(("the graph of the whole window is alive at once", _adjoint(ReplayAdjoint())))
     elif replay.keep_last:
-        lines.append(("kept steps take the most", _adjoint_line(replay, keep_last=replay.keep_last // 2)))
+        lines.append(("kept steps take the most", _adjoint(replay, keep_last=replay.keep_last // 2)))
     elif found.trajectory_bytes > found.step_peak:
         every = max(2 * replay.checkpoint_every, round(found.longest_window**0.5))
-        lines.append(("most of it is the trajectory", _adjoint_line(replay, checkpoint_every=every)))
+        lines.append(("most of it is the trajectory", _adjoint(replay, checkpoint_every=every)))
     size = min(distiller.outer.batch_size, len(distiller.bundle.train))
     parts = next((p for p in range(2 * unroller.micro_batches, size + 1) if size % p == 0), size)
     if parts > unroller.micro_batches and getattr(distiller.learner.network, "norm", None) != "batch":
-        lines.append(("take the real batch in smaller parts", f"--set unroller.micro_batches={parts}"))
+        lines.append(("take the real batch in smaller parts", Change("unroller.micro_batches", parts)))
     if unroller.precision == "float32":
-        lines.append(("bfloat16 halves feature maps, but for step 0", "--set unroller.precision=bfloat16"))
+        lines.append(("bfloat16 halves feature maps, but for step 0", Change("unroller.precision", "bfloat16")))
     if distiller.learner.batch_per_class is None and distiller.per_class > 1:
-        lines.append(("draw a minibatch in each inner step", "--set learner.batch_per_class=1"))
+        lines.append(("draw a minibatch in each inner step", Change("learner.batch_per_class", 1)))
     return tuple(lines)
 
 
-def _adjoint_line(adjoint: ReplayAdjoint, **changes: int) -> str:
-    """What to type for an adjoint: all that is not as by default."""
+def _adjoint(adjoint: ReplayAdjoint, **changes: int) -> Change:
+    """To this adjoint with changes: all that is not as by default."""
     names = ("hessian_product", "checkpoint_every", "keep_last", "offload")
-    values, plain = ({name: getattr(one, name) for name in names} for one in (fields.evolve(adjoint, **changes), ReplayAdjoint()))
-    words = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value != plain[key]]
-    table = ", ".join(['kind = "ReplayAdjoint"', *words])
-    return f"--set 'unroller.adjoint={{{table}}}'"
+    changed, plain = fields.evolve(adjoint, **changes), ReplayAdjoint()
+    options = {name: getattr(changed, name) for name in names if getattr(changed, name) != getattr(plain, name)}
+    return Change("unroller.adjoint", {"kind": "ReplayAdjoint", **options})
 
 
 def drawn_windows(distiller: Distiller, stage: Stage) -> list[Window]:

@@ -20,7 +20,7 @@ import xarray as xr
 from distilkit import fields, process, storage
 from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
-from distilkit.errors import CombinationError, RunError
+from distilkit.errors import Change, CombinationError, RunError
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC
 from distilkit.evaluation.training import mean_or_zero
@@ -148,7 +148,7 @@ def save(result: xr.Dataset, case: EvaluationInput, directory: str | os.PathLike
 def require_free(directory: str | os.PathLike[str]) -> None:
     """Refuse a folder that holds results already."""
     if (Path(directory) / NAME).exists():
-        raise RunError(f"{directory} holds results already.", fix=f"--out {directory}-2")
+        raise RunError(f"{directory} holds results already.", changes=[Change("out", f"{directory}-2")])
 
 
 def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation | None, seed: int, trust: bool) -> EvaluationInput:

@@ -82,7 +82,7 @@ def _notice_memory(distiller: Distiller) -> None:
     elif draft.fits:
         logger.info(what)
     else:
-        logger.warning("%s: it may not fit. Try %s", what, " or ".join(line for _, line in draft.advice))
+        logger.warning("%s: it may not fit; a plan (`distilkit plan`, `dk.plan`) measures it and says what to change", what)
 
 
 def _distil(distiller: Distiller, record: Record, progress: Progress, write: Callable[[], object]) -> None:

@@ -25,7 +25,7 @@ import xarray as xr
 from filelock import FileLock, Timeout
 
 from distilkit import __version__
-from distilkit.errors import RunError
+from distilkit.errors import Change, RunError
 from distilkit.progress import SILENT, Progress
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.store import NAME
@@ -114,7 +114,7 @@ def _prepare(folder: Path, template: xr.Dataset, units: Mapping[str, int], ident
             if store.exists() and not (store / "zarr.json").is_file():
                 raise RunError(f"{store} is there and is not a Zarr store, so it is not overwritten.")
             if store.exists() and json.loads((store / "zarr.json").read_text()).get("attributes", {}).get("grid") is None:
-                raise RunError(f"{folder} holds the results of a run, not a grid.", fix=f"--out {folder}-grid")
+                raise RunError(f"{folder} holds the results of a run, not a grid.", changes=[Change("out", f"{folder}-grid")])
             attributes = {"grid": words, "format_version": FORMAT_VERSION, "distilkit_version": __version__}
             encoding = {
                 str(name): {"chunks": tuple(units.get(str(d), array.sizes[d]) for d in array.dims), "_FillValue": None}
@@ -131,7 +131,7 @@ def _prepare(folder: Path, template: xr.Dataset, units: Mapping[str, int], ident
         keys = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
         raise RunError(
             f"{folder} holds another grid: it differs in {', '.join(keys)} ({theirs.get(keys[0])!r} there, {ours.get(keys[0])!r} here).",
-            fix=f"--out {folder}-2",
+            changes=[Change("out", f"{folder}-2")],
         )
     return store, marks
 

@@ -13,7 +13,8 @@ import torch
 
 import distilkit as dk
 from distilkit import spec
-from distilkit.errors import CombinationError
+from distilkit.cli.console import option
+from distilkit.errors import Change, CombinationError
 from distilkit.programs import programs
 from distilkit.runs import estimate, plan
 from tests.commands import distilkit
@@ -79,7 +80,7 @@ def test_time_is_that_of_the_steps_of_a_mean_window(monkeypatch):
     assert found.advice == (("there is room to keep 6 of the 6 steps of a window, a quarter less time for each", KEEP_SIX),)
 
 
-KEEP_SIX = """--set 'unroller.adjoint={kind = "ReplayAdjoint", keep_last = 6}'"""
+KEEP_SIX = Change("unroller.adjoint", {"kind": "ReplayAdjoint", "keep_last": 6})
 
 
 def test_every_stage_is_planned_for(monkeypatch):
@@ -175,7 +176,7 @@ def test_what_does_not_fit_is_said_before_anything_is_run(unroller, words, monke
     monkeypatch.setattr(plan, "_probe", lambda *_: pytest.fail("it ran"))
     found = dk.plan(digits(unroller=unroller))
     assert not found.fits
-    assert any(words in line for _, line in found.advice)
+    assert any(words in option(change) for _, change in found.advice)
 
 
 def test_advice_can_be_typed(monkeypatch, tmp_path):
@@ -188,8 +189,8 @@ def test_advice_can_be_typed(monkeypatch, tmp_path):
         # Not the whole plan: where loading the data was the peak, which hangs on what this process did before, there is no advice.
         advice = estimate.from_shapes(distiller).advice
         assert len(advice) >= 3
-        for _, line in advice:
-            _, override = shlex.split(line)
+        for _, change in advice:
+            _, override = shlex.split(option(change))
             assert spec.load(path, [override]) != distiller
 
 
@@ -197,8 +198,8 @@ def test_room_to_spare_is_used_to_keep_steps():
     draft = dk.plan(digits(), probe=False)
     slow = attrs.evolve(draft, seconds=10.0, longest_window=60, bytes_per_step=(1, 1 << 20))
     host = digits(unroller=dk.Unroller(dk.ReplayAdjoint(offload="host")))
-    ((words, line),) = estimate.advice_for(host, slow)
-    assert 'keep_last = 60, offload = "host"' in line
+    ((words, change),) = estimate.advice_for(host, slow)
+    assert change == Change("unroller.adjoint", {"kind": "ReplayAdjoint", "keep_last": 60, "offload": "host"})
     assert "room" in words
     assert estimate.advice_for(digits(), attrs.evolve(slow, bytes_per_step=(1, draft.available))) == ()
 
