@@ -23,6 +23,7 @@ from .data.sources.torchvision_sources import (
     FashionMNIST as FashionMNIST,
 )
 from .distiller import Distiller as Distiller
+from .errors import DistilkitError as DistilkitError, GradientError as GradientError, RunError as RunError
 from .evaluation import Evaluation as Evaluation
 from .fields import evolve as evolve
 from .functional.clipping import EMAClip as EMAClip

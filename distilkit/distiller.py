@@ -168,11 +168,6 @@ class Distiller:
             VariableUpdate(outer.lr_optimizer or outer.optimizer, outer.clip, self.learner.learn_lr),
         )
 
-    @cached_property
-    def classes(self) -> Tensor:
-        """int64 (N,): the class of each image of the whole set, on the CPU."""
-        return self.stages[-1].classes(self.bundle.num_classes)
-
     def init(self) -> DistillerState:
         """The state before the first outer step."""
         leaves = self._block(self.stages[0], torch.tensor(self.learner.optimizer.lr, dtype=torch.float32).log())
@@ -199,38 +194,43 @@ class Distiller:
             state = self.add_block(state)
         return state
 
-    def step(self, state: DistillerState) -> tuple[DistillerState, StepInfo]:
+    def step(self, state: DistillerState, attempt: int = 1) -> tuple[DistillerState, StepInfo]:
         """Take one outer step; where a stage of the boost schedule is over, the next one begins with it.
+
+        Args:
+            state: before the step.
+            attempt: 2 and so on for a step whose numbers were not finite: the window and the network are drawn anew.
 
         Returns:
             the new state, and what happened.
 
         Raises:
-            GradientError: the loss or the meta-gradient is not finite; the state given is still good.
+            GradientError: the loss or the meta-gradient is not finite, or exactly zero for the images; the state given is still good.
         """
         began = time.perf_counter()
         state = self.enter_stage(state)
         stage = self.stages[state.stage]
-        window, policy = stage.truncation.plan(state.policy, state.step, self.stream.fold("window"))
-        meta = self.meta_gradient(state, window)
+        stream = self.stream if attempt == 1 else self.stream.fold("attempt").fold(attempt)
+        window, policy = stage.truncation.plan(state.policy, state.step, stream.fold("window"))
+        meta = self.meta_gradient(state, window, stream)
         gradient = OuterVariables(meta.images, meta.labels, meta.log_lr)
         factor, rows = self.outer.schedule.factor(state.stage_step, stage.steps), stage.rows(self.bundle.num_classes)
         leaves, optimizers, scale = self.update.update(state.leaves, gradient, state.optimizers, factor, rows, stage.scales)
         # One wait for the device, at the end.
         loss_value, scale_value, norm_value, *others = torch.stack([meta.loss, scale, *self.update.norms(gradient)]).tolist()
-        info = StepInfo(state.step, loss_value, norm_value, scale_value, window, time.perf_counter() - began, state.stage)
-        require_usable(info, others, self.learner.optimizer.lr)
+        info = StepInfo(state.step, loss_value, norm_value, scale_value, window, time.perf_counter() - began, state.stage, attempt)
+        require_finite(info, others, self.learner.optimizer.lr)
         policy = stage.truncation.observe(policy, info)
         return DistillerState(state.step + 1, leaves, optimizers, policy, state.stage, state.stage_step + 1), info
 
-    def meta_gradient(self, state: DistillerState, window: Window) -> MetaGradient:
-        """The meta-gradient at a state through a window, on this outer step's real batch and fresh network."""
+    def meta_gradient(self, state: DistillerState, window: Window, stream: Stream | None = None) -> MetaGradient:
+        """The meta-gradient at a state through a window, on this outer step's real batch and a fresh network, drawn from the stream."""
         rows = self.outer.batch_rows(state.step, len(self.bundle.train), self.stream.fold("batch"))
         batch = self.real_batch(rows, self.stream.fold("augment").fold(state.step))
         stage = self.stages[state.stage]
         learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
         return self.resolved_unroller.meta_gradient(
-            learner, state.leaves, window, batch, self.stream.fold("inner").fold(state.step), drawn_from, self.programs
+            learner, state.leaves, window, batch, (stream or self.stream).fold("inner").fold(state.step), drawn_from, self.programs
         )
 
     def real_batch(self, rows: Tensor, stream: Stream) -> RealBatch:
@@ -294,11 +294,11 @@ class Distiller:
             provenance={"title": self.title, "data": self.bundle.name, "seed": self.seed, "outer_step": state.step},
         )
 
-    def run(self, directory: str | Path, progress: Progress = SILENT) -> xarray.DataTree:
+    def run(self, directory: str | Path, progress: Progress = SILENT, **options: Any) -> xarray.DataTree:
         """Distil, evaluate and store; see `distilkit.run`, of which this is another name."""
         from distilkit.runs.run import run
 
-        return run(self, directory, progress)
+        return run(self, directory, progress, **options)
 
     def _block(self, stage: Stage, log_lr: Tensor) -> OuterVariables:
         """The rows that a stage adds, as they start."""
@@ -314,7 +314,7 @@ def _known_device(name: str) -> torch.device:
         raise CombinationError(f"device = {name!r} is none that torch knows.", fix='device = "auto"') from error
 
 
-def require_usable(info: StepInfo, others: Sequence[float], lr: float) -> None:
+def require_finite(info: StepInfo, others: Sequence[float], lr: float) -> None:
     """Raise GradientError when a step's loss or a norm of its meta-gradient is not finite, or the images have none at all.
 
     Args:
@@ -324,12 +324,14 @@ def require_usable(info: StepInfo, others: Sequence[float], lr: float) -> None:
     """
     where = f"Outer step {info.outer_step}, through the window {info.window.start} to {info.window.stop}"
     if not all(math.isfinite(x) for x in (info.outer_loss, info.meta_gradient_norm, *others)):
-        raise GradientError(
+        error = GradientError(
             f"{where}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient {info.meta_gradient_norm:g} (labels and "
-            f"learning rate, if learned: {listing([f'{x:g}' for x in others]) if others else 'not learned'}). The inner run or its "
+            f"learning rate, if learned: {listing([f'{x:g}' for x in others], 'and') if others else 'not learned'}). The inner run or its "
             "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
             changes=[Change("learner.optimizer.lr", float(f"{lr / 10:g}"))],
         )
+        error.can_pass = True
+        raise error
     if info.meta_gradient_norm == 0:
         raise GradientError(
             f"{where}: the meta-gradient of the images is exactly zero, so nothing can be learned. A network or loss that detaches its "

@@ -1,7 +1,7 @@
 """Errors for people: what was given, why it cannot be, and what to type instead.
 
 Everything that distilkit raises on purpose is a `DistilkitError`. The command line prints these without a traceback and
-leaves with exit code 2; any other exception is a bug of ours and keeps its traceback.
+leaves with their exit code; any other exception is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -46,13 +46,29 @@ class DistilkitError(Exception):
         message: one or more sentences: what was given and why it cannot be.
         fix: a line to type or paste instead, when there is one that is the same wherever it is typed.
         changes: one or more values to change instead, any of which helps; the command line tells them as its options.
+
+    Attributes:
+        exit_code: with which the command ends.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, *, fix: str | None = None, changes: Sequence[Change] = ()) -> None:
+        assert not (fix and changes), "one or the other"
         self.message = message
         self.changes = tuple(changes)
         self.fix = "\n  Or:  ".join(map(str, changes)) if changes else fix
         super().__init__(f"{message}\n  Try: {self.fix}" if self.fix else message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its message and attributes, whatever its class is made of: an error crosses processes as it is."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(cls: type[DistilkitError], args: tuple[Any, ...], attributes: dict[str, Any]) -> DistilkitError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class FieldError(DistilkitError, ValueError):
@@ -81,11 +97,30 @@ class MissingDataError(DistilkitError):
 
 
 class GradientError(DistilkitError):
-    """A meta-gradient cannot be taken, or came out as something that must not be used (NaN, infinite, silently zero)."""
+    """A meta-gradient cannot be taken, or came out as something that must not be used (NaN, infinite, silently zero).
+
+    Attributes:
+        can_pass: whether another window may do, since only the numbers of this one went wrong.
+    """
+
+    exit_code = 3
+    can_pass = False
 
 
 class RunError(DistilkitError):
     """A run cannot start or go on: its folder is taken, its store cannot be read, or it belongs to another spec."""
+
+
+class ResourceError(RunError):
+    """Disk or memory is short, or does not answer. What was written before is whole."""
+
+    exit_code = 4
+
+
+class StoppedError(RunError):
+    """Something was stopped before its end, and can go on."""
+
+    exit_code = 130
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -154,7 +154,7 @@ class Learner:
     def logits(self, params: Tensor, images: Tensor, numerics: Numerics | None = None) -> Tensor:
         """Network output: params (P,), images (N, ...) -> (N, K).
 
-        `arithmetic` is that inside of the network; parameters and logits keep their own dtype. None leaves all as it is.
+        `numerics` are those inside of the network; parameters and logits keep their own dtype. None leaves all as it is.
         """
         dtype, channels_last = numerics or Numerics()
         if channels_last and images.ndim == 4:
@@ -166,7 +166,7 @@ class Learner:
         return self.network.apply({name: p.to(dtype) for name, p in named.items()}, images.to(dtype)).to(params.dtype)
 
     def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw, numerics: Numerics | None = None) -> Tensor:
-        """The inner loss at params: a number. `arithmetic` as in `logits`; the loss itself is taken in the dtype of the parameters."""
+        """The inner loss at params: a number. `numerics` as in `logits`; the loss itself is taken in the dtype of the parameters."""
         if draw.rows is not None:
             images, labels = images[draw.rows], labels[draw.rows]
         if draw.augment is not None:

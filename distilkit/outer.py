@@ -118,7 +118,7 @@ class Outer:
     augment: Augmentation | None = fields.slot("augmentation", default=None, optional=True)
 
     def batch_rows(self, step: int, size: int, stream: Stream) -> Tensor:
-        """Rows of the real batch of an outer step: int64 (batch,). Every epoch is a new order of all real images."""
+        """Rows of the real batch of an outer step: int64 (batch,). Every epoch is a new order of all images, without a rest in the end."""
         batch = min(self.batch_size, size)
         per_epoch = size // batch
         epoch, place = divmod(step, per_epoch)

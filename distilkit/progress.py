@@ -1,7 +1,8 @@
-"""Progress: what long work tells of how it goes on. `distilkit.cli.console` shows it; from Python any object with the methods will do.
+"""Progress: what long work tells of how it goes on. `distilkit.cli.display` shows it; from Python any object with the methods will do.
 
 class Printed(dk.Silent):
-def phase(self, words): print(words)
+def phase(self, words):
+print(words)
 
 dk.run(distiller, "runs/x", progress=Printed())
 """

@@ -36,6 +36,7 @@ class StepInfo(NamedTuple):
     """Diagnostics of one outer step, never fed back (but by `TruncationPolicy.observe`).
 
     meta_gradient_norm: of the images, before clipping. clip_scale: what clipping multiplied it by. seconds: wall clock.
+    attempts: how many windows were drawn until one gave finite numbers; 1 where all is well.
     """
 
     outer_step: int
@@ -45,6 +46,7 @@ class StepInfo(NamedTuple):
     window: Window
     seconds: float
     stage: int = 0
+    attempts: int = 1
 
 
 S = TypeVar("S")

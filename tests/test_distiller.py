@@ -47,7 +47,7 @@ def test_starts():
     assert torch.allclose(noise.flatten(1).norm(dim=1), torch.ones(30))  # unit L2 norm, as in the paper's code
     distiller = tiny(images=dk.Images(per_class=3, start="real"))
     real, train = distiller.init().leaves.images, distiller.bundle.train
-    for image, c in zip(real, distiller.classes, strict=True):
+    for image, c in zip(real, distiller.stages[-1].classes(10), strict=True):
         matches = (train.images == image).flatten(1).all(1)
         assert matches.any()
         assert train.labels[matches].eq(c).all()

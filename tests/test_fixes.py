@@ -26,11 +26,11 @@ from torch import nn
 import distilkit as dk
 from distilkit import recipes, spec, storage
 from distilkit.cli.app import app
-from distilkit.cli.console import option
+from distilkit.cli.display import option
 from distilkit.cli.evaluate import assemble, parse_networks
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
-from distilkit.distiller import require_usable
+from distilkit.distiller import require_finite
 from distilkit.errors import DistilkitError
 from distilkit.evaluation.baselines import members_of_classes
 from distilkit.functional import optimizers
@@ -378,7 +378,7 @@ CASES = {
     # pipeline
     "too few to start from": Case(lambda _: random_rows(bundle().train, ("a", "b"), 9, dk.Stream(0)), dk.Images),
     "none to start from": Case(lambda _: random_rows(bundle().train, ("a", "b", "c"), 1, dk.Stream(0)), dk.Images),
-    "blown up": Case(lambda _: require_usable(BLOWN, [], 0.1), "run"),
+    "blown up": Case(lambda _: require_finite(BLOWN, [], 0.1), "run"),
     "blocks and images": Case(lambda _: usual(boost=dk.BoostSchedule(blocks=(1, 2)), images=dk.Images(per_class=5)), dk.Images),
     "no such device": Case(lambda _: usual(device="cudda"), dk.Distiller),
     "device that is not here": Case(lambda _: usual(device="xpu").torch_device, dk.Distiller),

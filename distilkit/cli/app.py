@@ -1,18 +1,20 @@
 """The commands and their options: a few lines over the library each.
 
 Torch is imported by the commands that need it, so that `--help` answers at once. A `DistilkitError` is printed without a
-traceback and ends with exit code 2.
+traceback, and ends with its exit code: 2 for bad input, 3 for numbers that are not finite, 4 where disk or memory is short, 130 for what
+was stopped before its end.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from distilkit.errors import DistilkitError
+from distilkit.errors import DistilkitError, FieldError
 
 app = typer.Typer(
     name="distilkit",
@@ -27,6 +29,10 @@ SpecPath = Annotated[
 ]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the spec, such as outer.steps=100.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow components of kind python, which execute code that the spec names.")]
+
+StopAfter = Annotated[
+    str | None, typer.Option("--stop-after", metavar="TIME", help="Stop after so long, such as 9m or 3.5h; the same command goes on.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -44,14 +50,35 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run; by default runs/TITLE.")] = None,
     set_: Overrides = [],  # noqa: B006  (typer reads the default)
     trust: Trust = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, in a folder beside the run of this spec that is there.")] = False,
+    stop_after: StopAfter = None,
 ) -> None:
-    """Run a spec: distil, judge on real test images, and store everything in a folder."""
+    """Run a spec: distil, judge on real test images, and store everything in a folder. A run that was stopped goes on."""
     from distilkit import spec as specs
     from distilkit.cli.run import show_run
-    from distilkit.runs.claim import free_folder
+    from distilkit.runs.claim import folder_for, free_folder
 
-    distiller = specs.load(spec, set_, trust=trust)
-    show_run(distiller, out or free_folder(_folder(distiller.title)))
+    distiller, seconds = specs.load(spec, set_, trust=trust), _seconds(stop_after)
+    folder = out or _folder(distiller.title)
+    if fresh:
+        folder = free_folder(folder)
+    elif out is None:
+        folder = folder_for(distiller, folder)
+    show_run(distiller, folder, seconds)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that was stopped.")],
+    set_: Overrides = [],  # noqa: B006
+    trust: Trust = False,
+    stop_after: StopAfter = None,
+) -> None:
+    """Go on with a run. With --set outer.steps=N it goes further than was planned."""
+    from distilkit.cli.run import show_run
+    from distilkit.runs.open import pipeline_of
+
+    show_run(pipeline_of(run, set_, trust=trust, instead="distilkit run SPEC"), run, _seconds(stop_after))
 
 
 @app.command()
@@ -217,9 +244,19 @@ def in_words(error: DistilkitError) -> str:
     """An error, and the options of the command that would help."""
     if not error.changes:
         return str(error)
-    from distilkit.cli.console import option
+    from distilkit.cli.display import option
 
     return f"{error.message}\n  Try: " + "\n  Or:  ".join(map(option, error.changes))
+
+
+def _seconds(words: str | None) -> float | None:
+    """Of "90", "90s", "9m", "3.5h" or "1d"."""
+    if words is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", words)
+    if not found:
+        raise FieldError("--stop-after", words, "a time such as 90s, 9m or 3.5h", fix="--stop-after 9m")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def _list(words: str | None) -> list[str]:
@@ -237,7 +274,7 @@ def main() -> None:
         app()
     except DistilkitError as error:
         typer.echo(f"distilkit: {in_words(error)}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

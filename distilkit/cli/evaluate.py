@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from rich.console import Console
 
 from distilkit import fields, recipes, spec as specs, storage
-from distilkit.cli.console import Display
+from distilkit.cli.display import Console, Display
 from distilkit.cli.tables import evaluation_table, evaluation_words
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.sources.arrays import Arrays

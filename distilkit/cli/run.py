@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from distilkit.cli.console import Display, log_lines, option
+from distilkit.cli.display import Console, Display, log_lines, option
 from distilkit.cli.tables import gib, plan_table, recipes_table, results_table
-from distilkit.errors import RunError
+from distilkit.errors import StoppedError
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
 
 
-def show_run(distiller: Distiller, directory: Path) -> None:
-    """Run a distiller, show how it goes on, then its table and where everything lies."""
+def show_run(distiller: Distiller, directory: Path, stop_after: float | None = None) -> None:
+    """Run a distiller or go on with it, show how it goes, then its table and where everything lies.
+
+    Raises:
+        StoppedError: it is not at its end.
+    """
     from distilkit.runs.run import run
 
     console = Console()
+    go_on = f"distilkit resume {shlex.quote(str(directory))}"
     try:
         with log_lines(console), Display(console) as display:
-            tree = run(distiller, directory, display)
+            tree = run(distiller, directory, display, stop_after=stop_after)
     except KeyboardInterrupt:
-        raise RunError(f"Stopped. What was done until then is in {directory}.") from None
+        raise StoppedError(f"Stopped. What was done until then is in {directory}.", fix=go_on) from None
+    if not tree.attrs["finished"]:
+        done = tree["history"].sizes["outer_step"]
+        raise StoppedError(f"Stopped after {done} of {distiller.outer_steps} outer steps, as asked; they are in {directory}.", fix=go_on)
     console.print(results_table(tree))
     for line in (f"Look at   {directory / 'distilled.png'}", f"Open it   xarray.open_datatree({str(directory / 'results.zarr')!r})"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilkit import report
-from distilkit.cli.console import Display, show_figures, stoppable, wide_console
+from distilkit.cli.display import Display, show_figures, stoppable, wide_console
 from distilkit.cli.tables import gradients_table, sources_table, subsets_table
 
 if TYPE_CHECKING:

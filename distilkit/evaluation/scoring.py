@@ -169,7 +169,7 @@ def score_sets(
 
     Args:
         learner: bound to the data; a larger `batch_per_class` than the sets can serve is made smaller.
-        sets: each one set, with images (N, ...).
+        sets: each one set, with images (N, ...); all have the learning rate and the label space of the first.
         data: as for `score`; the test split is used once for each set.
         evaluation: the protocol.
         stream: of the evaluation.
@@ -260,7 +260,7 @@ def baseline_set(name: str, data: DataBundle, per_class: int, evaluation: Evalua
     return chosen_images(name, data, per_class, evaluation.seeds, stream)
 
 
-def require_usable(evaluation: Evaluation, learner: Learner, data: DataBundle, per_class: int) -> None:
+def require_feasible(evaluation: Evaluation, learner: Learner, data: DataBundle, per_class: int) -> None:
     """Refuse at the start what would end a run at its end.
 
     Args:
@@ -279,32 +279,3 @@ def require_usable(evaluation: Evaluation, learner: Learner, data: DataBundle, p
     require_values(learner, evaluation.optimizer, evaluation.augment)
     if set(evaluation.baselines) - {"full data"}:
         members_of_classes(data, per_class)
-
-
-def baseline_scores(
-    learner: Learner,
-    data: DataBundle,
-    per_class: int,
-    evaluation: Evaluation,
-    stream: Stream,
-    progress: Progress = SILENT,
-    programs: ProgramCache | None = None,
-) -> Mapping[str, Score]:
-    """Test accuracy of the baselines, with the same recipe and as many networks.
-
-    Args:
-        learner: bound to the data.
-        data: the real data.
-        per_class: images of each class that the small baselines get.
-        evaluation: the protocol; it names the baselines.
-        stream: of the baselines; "real images" for network i are drawn from their own stream, one draw for each network.
-        progress: is told of each baseline as it starts.
-        programs: where what is built is kept, such as `Distiller.programs`; None builds anew.
-    """
-    scores: dict[str, Score] = {}
-    for name in evaluation.baselines:
-        progress.phase(f"testing {name}")
-        own = stream.fold(name)
-        training = baseline_set(name, data, per_class, evaluation, own.fold("images"))
-        scores[name] = score(learner, training, data, evaluation, own.fold("networks"), test=True, programs=programs)
-    return scores

@@ -8,10 +8,29 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from distilkit.distiller import Distiller
 from distilkit.errors import Change, RunError
-from distilkit.storage.store import NAME
+from distilkit.runs.checkpoints import same_spec
 
 LOCK = ".lock"
+
+
+def folder_for(distiller: Distiller, first: Path) -> Path:
+    """The folder of the run of this pipeline among `first`, `first`-2 and so on, if nobody is at it; else a free one, which is made."""
+    folder, number = first, 2
+    while folder.exists():
+        if same_spec(distiller, folder / "spec.toml") and not _is_locked(folder):
+            return folder
+        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+    return free_folder(first)
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def free_folder(first: Path) -> Path:
@@ -37,7 +56,7 @@ def claimed(directory: Path) -> Generator[None, None, None]:
     """Hold a folder for one run; it is made if it is not there, and taken away again if it is left empty.
 
     Raises:
-        RunError: another process writes a run into it; it holds a run or a spec; it cannot be made.
+        RunError: another process writes a run into it; it cannot be made.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -48,10 +67,6 @@ def claimed(directory: Path) -> Generator[None, None, None]:
     except OSError as error:
         raise RunError(f"The folder {directory} cannot be made: {error.strerror}.", changes=[Change("out", "runs/another")]) from error
     try:
-        if (directory / NAME).exists():
-            raise RunError(f"{directory} holds the results of another run.", changes=[Change("out", f"{directory}-2")])
-        if (directory / "spec.toml").exists():
-            raise RunError(f"{directory} holds a spec.toml, which a run would write over.", changes=[Change("out", f"{directory}-2")])
         yield
     finally:
         (directory / LOCK).unlink(missing_ok=True)

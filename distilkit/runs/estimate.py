@@ -1,6 +1,6 @@
 """Estimates of what a run takes: memory from the shapes of its operations, and advice on what to change.
 
-The shapes come from programs recorded without data, so this computes nothing and allocates nothing: it tells what would never fit.
+The shapes come from programs recorded without data, so no network is trained: it tells what would never fit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Plan:
         device: where the work is done.
         execution: how inner steps are run.
         baseline_bytes: held before the work: on a CPU by process, libraries and real data, on a GPU by the data.
-        loading_peak: the peak while the data was loaded, on a CPU.
+        loading_peak: the peak while the data was loaded; 0 where it was not measured.
         trajectory_bytes: what waits of the longest window until the way back.
         step_peak: the peak of one step, or of the end of the window.
         evaluation_peak: the peak of training and testing networks; 0 where it was not probed.
@@ -86,7 +86,7 @@ class Plan:
 
 
 def from_shapes(distiller: Distiller) -> Plan:
-    """The part of `plan` that computes nothing. The programs that it records are those that a run begins with, and are kept for that."""
+    """The part of `plan` that trains nothing. The programs that it records are those that a run begins with, and are kept for that."""
     return combine_stages(distiller, [stage_from_shapes(distiller, stage, drawn_windows(distiller, stage)) for stage in distiller.stages])
 
 
@@ -97,7 +97,8 @@ def combine_stages(distiller: Distiller, drafts: list[Plan]) -> Plan:
     times = [draft.seconds for draft in drafts if draft.seconds is not None]
     seconds = sum(n * t for n, t in zip(steps, times, strict=True)) / sum(steps) if len(times) == len(drafts) else None
     firsts = [draft.build_seconds for draft in drafts if draft.build_seconds is not None]
-    found = attrs.evolve(worst, seconds=seconds, build_seconds=sum(firsts) if len(firsts) == len(drafts) else None)
+    known = all(draft.by_shapes for draft in drafts)
+    found = attrs.evolve(worst, by_shapes=known, seconds=seconds, build_seconds=sum(firsts) if len(firsts) == len(drafts) else None)
     return attrs.evolve(found, advice=advice_for(distiller, found))
 
 
@@ -176,7 +177,7 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, Change], .
             return ()
         words = f"there is room to keep {steps} of the {found.longest_window} steps of a window, a quarter less time for each"
         return ((words, _adjoint(replay, keep_last=steps)),)
-    if found.peak == found.baseline_bytes + found.evaluation_peak:
+    if found.peak == found.baseline_bytes + found.evaluation_peak and distiller.evaluation.seeds > 1:
         return (("the most is held while networks are tested", Change("evaluation.seeds", 1)),)
     if found.peak == found.loading_peak:
         return ()  # the table says so, and nothing in the spec changes it

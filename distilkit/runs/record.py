@@ -21,18 +21,43 @@ from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
 from distilkit.truncation import StepInfo
 
+FINAL, PREFIX, BASELINE = "final", "prefix:", "baseline:"  # how the names of scores begin
+
 
 @attrs.define
 class Record:
-    """What a run has gathered so far."""
+    """What a run has gathered so far.
+
+    Args:
+        state: of the distiller.
+        infos: of the outer steps done.
+        validation: accuracy by seed, by the outer step.
+        best: validation accuracy of the best set, and that set.
+        finished: whether nothing is left to do.
+        scores: tests: "final", "prefix:N" for the first N images of each class, "baseline:NAME".
+    """
 
     state: DistillerState
     infos: list[StepInfo] = attrs.Factory(list)
     validation: dict[int, np.ndarray[Any, Any]] = attrs.Factory(dict)
     best: tuple[float, DistilledSet] | None = None
-    final: Score | None = None
-    prefixes: dict[int, Score] = attrs.Factory(dict)
-    baselines: Mapping[str, Score] = attrs.Factory(dict)
+    scores: dict[str, Score] = attrs.Factory(dict)
+    finished: bool = False
+
+    @property
+    def final(self) -> Score | None:
+        """The test of the selected set."""
+        return self.scores.get(FINAL)
+
+    @property
+    def prefixes(self) -> dict[int, Score]:
+        """The tests of the first images of each class, by how many."""
+        return {int(name.removeprefix(PREFIX)): score for name, score in self.scores.items() if name.startswith(PREFIX)}
+
+    @property
+    def baselines(self) -> dict[str, Score]:
+        """The tests of the baselines, by name."""
+        return {name.removeprefix(BASELINE): score for name, score in self.scores.items() if name.startswith(BASELINE)}
 
 
 def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], directory: Path) -> xr.DataTree:
@@ -50,7 +75,12 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
                 "window_stop": [i.window.stop for i in record.infos],
                 "seconds": [i.seconds for i in record.infos],
             },
-            {"stage": layout.variable("outer_step", np.array([i.stage for i in record.infos], np.int64), "stage of the boost schedule")},
+            {
+                "stage": layout.variable("outer_step", np.array([i.stage for i in record.infos], np.int64), "stage of the boost schedule"),
+                "attempts": layout.variable(
+                    "outer_step", np.array([i.attempts for i in record.infos], np.int64), "windows drawn until the numbers were finite"
+                ),
+            },
         ).assign_attrs(_how(distiller, record.state.stage)),
     }
     if record.best:
@@ -70,11 +100,12 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
         )
     if record.final and distiller.boost:
         groups["prefixes"] = _prefixes(record.prefixes | {distiller.per_class: record.final}, distiller)
-    if record.baselines:
+    baselines = {name: record.baselines[name] for name in distiller.evaluation.baselines if name in record.baselines}
+    if baselines:
         groups["baselines"] = layout.baselines_group(
-            {name: _by_seed(s.test) for name, s in record.baselines.items()},
+            {name: _by_seed(s.test) for name, s in baselines.items()},
             protocol=distiller.evaluation.to_json(distiller.bundle)
-            | {"selected_training_steps": {n: s.steps for n, s in record.baselines.items()}},
+            | {"selected_training_steps": {n: s.steps for n, s in baselines.items()}},
         )
     tree = layout.build(
         groups,
@@ -84,6 +115,7 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
         device=_device_words(distiller.torch_device),
         torch_version=torch.__version__,
     )
+    tree.attrs["finished"] = record.finished
     storage.write(tree, directory)
     return tree
 

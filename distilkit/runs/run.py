@@ -5,72 +5,239 @@
     DIRECTORY/distilled.png   the distilled images
     DIRECTORY/history.png     loss, meta-gradient norm and validation accuracy
     DIRECTORY/prefixes.png    accuracy by images per class, of a boosted set
+    DIRECTORY/checkpoints     what a run that was stopped goes on from
 
-The store is written whole every half minute and at the end, whatever ends the run; what was computed is never lost.
+Checkpoint and store are written every half minute and at the end, whatever ends the run. The same call goes on from there, to the same
+bits.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
-from distilkit import process
+from distilkit import process, storage
 from distilkit.data.preprocessing import to_words
-from distilkit.distiller import Distiller
-from distilkit.evaluation import baseline_scores, require_usable, score, training_set
+from distilkit.distiller import Distiller, DistillerState
+from distilkit.errors import GradientError, ResourceError
+from distilkit.evaluation import TrainingSet, baseline_set, require_feasible, score, training_set
 from distilkit.evaluation.training import mean_or_zero
+from distilkit.functional.streams import Stream
+from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
+from distilkit.runs import checkpoints
+from distilkit.runs.checkpoints import Resume
 from distilkit.runs.claim import claimed
 from distilkit.runs.estimate import from_shapes
-from distilkit.runs.record import Record, save_figures, write_results, write_spec
+from distilkit.runs.record import BASELINE, FINAL, PREFIX, Record, save_figures, write_results, write_spec
+from distilkit.runs.stop import GivenUp, Stop
+from distilkit.storage.store import NAME
+from distilkit.truncation import StepInfo
 
-SECONDS_BETWEEN_WRITES = 30.0
+FIRST_WRITE = 5.0  # seconds after the start
+ATTEMPTS = 5  # windows that are drawn for an outer step whose numbers are not finite
 
 logger = logging.getLogger("distilkit")
 
 
-def run(distiller: Distiller, directory: str | Path, progress: Progress = SILENT) -> xr.DataTree:
-    """Distil, judge, and store everything in a folder.
+def run(
+    distiller: Distiller,
+    directory: str | Path,
+    progress: Progress = SILENT,
+    *,
+    resume: Resume = "auto",
+    stop_after: float | None = None,
+    checkpoint_every: float = 30.0,
+) -> xr.DataTree:
+    """Distil, judge, and store everything in a folder; go on, where the folder holds this run already.
 
     Args:
         distiller: the pipeline.
-        directory: a folder that holds no run and no spec.toml yet; it is made. It is locked as long as this takes.
+        directory: a folder of its own, which is made. It is locked as long as this takes.
         progress: is told how the run goes on.
+        resume: "auto" goes on with the run of the same spec that is there, or of one that differs by fewer `outer.steps`; what is finished
+            is given back as it is. "never" refuses.
+        stop_after: seconds after which to stop. What is there is stored and given back; the same call goes on.
+        checkpoint_every: seconds between two checkpoints, with each of which the results are written too.
 
     Returns:
         the stored results.
 
     Raises:
-        RunError: the folder holds a run or a spec.toml already, another process writes into it, or it cannot be made.
+        RunError: the folder holds another run or a spec.toml of another pipeline, another process writes into it, or it cannot be made.
         CombinationError: the data has too few images for the baselines; its preprocessing could not be read back.
-        GradientError: the meta-gradient was not finite; what was computed until then is stored.
+        ResourceError: the disk takes no more at the end; a write on the way that fails is tried again.
+        GradientError: the meta-gradient was not finite, for several windows; what was computed until then is stored.
+        KeyboardInterrupt: Ctrl-C, or a signal to end; what was computed until then is stored.
     """
     directory = Path(directory)
-    with claimed(directory):
-        return _run(distiller, directory, progress)
-
-
-def _run(distiller: Distiller, directory: Path, progress: Progress) -> xr.DataTree:
-    progress.phase("loading data")
-    state = distiller.init()
-    require_usable(distiller.evaluation, distiller.bound, distiller.bundle, distiller.per_class)
-    to_words(distiller.bundle.preprocessing)  # what could not be read back is refused now, not at the end
-    spec = write_spec(distiller, directory)
-    record = Record(state)
-    count = distiller.cpu_threads(state)
-    _notice_memory(distiller)
-    with process.thread_limit(count), process.keep_freed_memory():
-        try:
-            _distil(distiller, record, progress, lambda: write_results(distiller, record, spec, directory))
-            _test(distiller, record, progress)
-        finally:
-            tree = write_results(distiller, record, spec, directory)
-            save_figures(distiller, tree, directory)
+    with Stop(stop_after) as stop, claimed(directory):
+        distiller = checkpoints.as_begun(distiller, directory)
+        found = checkpoints.begun(distiller, directory, resume)
+        if found is not None and found.meta["finished"] and (directory / NAME).exists():
+            logger.info("%s is finished", directory)
+            return storage.open(directory)
+        tree = _Run(distiller, directory, progress, stop, checkpoint_every).run(found)
+    if stop.asked and not stop.timed:
+        raise KeyboardInterrupt(stop.reason)
     return tree
+
+
+class _Stopped(Exception):
+    """The run ends here, for now."""
+
+
+class _Run:
+    """A run while it goes on."""
+
+    def __init__(self, distiller: Distiller, directory: Path, progress: Progress, stop: Stop, every: float) -> None:
+        self.distiller, self.directory, self.progress, self.stop, self.every = distiller, directory, progress, stop, every
+        self.due = time.monotonic() + min(FIRST_WRITE, every)
+
+    def run(self, found: Any) -> xr.DataTree:
+        """From the start or from a checkpoint to the end, or to where it is stopped."""
+        distiller = self.distiller
+        self.progress.phase("loading data")
+        fresh = distiller.init()
+        require_feasible(distiller.evaluation, distiller.bound, distiller.bundle, distiller.per_class)
+        to_words(distiller.bundle.preprocessing)  # what could not be read back is refused now, not at the end
+        self.record = Record(fresh) if found is None else checkpoints.load(distiller, found)
+        if found is not None:
+            logger.info("going on at outer step %d of %d", self.record.state.step, distiller.outer_steps)
+        self.pipeline = checkpoints.identity(distiller)
+        self.spec = write_spec(distiller, self.directory)
+        count = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1))
+        if self.record.state.step < distiller.outer_steps:
+            _notice_memory(distiller)
+        with process.thread_limit(count), process.keep_freed_memory():
+            try:
+                self._distil()
+                self._test()
+                self.record.finished = True
+            except (_Stopped, GivenUp):
+                pass
+            finally:
+                with self.stop.shielded():
+                    tree = self._write()
+            with self.stop.shielded():
+                save_figures(distiller, tree, self.directory)
+        return tree
+
+    def _distil(self) -> None:
+        """The outer loop."""
+        distiller, record = self.distiller, self.record
+        steps = distiller.outer_steps
+        self.progress.phase("distilling")
+        while True:
+            if self._is_to_be_validated():
+                self._validate()
+            if record.state.step >= steps:
+                return
+            if self.stop.asked:
+                raise _Stopped
+            state, info = self._step()
+            with self.stop.shielded():
+                record.state = state
+                record.infos.append(info)
+            self.progress.value("loss", info.outer_loss)
+            self.progress.value("|g|", info.meta_gradient_norm)
+            self.progress.advance(state.step, steps)
+            self._write_if_due()
+
+    def _step(self) -> tuple[DistillerState, StepInfo]:
+        """One outer step. Where its numbers are not finite it is dropped, and taken again through another window."""
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return self.distiller.step(self.record.state, attempt)
+            except GradientError as error:
+                if not error.can_pass:
+                    raise
+                logger.warning("%s It is dropped, and taken again with a fresh window and network.", error.message.split(". ")[0] + ".")
+        return self.distiller.step(self.record.state, ATTEMPTS)
+
+    def _is_to_be_validated(self) -> bool:
+        distiller, state = self.distiller, self.record.state
+        every, done = distiller.evaluation.every, state.step
+        if not done or done in self.record.validation:
+            return False
+        stage_over = distiller.boost is not None and state.stage_step == distiller.stages[state.stage].steps
+        return bool(every and (done % every == 0 or done == distiller.outer_steps)) or stage_over
+
+    def _validate(self) -> None:
+        """Measure the validation accuracy, and keep the set if it is the best so far; of a boosted run, only once all blocks are there."""
+        distiller, record = self.distiller, self.record
+        made, data = distiller.distilled(record.state), distiller.bundle
+        stream = distiller.stream.fold("evaluation").fold("validation")
+        stage = distiller.stages[record.state.stage]
+        learner, training = distiller.stage_learner(stage), training_set(made, data)
+        result = score(learner, training, data, distiller.evaluation, stream, test=False, programs=distiller.programs)
+        mean = float(mean_or_zero(result.selected))
+        with self.stop.shielded():
+            record.validation[record.state.step] = result.selected
+            if stage is distiller.stages[-1] and (record.best is None or mean > record.best[0]):
+                record.best = (mean, made)
+        self.progress.value("validation accuracy", result.selected.tolist())
+
+    def _test(self) -> None:
+        """Test the selected set once, and the baselines beside it; what was tested before the run was stopped is not tested again."""
+        distiller, record = self.distiller, self.record
+        for name, words, learner, training, stream in self._tests():
+            if name in record.scores:
+                continue
+            if self.stop.asked:
+                raise _Stopped
+            self.progress.phase(f"testing {words}")
+            found = score(learner, training(), distiller.bundle, distiller.evaluation, stream, test=True, programs=distiller.programs)
+            with self.stop.shielded():
+                record.scores[name] = found
+            self._write_if_due()
+
+    def _tests(self) -> Iterator[tuple[str, str, Learner, Callable[[], TrainingSet], Stream]]:
+        """What is tested: name of the score, words for people, the learner, the training set when it is asked for, and the stream."""
+        distiller, record, data = self.distiller, self.record, self.distiller.bundle
+        evaluation, stream = distiller.evaluation, distiller.stream.fold("evaluation").fold("test")
+        chosen = record.best[1] if record.best else distiller.distilled(record.state)
+        own = stream.fold("distilled")
+        yield FINAL, "the distilled set", distiller.bound, partial(training_set, chosen, data), own
+        for k, stage in enumerate(distiller.stages[:-1]):
+            prefix, words = chosen.subset(chosen.block <= k), f"the first {stage.per_class} images of each class"
+            yield f"{PREFIX}{stage.per_class}", words, distiller.stage_learner(stage), partial(training_set, prefix, data), own
+        for name in evaluation.baselines:
+            its = stream.fold(name)
+            images = partial(baseline_set, name, data, distiller.per_class, evaluation, its.fold("images"))
+            yield f"{BASELINE}{name}", name, distiller.bound, images, its.fold("networks")
+
+    def _write(self) -> xr.DataTree:
+        """Write checkpoint and results.
+
+        Raises:
+            ResourceError: the disk takes no more; the message says what is safe.
+        """
+        try:
+            checkpoints.save(self.record, self.pipeline, self.directory)
+            return write_results(self.distiller, self.record, self.spec, self.directory)
+        except OSError as error:
+            raise ResourceError(
+                f"{self.directory} cannot be written: {error.strerror or error}. What was written before is whole; the same call goes on "
+                "from there, once there is room."
+            ) from error
+
+    def _write_if_due(self) -> None:
+        """Write, if the time has come. Where that fails the run goes on, and it is tried again."""
+        if time.monotonic() < self.due:
+            return
+        try:
+            with self.stop.shielded():
+                self._write()
+        except ResourceError as error:
+            logger.warning("%s It is tried again in %.0f s.", error.message.split(". ")[0] + ".", self.every)
+        self.due = time.monotonic() + self.every
 
 
 def _notice_memory(distiller: Distiller) -> None:
@@ -83,62 +250,3 @@ def _notice_memory(distiller: Distiller) -> None:
         logger.info(what)
     else:
         logger.warning("%s: it may not fit; a plan (`distilkit plan`, `dk.plan`) measures it and says what to change", what)
-
-
-def _distil(distiller: Distiller, record: Record, progress: Progress, write: Callable[[], object]) -> None:
-    """The outer loop."""
-    steps, every = distiller.outer_steps, distiller.evaluation.every
-    progress.phase("distilling")
-    written = time.monotonic()
-    while record.state.step < steps:
-        record.state, info = distiller.step(record.state)
-        record.infos.append(info)
-        done = record.state.step
-        progress.value("loss", info.outer_loss)
-        progress.value("|g|", info.meta_gradient_norm)
-        progress.advance(done, steps)
-        stage_over = distiller.boost is not None and record.state.stage_step == distiller.stages[record.state.stage].steps
-        if (every and (done % every == 0 or done == steps)) or stage_over:
-            _validate(distiller, record, progress)
-        if done < steps and time.monotonic() - written > SECONDS_BETWEEN_WRITES:
-            write()
-            written = time.monotonic()
-
-
-def _validate(distiller: Distiller, record: Record, progress: Progress) -> None:
-    """Measure the validation accuracy, and keep the set if it is the best so far; of a boosted run, only once all blocks are there."""
-    made, data, step = distiller.distilled(record.state), distiller.bundle, record.state.step
-    stream = distiller.stream.fold("evaluation").fold("validation")
-    stage = distiller.stages[record.state.stage]
-    result = score(
-        distiller.stage_learner(stage),
-        training_set(made, data),
-        data,
-        distiller.evaluation,
-        stream,
-        test=False,
-        programs=distiller.programs,
-    )
-    record.validation[step] = result.selected
-    progress.value("validation accuracy", result.selected.tolist())
-    mean = float(mean_or_zero(result.selected))
-    if stage is distiller.stages[-1] and (record.best is None or mean > record.best[0]):
-        record.best = (mean, made)
-
-
-def _test(distiller: Distiller, record: Record, progress: Progress) -> None:
-    """Test the selected set once, and the baselines beside it."""
-    chosen = record.best[1] if record.best else distiller.distilled(record.state)
-    data, evaluation, stream = distiller.bundle, distiller.evaluation, distiller.stream.fold("evaluation").fold("test")
-    progress.phase("testing the distilled set")
-    record.final = score(
-        distiller.bound, training_set(chosen, data), data, evaluation, stream.fold("distilled"), test=True, programs=distiller.programs
-    )
-    for k, stage in enumerate(distiller.stages[:-1]):
-        budget = stage.per_class
-        progress.phase(f"testing the first {budget} images of each class")
-        training, learner = training_set(chosen.subset(chosen.block <= k), data), distiller.stage_learner(stage)
-        record.prefixes[budget] = score(
-            learner, training, data, evaluation, stream.fold("distilled"), test=True, programs=distiller.programs
-        )
-    record.baselines = baseline_scores(distiller.bound, data, distiller.per_class, evaluation, stream, progress, distiller.programs)

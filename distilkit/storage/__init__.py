@@ -3,7 +3,7 @@
 `open` gives all that a run measured and made as an xarray tree, without loading torch; `load` gives its distilled set, bit for
 bit; `write` puts a tree on disk whole or not at all. `layout` builds the tree from plain arrays, and the public format is written
 down there. `distilled_group`, `to_arrays` and `from_group` turn a distilled set into a group of it and back. `spread` is the one
-meaning of ±. `checkpoint` saves the state of a loop of your own and finds it again; `distilkit run` writes no checkpoints.
+meaning of ±. `checkpoint` saves the state of a loop and finds it again, that of `distilkit run` or of your own.
 """
 
 from distilkit.storage import checkpoint, layout

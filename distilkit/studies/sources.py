@@ -6,7 +6,6 @@ random subsets of the large set, a set distilled directly, the boosted prefix, a
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from distilkit.progress import SILENT, Progress, Within
 from distilkit.runs.run import run
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import build, coordinate, variable
-from distilkit.storage.store import NAME
 from distilkit.studies.influence import influence
 from distilkit.studies.subsets import fingerprint, orders, subset_rows
 
@@ -182,11 +180,6 @@ def intercorrelation_study(
 
 
 def _made(pipeline: Distiller, folder: Path, progress: Progress) -> DistilledSet:
-    """The set of a run, which is made if it is not there whole."""
-    if (folder / NAME).exists():
-        tree = storage.open(folder)
-        if "evaluation" in tree.children and "accuracy" in tree["evaluation"]:
-            return storage.load(folder)
-        shutil.rmtree(folder)  # a run of ours that was stopped
+    """The set of a run, which goes on if it was stopped."""
     run(pipeline, folder, Within(progress, folder.name))
     return storage.load(folder)

@@ -11,7 +11,7 @@ import distilkit as dk
 from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError
-from distilkit.evaluation import Evaluation, baseline_scores, measure, score, selection_split, train, training_set
+from distilkit.evaluation import Evaluation, baseline_set, measure, score, selection_split, train, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC, targets
 
 LEARNER = dk.Learner(dk.MLP(hidden=(32,)), dk.Adam(lr=0.01)).bind((1, 8, 8), 10)
@@ -107,7 +107,10 @@ def test_protocol_replaces_optimizer_and_augmentation(ten: DistilledSet, digits:
 
 def test_baselines_have_a_draw_for_each_network(digits: DataBundle) -> None:
     protocol = attrs.evolve(PROTOCOL, baselines=("random real", "k-means real", "full data"))
-    found = baseline_scores(LEARNER, digits, 1, protocol, STREAM)
+    found = {
+        name: score(LEARNER, baseline_set(name, digits, 1, protocol, STREAM.fold(name)), digits, protocol, STREAM, test=True)
+        for name in protocol.baselines
+    }
     assert list(found) == list(protocol.baselines)
     assert found["full data"].test.mean() > found["random real"].test.mean() + 0.1
     assert all(s.test.shape == (3,) for s in found.values())

@@ -13,7 +13,7 @@ import torch
 
 import distilkit as dk
 from distilkit import spec
-from distilkit.cli.console import option
+from distilkit.cli.display import option
 from distilkit.errors import Change, CombinationError
 from distilkit.programs import programs
 from distilkit.runs import estimate, plan

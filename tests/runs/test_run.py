@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 import distilkit as dk
-from distilkit.errors import GradientError, RunError
+from distilkit.errors import GradientError
 from distilkit.progress import Silent
 from tests.pipelines import BARE, tiny
 
@@ -84,16 +84,9 @@ def test_an_interrupted_run_keeps_what_it_has(usual, tmp_path):
     assert np.array_equal(tree["history"]["outer_loss"], dk.open(usual)["history"]["outer_loss"][:4])
 
 
-def test_a_run_is_not_written_over(usual):
-    before = {path: path.stat().st_mtime_ns for path in usual.rglob("*")}
-    with pytest.raises(RunError, match="holds the results of another run"):
-        tiny().run(usual)
-    assert {path: path.stat().st_mtime_ns for path in usual.rglob("*")} == before
-
-
 def test_a_blown_up_inner_run_is_an_error(tmp_path):
     wild = tiny(learner=dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=1e30)), truncation=dk.FullUnroll(6))
-    with pytest.raises(GradientError, match=r"Outer step 0(.|\n)*learner\.optimizer\.lr") as caught:
+    with pytest.raises(GradientError, match=r"Outer step 0(.|\n)*of learner\.optimizer") as caught:
         wild.run(tmp_path / "run")
     assert "window 0 to 6" in str(caught.value)
     assert "lr=1e+29" in str(caught.value)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
     Progress as Bar,
@@ -21,9 +24,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from distilkit.errors import Change, RunError
+from distilkit.errors import Change, StoppedError
 from distilkit.spec.text import to_toml
 from distilkit.storage.spread import plus_minus
+
+
+class Console(RichConsole):
+    """rich's console, where nobody who listens any more ends the work: a closed pipe, or a terminal that is gone."""
+
+    def on_broken_pipe(self) -> None:
+        """What is printed from now on goes nowhere."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As rich does it."""
+        try:
+            super().print(*objects, **how)
+        except OSError:
+            self.on_broken_pipe()
 
 
 def option(change: Change) -> str:
@@ -107,7 +126,11 @@ class Display:
 
     def _say(self, words: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(words, markup=False, highlight=False, soft_wrap=True)
+            _print(self._console, words)
+
+
+def _print(console: Console, words: str) -> None:
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 _SHORT = {"validation accuracy": "val"}  # the names of numbers that a narrow line has no room for
@@ -138,7 +161,7 @@ class _Lines(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+        _print(self._console, record.getMessage())
 
 
 def wide_console() -> Console:
@@ -152,7 +175,7 @@ def stoppable(out: Path) -> Generator[None, None, None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise RunError(f"Stopped. What was done until then is in {out}; the same command goes on from there.") from None
+        raise StoppedError(f"Stopped. What was done until then is in {out}; the same command goes on from there.") from None
 
 
 def show_figures(console: Console, out: Path, *figures: Path) -> None:

@@ -1,0 +1,156 @@
+"""Going on: the checkpoints of a run, and whether what lies in a folder is the run that is asked for.
+
+A checkpoint is one safetensors file, RUN/checkpoints/step-N.safetensors, with all that a run has gathered: the state of the distiller,
+history, validation, the best set, and the sets and baselines that are tested already. Random numbers are drawn by name and step
+(`Stream`), so that there is no generator to save. The last two checkpoints are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from distilkit import fields
+from distilkit.distiller import Distiller, DistillerState
+from distilkit.errors import Change, DistilkitError, RunError
+from distilkit.evaluation import Score
+from distilkit.runs.record import BASELINE, Record
+from distilkit.spec import load as load_spec, to_tree
+from distilkit.storage import checkpoint
+from distilkit.storage.store import NAME
+from distilkit.truncation import StepInfo, Window
+
+FOLDER = "checkpoints"
+Resume = Literal["auto", "never"]
+COLUMNS = ("outer_step", "outer_loss", "meta_gradient_norm", "clip_scale", "seconds", "stage", "attempts")  # of a StepInfo
+
+
+def save(record: Record, pipeline: Mapping[str, Any], directory: Path) -> None:
+    """Save all that a run has gathered, in one step, beside what its pipeline is (`identity`)."""
+    tensors = {f"state{name}": tensor for name, tensor in checkpoint.flatten(record.state).items()}
+    tensors |= {f"history.{name}": torch.tensor([getattr(info, name) for info in record.infos], dtype=torch.float64) for name in COLUMNS}
+    tensors["history.window"] = torch.tensor([[*info.window] for info in record.infos], dtype=torch.int64).reshape(-1, 2)
+    tensors |= {f"validation.{step}": torch.from_numpy(row) for step, row in record.validation.items()}
+    meta: dict[str, Any] = {"pipeline": dict(pipeline), "stage": record.state.stage, "finished": record.finished, "scores": {}}
+    if record.best:
+        accuracy, best = record.best
+        tensors |= {f"best.{name}": getattr(best, name) for name in ("images", "labels", "classes", "block")}
+        meta["best"] = {"accuracy": accuracy, "inner_lr": best.inner_lr, "provenance": best.provenance}
+    for name, score in record.scores.items():
+        tensors |= {f"score.{name}.validation": torch.from_numpy(score.validation), f"score.{name}.test": torch.from_numpy(score.test)}
+        meta["scores"][name] = score.steps
+    checkpoint.save(directory / FOLDER, record.state.step + len(record.scores), tensors, meta)
+
+
+def load(distiller: Distiller, found: checkpoint.Checkpoint) -> Record:
+    """What a run had gathered when a checkpoint was saved.
+
+    Raises:
+        RunError: its tensors are of other shapes than those of this pipeline.
+    """
+    tensors, meta = found.tensors, found.meta
+    state: DistillerState = checkpoint.unflatten(distiller.template(meta["stage"]), _below("state", tensors))
+    columns = {name: tensors[f"history.{name}"].tolist() for name in COLUMNS}
+    windows = [Window(*pair) for pair in tensors["history.window"].tolist()]
+    infos = [_info(dict(zip(columns, row, strict=True)), window) for *row, window in zip(*columns.values(), windows, strict=True)]
+    record = Record(state, infos, {int(step): row.numpy() for step, row in _below("validation.", tensors).items()})
+    if "best" in meta:
+        about: dict[str, Any] = {name: meta["best"][name] for name in ("inner_lr", "provenance")} | _below("best.", tensors)
+        record.best = (meta["best"]["accuracy"], attrs.evolve(distiller.distilled(state), **about))
+    for name, steps in meta["scores"].items():
+        record.scores[name] = Score(tensors[f"score.{name}.validation"].numpy(), tensors[f"score.{name}.test"].numpy(), steps)
+    return record
+
+
+def begun(distiller: Distiller, directory: Path, resume: Resume) -> checkpoint.Checkpoint | None:
+    """The checkpoint from which a run in this folder goes on, or None where one may begin.
+
+    Raises:
+        RunError: the folder holds another run, or something that a run would write over.
+    """
+    found = checkpoint.latest(directory / FOLDER)
+    beside = [Change("out", f"{directory}-2")]
+    if found is None:
+        if (directory / NAME).exists():
+            raise RunError(f"{directory} holds the results of another run.", changes=beside)
+        if (directory / "spec.toml").exists() and not same_spec(distiller, directory / "spec.toml"):
+            raise RunError(f"{directory} holds a spec.toml, which a run would write over.", changes=beside)
+        return None
+    if resume == "never":
+        raise RunError(f"{directory} holds a run already, and is not to go on.", changes=beside)
+    there, here = found.meta["pipeline"], identity(distiller)
+    changed = differences(there, here)
+    if set(changed) == {"outer.steps"} and distiller.boost is None and changed["outer.steps"][1] > changed["outer.steps"][0]:
+        kept = {name: steps for name, steps in found.meta["scores"].items() if name.startswith(BASELINE)}
+        return attrs.evolve(found, meta=found.meta | {"scores": kept, "finished": False})
+    if changed:
+        lines = [f"    {name}: {json.dumps(old)} there, {json.dumps(new)} here" for name, (old, new) in changed.items()]
+        words = "\n".join([f"{directory} holds a run of another spec:", *lines, "Only outer.steps may grow, of a run without [boost]."])
+        raise RunError(words, changes=beside)
+    return found
+
+
+def as_begun(distiller: Distiller, directory: Path) -> Distiller:
+    """The distiller with the precision that the run in the folder began with, where its spec leaves that open."""
+    if distiller.unroller.precision != "auto":
+        return distiller
+    try:
+        found = checkpoint.latest(directory / FOLDER)
+    except RunError:  # it will be told later
+        return distiller
+    precision = None if found is None else found.meta["pipeline"].get("unroller", {}).get("precision")
+    return distiller if precision is None else fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
+
+
+def same_spec(distiller: Distiller, path: Path) -> bool:
+    """Whether a spec.toml that lies somewhere is that of this pipeline, but for a precision that one of them leaves open."""
+    try:
+        there = load_spec(path)
+    except (DistilkitError, OSError):
+        return False
+    if distiller.unroller.precision == "auto":
+        there = fields.evolve(there, unroller=fields.evolve(there.unroller, precision="auto"))
+    return there == distiller
+
+
+def identity(distiller: Distiller) -> dict[str, Any]:
+    """What makes a run this one: its spec with the precision resolved, or, for parts made in Python, what they are called."""
+    distiller = fields.evolve(distiller, unroller=distiller.resolved_unroller)
+    try:
+        tree: dict[str, Any] = to_tree(distiller)
+    except DistilkitError:
+        return {"pipeline": repr(distiller)}
+    return tree
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What two trees say of the same name, where they differ; None for nothing.
+
+    >>> differences({"outer": {"steps": 2}, "seed": 0}, {"outer": {"steps": 3}, "seed": 0})
+    {'outer.steps': (2, 3)}
+    """
+    old, new = dict(_flat(there)), dict(_flat(here))
+    return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> Any:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _info(row: dict[str, Any], window: Window) -> StepInfo:
+    whole = {name: int(row[name]) for name in ("outer_step", "stage", "attempts")}
+    return StepInfo(**row | whole, window=window)

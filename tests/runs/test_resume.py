@@ -1,0 +1,334 @@
+"""A run that was stopped goes on to the same bits, however it was stopped; and what else lies in a folder is let alone."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+import distilkit as dk
+from distilkit import storage
+from distilkit.errors import GradientError, ResourceError, RunError
+from distilkit.runs import checkpoints, record, stop
+from distilkit.storage import checkpoint
+from tests.commands import distilkit
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits.toml"
+
+
+class Losses:
+    """A policy whose state depends on how the run went: the window starts later where the loss fell."""
+
+    def init(self):
+        return {"last": torch.tensor(10.0), "start": 0}
+
+    def plan(self, state, outer_step, stream):
+        return dk.Window(state["start"], state["start"] + 3), state
+
+    def observe(self, state, info):
+        fell = info.outer_loss < float(state["last"])
+        return {"last": torch.tensor(info.outer_loss), "start": (state["start"] + fell) % 3}
+
+
+def tiny(**parts):
+    settings = {
+        "data": dk.Digits(),
+        "learner": dk.Learner(dk.MLP(hidden=(12,)), dk.Adam(lr=0.01)),
+        "truncation": dk.RandomTruncation(horizon=6, window=3),
+        "labels": dk.Labels(learn=True),
+        "outer": dk.Outer(steps=6, batch_size=64, optimizer=dk.Adam(lr=0.05), schedule=dk.Cosine()),
+        "evaluation": dk.Evaluation(seeds=2, steps=(5, 10), every=2, baselines=("random real", "full data")),
+        "device": "cpu",
+    }
+    return dk.Distiller(**(settings | parts))
+
+
+def images():
+    stream = dk.Stream(0)
+    labels = torch.arange(40) % 2
+    split = {"train_images": stream.fold("train").normal(40, 3, 8, 8), "train_labels": labels}
+    return dk.Arrays(**split, test_images=stream.fold("test").normal(10, 3, 8, 8), test_labels=labels[:10], preprocessing=dk.Standardize())
+
+
+CONVNET = {"data": images(), "learner": dk.Learner(dk.ConvNet(width=4, depth=2), learn_lr=True)}
+PIPELINES = {
+    "plain": {},
+    "adaptive policy": {"truncation": Losses()},
+    "boosted": {
+        "boost": dk.BoostSchedule(blocks=(1, 2), steps=(3, 3)),
+        "learner": dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=0.1, momentum=0.9), batch_per_class=1),
+    },
+    "ConvNet, learned rate, bfloat16": CONVNET | {"unroller": dk.Unroller(compile="trace", precision="bfloat16", channels_last="on")},
+    "networks side by side": {"unroller": dk.Unroller(networks_per_step=2, side_by_side="on")},
+    "augmented, minibatches": {
+        "data": images(),
+        "learner": dk.Learner(dk.ConvNet(width=4, depth=2), augment=dk.DSA(), batch_per_class=1),
+        "images": dk.Images(per_class=2, start="real"),
+    },
+    "auto precision": {"unroller": dk.Unroller(precision="auto")},
+}
+
+
+def same(a, b):
+    """Fail where two runs differ in anything but seconds."""
+    a, b = dk.open(a), dk.open(b)
+    assert set(a.children) == set(b.children)
+    for group in a.children:
+        for name, array in a[group].to_dataset().variables.items():
+            if name != "seconds":
+                values, others = array.values, b[group].to_dataset().variables[name].values
+                assert np.array_equal(values, others, equal_nan=values.dtype.kind == "f"), (group, name)
+        for name in ("outer_step", "validation_accuracy", "execution", "execution_fallbacks", "protocol"):
+            assert a[group].attrs.get(name) == b[group].attrs.get(name), (group, name)
+
+
+class StopAt(dk.Silent):
+    """Interrupts, as a kill or Ctrl-C would, at the n-th thing that it is told."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def phase(self, words):
+        self.told()
+
+    def advance(self, done, total):
+        self.told()
+
+    def value(self, name, numbers):
+        self.told()
+
+    def told(self):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_stopped_and_resumed_is_as_not_stopped(name, tmp_path):
+    """Stopped again and again, after each few things that happen, in a new pipeline each time: the same bits in everything stored."""
+    parts = PIPELINES[name]
+    tiny(**parts).run(tmp_path / "whole")
+    stops = 0
+    for at in (*range(3, 60, 4), 10**9):
+        try:
+            tiny(**parts).run(tmp_path / "parts", StopAt(at))
+        except KeyboardInterrupt:
+            stops += 1
+        else:
+            break
+    assert stops >= 3
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_what_is_finished_is_given_back(tmp_path):
+    first = tiny().run(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "results.zarr").rglob("*")}
+    again = tiny().run(tmp_path / "run")
+    assert np.array_equal(first["evaluation"]["accuracy"], again["evaluation"]["accuracy"])
+    assert again.attrs["finished"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "results.zarr").rglob("*")} == before
+
+
+def test_more_steps_go_on(tmp_path):
+    """With a learning rate that does not depend on how many steps there are, it is as if all had been asked for at once."""
+    outer = dk.Outer(steps=6, batch_size=64)
+    tiny(outer=attrs.evolve(outer, steps=4)).run(tmp_path / "run")
+    tiny(outer=outer).run(tmp_path / "run")
+    tiny(outer=outer).run(tmp_path / "whole")
+    same(tmp_path / "whole", tmp_path / "run")
+    assert "steps = 6" in (tmp_path / "run" / "spec.toml").read_text()
+    with pytest.raises(RunError, match=r"outer\.steps: 6 there, 4 here"):
+        tiny(outer=attrs.evolve(outer, steps=4)).run(tmp_path / "run")
+
+
+def test_another_spec_is_refused_with_what_differs(tmp_path):
+    tiny(outer=dk.Outer(steps=1)).run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"seed: 0 there, 1 here(.|\n)*run-2"):
+        tiny(outer=dk.Outer(steps=1), seed=1).run(tmp_path / "run")
+    with pytest.raises(RunError, match="holds a run already"):
+        dk.run(tiny(outer=dk.Outer(steps=1)), tmp_path / "run", resume="never")
+
+
+def test_time_that_is_over_ends_a_run(tmp_path):
+    tree = dk.run(tiny(), tmp_path / "run", stop_after=0)
+    assert tree["history"].sizes["outer_step"] == 0
+    assert not tree.attrs["finished"]
+    assert dk.run(tiny(), tmp_path / "run")["history"].sizes["outer_step"] == 6
+
+
+class Sends(dk.Silent):
+    """Sends signals to this process after the second outer step."""
+
+    def __init__(self, *numbers):
+        self.numbers = numbers
+
+    def advance(self, done, total):
+        if done == 2:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_run_after_its_step(number, tmp_path):
+    with pytest.raises(KeyboardInterrupt, match=number):
+        tiny().run(tmp_path / "run", Sends(getattr(signal, number)))
+    assert dk.open(tmp_path / "run")["history"].sizes["outer_step"] == 2
+    tiny().run(tmp_path / "run")
+    tiny().run(tmp_path / "whole")
+    same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_what_takes_long_is_given_up(tmp_path, monkeypatch):
+    """A step that does not end in time is dropped, and so it is by a second Ctrl-C; the state before it is kept."""
+    real = dk.Distiller.step
+    monkeypatch.setattr(stop, "GRACE", 0.1)
+
+    def slow(distiller, state, attempt=1):
+        if state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        return real(distiller, state, attempt)
+
+    monkeypatch.setattr(dk.Distiller, "step", slow)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        tiny().run(tmp_path / "run")
+    assert time.monotonic() - began < 25
+    assert dk.open(tmp_path / "run")["history"].sizes["outer_step"] == 2
+
+
+def test_nothing_interrupts_a_write():
+    written = []
+
+    def write(watch):
+        with watch.shielded():
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+            written.append("all")
+
+    with stop.Stop() as watch, pytest.raises(stop.GivenUp):
+        write(watch)
+    assert written
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_end_a_run(tmp_path, monkeypatch, caplog):
+    real, failures = storage.write, iter([OSError(errno.ENOSPC, "No space left on device")] * 2)
+
+    def write(tree, path):
+        for error in failures:
+            raise error
+        return real(tree, path)
+
+    monkeypatch.setattr(record.storage, "write", write)
+    tree = dk.run(tiny(), tmp_path / "run", checkpoint_every=0.0)
+    assert tree.attrs["finished"]
+    assert sum("No space left on device" in r.getMessage() for r in caplog.records) == 2
+
+
+def test_a_disk_that_stays_full_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    """Words and exit code 4; what was saved before is whole, and the run goes on once there is room."""
+    with monkeypatch.context() as patch:
+        real = checkpoint.save
+
+        def save(folder, step, tensors, meta):
+            if step > 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(folder, step, tensors, meta)
+
+        patch.setattr(checkpoints.checkpoint, "save", save)
+        with pytest.raises(ResourceError, match="No space left on device") as caught:
+            dk.run(tiny(), tmp_path / "run", checkpoint_every=0.0)
+        assert caught.value.exit_code == 4
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints").meta["stage"] == 0
+    tiny().run(tmp_path / "run")
+    tiny().run(tmp_path / "whole")
+    same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        dk.run(tiny(), tmp_path / "run", StopAt(16), checkpoint_every=0.0)
+    *_, before, last = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    assert before.exists()
+    tiny().run(tmp_path / "run")
+    tiny().run(tmp_path / "whole")
+    same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_numbers_that_are_not_finite_are_dropped_and_taken_again(tmp_path, monkeypatch, caplog):
+    real = dk.Distiller.meta_gradient
+
+    def meta_gradient(distiller, state, window, stream=None):
+        found = real(distiller, state, window, stream)
+        first = stream is None or stream == distiller.stream
+        return found._replace(loss=found.loss * float("nan")) if state.step == 2 and first else found
+
+    monkeypatch.setattr(dk.Distiller, "meta_gradient", meta_gradient)
+    tree = tiny().run(tmp_path / "run")
+    assert tree["history"]["attempts"].values.tolist() == [1, 1, 2, 1, 1, 1]
+    assert np.isfinite(tree["history"]["outer_loss"]).all()
+    assert any("taken again" in r.getMessage() for r in caplog.records)
+    with pytest.raises(GradientError) as caught:
+        tiny(learner=dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=1e30))).run(tmp_path / "wild")
+    assert caught.value.exit_code == 3
+
+
+SHORT = "--set outer.steps=4 --set evaluation.seeds=1 --set evaluation.steps=[2] --set evaluation.every=0 --set device=cpu"
+
+
+def command(out, *more):
+    settings = ["outer.steps=60", "evaluation.seeds=2", "evaluation.steps=[20]", "evaluation.every=20", "device=cpu", "threads=1"]
+    return [sys.executable, "-m", "distilkit", "run", str(DIGITS), "--out", str(out), *(f"--set={one}" for one in settings), *more]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    """kill -9: the store opens after every one, and the last run is as one that nobody killed. examples/reliability.py kills more often."""
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    chance, out = random.Random(0), tmp_path / "run"
+    for _ in range(6):
+        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(4, 12))
+        process.kill()
+        process.wait()
+        if (out / "results.zarr").exists():
+            dk.open(out)
+    done = subprocess.run(command(out), check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    same(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+def test_terminated_and_resumed_by_the_command(tmp_path):
+    """As a scheduler does it: SIGTERM, exit code 130 with what to type, which then ends with 0."""
+    process = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("distilling, "):
+            break
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    said = process.communicate()[1]
+    assert time.monotonic() - began < 10
+    assert process.returncode == 130
+    assert f"distilkit resume {tmp_path / 'run'}" in said
+    done = distilkit("resume", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_closed_pipe_does_not_end_a_run(tmp_path):
+    done = subprocess.run(f"{sys.executable} -m distilkit run {DIGITS} --out {tmp_path / 'run'} {SHORT} | head -1", shell=True, check=False)
+    assert done.returncode == 0
+    assert dk.open(tmp_path / "run").attrs["finished"]
