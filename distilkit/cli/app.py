@@ -105,6 +105,19 @@ def plan(
     show_plan(specs.load(spec, set_, trust=trust), probe)
 
 
+@app.command()
+def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
+    """Check that nothing of a run is damaged: results, and what it would go on from."""
+    from distilkit.errors import RunError
+    from distilkit.storage import verify as check
+
+    checked, wrong = check(run)
+    for line in checked:
+        typer.echo(f"whole: {line}")
+    if wrong:
+        raise RunError("\n  ".join([f"{run} is damaged:", *wrong]))
+
+
 recipe_commands = typer.Typer(help="List the recipes that come with distilkit, or show one.")
 app.add_typer(recipe_commands, name="recipes")
 

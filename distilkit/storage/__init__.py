@@ -7,8 +7,21 @@ meaning of ±. `checkpoint` saves the state of a loop and finds it again, that o
 """
 
 from distilkit.storage import checkpoint, layout
+from distilkit.storage.integrity import verify
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.sets import SetArrays, distilled_group, from_group, to_arrays
 from distilkit.storage.store import load, open, write
 
-__all__ = ["FORMAT_VERSION", "SetArrays", "checkpoint", "distilled_group", "from_group", "layout", "load", "open", "to_arrays", "write"]
+__all__ = [
+    "FORMAT_VERSION",
+    "SetArrays",
+    "checkpoint",
+    "distilled_group",
+    "from_group",
+    "layout",
+    "load",
+    "open",
+    "to_arrays",
+    "verify",
+    "write",
+]

@@ -9,7 +9,7 @@ A store is a folder, and no file system replaces a full folder in one step every
 
 A kill between 1 and 2 leaves no `results.zarr`, but two whole stores beside it. Reading then takes the new one, and the next write
 finishes the move. `results.zarr.old` may be half deleted only while `results.zarr` is there, so it is read only when that is not.
-This holds for a killed process; against a power cut it is as good as the file system.
+Files and folders are synced before they are moved, so that this holds against a power cut too, as far as the disk tells the truth.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Literal
 import xarray as xr
 
 from distilkit.errors import RunError, nearest
+from distilkit.storage.checkpoint import sync_folder
+from distilkit.storage.integrity import CHECKED, damage, seal
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.sets import from_group
 
@@ -55,9 +57,11 @@ def write(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     for left in (old, new):
         _remove(left)
     _write_whole(tree, new)
+    seal(new)
     if store.exists():
         os.rename(store, old)
     os.rename(new, store)
+    sync_folder(store.parent)
     _remove(old)
     return store
 
@@ -76,16 +80,20 @@ def open(run: str | os.PathLike[str]) -> xr.DataTree:
         RunError: there is no store there, it is not one of ours, or a newer distilkit wrote it.
     """
     for _ in range(10):  # a run that writes at this very moment moves the store away under our hands: look again
-        store = _find(run)
+        store = find(run)
         before = store.stat().st_ino
         try:
             with xr.open_datatree(store, engine="zarr") as lazy:
                 tree = lazy.load()
-        except (OSError, KeyError, ValueError) as error:
+        except Exception as error:  # zarr and its codecs raise many kinds; all mean the same here
             if not store.exists() or store.stat().st_ino != before:
                 continue
-            raise RunError(f"{store} cannot be read as a Zarr store: {error}") from error
+            found = damage(store)
+            raise RunError(f"{store} cannot be read as a Zarr store: {found[0] if found else error}") from error
+        found = damage(store)
         if store.exists() and store.stat().st_ino == before:
+            if found:
+                raise RunError(" ".join(found[:3]))
             break
     else:
         raise RunError(f"{_store(run)} was being replaced each time it was looked at.")
@@ -135,7 +143,12 @@ def _beside(store: Path) -> tuple[Path, Path]:
     return store.with_name(store.name + ".old"), store.with_name(store.name + ".new")
 
 
-def _find(run: str | os.PathLike[str]) -> Path:
+def find(run: str | os.PathLike[str]) -> Path:
+    """The store of a run.
+
+    Raises:
+        RunError: there is none.
+    """
     store = _store(run)
     old, new = _beside(store)
     for _ in range(2):  # twice: between the looks at two names a writer may move one to the other
@@ -164,7 +177,7 @@ def _write_whole(tree: xr.DataTree, path: Path) -> None:
     encoding: dict[str, dict[str, dict[str, object]]] = {}
     for node in tree.subtree:
         for name, array in node.to_dataset(inherit=False).variables.items():
-            settings: dict[str, object] = {"_FillValue": None} if array.dtype.kind in "fiu" else {}
+            settings: dict[str, object] = {**CHECKED, **({"_FillValue": None} if array.dtype.kind in "fiu" else {})}
             if array.nbytes > LARGEST_CHUNK and array.dtype.kind in "fiub":
                 rows = max(1, array.shape[0] * LARGEST_CHUNK // array.nbytes)
                 settings["chunks"] = (rows, *array.shape[1:])
@@ -172,4 +185,6 @@ def _write_whole(tree: xr.DataTree, path: Path) -> None:
     with warnings.catch_warnings():
         # Without consolidated metadata xarray warns whenever anybody opens the store; with it zarr warns once, here.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        tree.to_zarr(path, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_inherited_coords=True)
+        tree.to_zarr(
+            path, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_inherited_coords=True, write_empty_chunks=True
+        )

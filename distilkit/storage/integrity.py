@@ -1,0 +1,113 @@
+"""Integrity of a store: damage is an error and never a wrong number.
+
+    chunks      each has a checksum (zstd's own), which any reader of Zarr checks; and each is written, so that a lost one is missed
+    metadata    the root holds those of all nodes once more (consolidated), and a digest over all of that, as its attribute `digest`
+
+xarray alone finds a damaged chunk. `verify`, and `distilkit.open`, find lost chunks and damaged metadata too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import ZstdCodec
+
+from distilkit.storage import checkpoint
+from distilkit.storage.checkpoint import sync_folder
+
+ROOT = "zarr.json"
+CHECKED = {"compressors": (ZstdCodec(level=0, checksum=True),)}  # the encoding of every array
+
+
+def seal(store: Path) -> None:
+    """Put the digest into the root of a store that is written, and have the disk hold all of it."""
+    path = store / ROOT
+    root = json.loads(path.read_text(encoding="utf-8"))
+    root["attributes"]["digest"] = _digest(root)
+    path.write_text(json.dumps(root, indent=1), encoding="utf-8")
+    for file in store.rglob("*"):
+        if file.is_dir():
+            sync_folder(file)
+        else:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    sync_folder(store)
+
+
+def damage(store: Path) -> list[str]:
+    """What is wrong with the metadata of a store, and which chunks are lost; a sentence for each. Nothing is decoded.
+
+    A store without a digest, as other programs leave it, is looked at for lost chunks only.
+    """
+    try:
+        root = json.loads((store / ROOT).read_text(encoding="utf-8"))
+        known = root["attributes"].get("digest")
+        nodes: dict[str, Any] = root.get("consolidated_metadata", {}).get("metadata", {})
+        if known is not None and known != _digest(root):
+            return [f"{store / ROOT} is damaged: it does not match its digest."]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return [f"{store / ROOT} cannot be read: {type(error).__name__}: {error}"]
+    wrong = []
+    for name, node in nodes.items():
+        path = store / name / ROOT
+        try:
+            same = json.loads(path.read_text(encoding="utf-8")) == {k: v for k, v in node.items() if k != "consolidated_metadata"}
+        except (OSError, ValueError) as error:
+            wrong.append(f"{path} cannot be read: {error}")
+            continue
+        if known is not None and not same:
+            wrong.append(f"{path} is damaged: the root says something else.")
+        elif node.get("node_type") == "array":
+            wrong += _lost(store / name)
+    return wrong
+
+
+def _lost(path: Path) -> list[str]:
+    """A sentence, if chunks of an array are not there."""
+    array = zarr.open_array(path, mode="r")
+    there = array.nchunks_initialized
+    return [] if there == array.nchunks else [f"{path} has lost {array.nchunks - there} of its {array.nchunks} chunks."]
+
+
+def verify(run: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Check all that lies in the folder of a run: every chunk is decoded, every digest computed.
+
+    Returns:
+        what was checked, and what is wrong, a sentence for each.
+    """
+    from distilkit.storage.store import find
+
+    store, checked, wrong = find(run), [], []
+    found = damage(store)
+    wrong += found
+    if not found:
+        root = zarr.open_group(store, mode="r")
+        for name, array in _arrays(root):
+            try:
+                array[...]
+            except Exception as error:  # codecs raise many kinds; all mean the same here
+                wrong.append(f"{store / name} is damaged: {type(error).__name__}: {error}")
+        checked.append(f"{store}: {len(_arrays(root))} arrays")
+    folder = store.parent / "checkpoints"
+    for step in checkpoint.steps(folder):
+        try:
+            checkpoint.load(folder, step)
+            checked.append(f"checkpoint {step}")
+        except Exception as error:  # as above
+            wrong.append(str(error))
+    return checked, wrong
+
+
+def _arrays(group: zarr.Group) -> list[tuple[str, zarr.Array[Any]]]:
+    return [(name, node) for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)]
+
+
+def _digest(root: dict[str, Any]) -> str:
+    """Over all that the root says, but for the digest itself."""
+    rest = root | {"attributes": {k: v for k, v in root["attributes"].items() if k != "digest"}}
+    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
