@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit.errors import CombinationError, GradientError
+from distilkit.errors import CombinationError, FieldError, GradientError
 from tests.pipelines import tiny
 
 
@@ -79,3 +79,20 @@ def test_combinations_that_cannot_be_are_named():
         tiny(learner=attrs.evolve(tiny().learner, batch_per_class=2))
     with pytest.raises(CombinationError, match="cannot be used here"):
         tiny(device="cuda:99").init()
+
+
+def test_images_that_are_moved_to_infinity_are_an_error():
+    """And the state before is still good: nothing that is not finite is ever stored."""
+    far = tiny(outer=dk.Outer(steps=2, batch_size=64, optimizer=dk.Adam(lr=1e308)))
+    state = far.init()
+    with pytest.raises(GradientError, match=r"not finite(.|\n)*of outer\.optimizer"):
+        far.step(state)
+    assert all(torch.isfinite(leaf).all() for leaf in state.leaves)
+
+
+def test_a_distilled_set_is_finite():
+    made = tiny().distilled(tiny().init())
+    with pytest.raises(CombinationError, match="images of a distilled set must be finite"):
+        attrs.evolve(made, images=made.images * float("nan"))
+    with pytest.raises(FieldError, match="inner_lr"):
+        attrs.evolve(made, inner_lr=float("nan"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -64,6 +65,11 @@ class DistilledSet:
                 f"{n} images of {k} classes need float labels of shape ({n}, {k}), but labels are {_words(self.labels)}.",
                 fix="labels=torch.nn.functional.one_hot(classes, len(class_names)).float()",
             )
+        for name, values in (("images", self.images), ("labels", self.labels)):
+            if not bool(torch.isfinite(values).all()):
+                raise CombinationError(f"The {name} of a distilled set must be finite; some are NaN or infinite.")
+        if self.inner_lr is not None and not (math.isfinite(self.inner_lr) and self.inner_lr > 0):
+            raise FieldError("inner_lr", self.inner_lr, "a number above 0")
         if any("\0" in name for name in self.class_names):  # numpy's text, and so the store, loses it at the end of a name
             raise FieldError("class_names", self.class_names, "names without the character NUL")
         for name, value in (("classes", self.classes), ("block", self.block)):

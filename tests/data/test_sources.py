@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distilkit.data.preprocessing import Identity, Standardize
+from distilkit.data.preprocessing import Identity, Standardize, Whiten
 from distilkit.data.sources.arrays import Arrays
 from distilkit.data.sources.assemble import stratified
 from distilkit.data.sources.digits import Digits
@@ -328,6 +328,15 @@ MISTAKES = {
     "nan": ({"images": X * np.nan, "labels": Y}, {}, ["NaN"]),
     "test of another size": ({"images": X, "labels": Y, "test_images": X[:, :, :2], "test_labels": Y}, {}, ["(3, 2, 4)"]),
     "pickle": ({"images": X, "labels": Y.astype(object)}, {}, ["cannot be read", "pickles"]),
+    "five channels last": ({"images": np.zeros((8, 16, 16, 5)), "labels": Y}, {}, ["(N, H, W, C)", 'layout="NHWC"']),
+    "bytes as floats": ({"images": X + 200, "labels": Y}, {}, ["up to 200", "from 0 to 1", "astype('uint8')"]),
+    "text labels": ({"images": X, "labels": np.array(["a", "b"])[Y]}, {}, ["text", "return_inverse=True"]),
+    "labels from 1": ({"images": X, "labels": Y + 1}, {}, ["from 1 to 2", "labels - 1"]),
+    "a class without images": ({"images": X, "labels": Y, "class_names": np.array(["a", "b", "c"])}, {}, ["no training image of 'c'"]),
+    "a huge label": ({"images": X, "labels": np.where(Y, 10**9, 0)}, {}, ["1000000000"]),
+    "long doubles": ({"images": X.astype(np.longdouble), "labels": Y}, {}, ["float128", "astype('float32')"]),
+    "structured": ({"images": np.zeros(8, [("a", "f4")]), "labels": Y}, {}, ["[('a', '<f4')]"]),
+    "flat colours": ({"images": X + 0.5, "labels": Y}, {"preprocessing": Whiten()}, ["Whiten", "one flat colour"]),
     "nothing": ({"images": X[:0], "labels": Y[:0]}, {}, ["no images"]),
 }
 
@@ -339,6 +348,16 @@ def test_mistakes_in_arrays(arrays, given, words, tmp_path):
         Arrays(str(tmp_path / "x.npz"), **given).load(STREAM)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_numbers_in_another_byte_order_are_numbers():
+    x = np.random.default_rng(0).random((20, 3, 4, 4))
+    here, there = (
+        Arrays(train_images=a, train_labels=b, preprocessing=Identity()).load(STREAM).train
+        for a, b in ((x, np.arange(20) % 2), (x.astype(">f8"), (np.arange(20) % 2).astype(">i4")))
+    )
+    assert torch.equal(here.images, there.images)
+    assert torch.equal(here.labels, there.labels)
 
 
 def test_channels_last_arrays_when_said():

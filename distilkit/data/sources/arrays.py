@@ -26,6 +26,8 @@ ROLES: dict[str, tuple[str, ...]] = {  # what each array may be called; the firs
     "class_names": ("class_names",),
 }
 
+MOST_CLASSES = 2**20
+
 ArrayLayout = Literal["auto", "NCHW", "NHWC"]
 
 
@@ -116,12 +118,12 @@ class Arrays:
         return assemble(name, raw, preprocessing=self.preprocessing, validation=self.validation, stream=stream, test=self.test)
 
     def _images(self, where: str, value: Any) -> torch.Tensor:
-        images = torch.as_tensor(value).detach().cpu()
+        images = _tensor(where, "images", value)
         if images.ndim == 3:
             return images.unsqueeze(1)
         if images.ndim == 4 and self.layout == "NHWC":
             return images.permute(0, 3, 1, 2).contiguous()
-        if images.ndim == 4 and self.layout == "auto" and images.shape[3] in (1, 3, 4) and images.shape[1] > 4:
+        if images.ndim == 4 and self.layout == "auto" and _channels_last(tuple(images.shape)):
             raise CombinationError(
                 f"{where}: images of shape {tuple(images.shape)} look like (N, H, W, C).", fix='layout="NHWC"  # or layout="NCHW"'
             )
@@ -160,10 +162,32 @@ def _read_zarr(place: Path) -> dict[str, Any]:
 
 
 def _labels(where: str, role: str, value: Any) -> torch.Tensor:
-    labels = torch.as_tensor(np.asarray(value)) if not isinstance(value, torch.Tensor) else value.detach().cpu()
+    if not isinstance(value, torch.Tensor) and np.asarray(value).dtype.kind in "USO":
+        raise CombinationError(f"{where}: {role} are text; class numbers are taken.", fix=f"numpy.unique({role}, return_inverse=True)[1]")
+    labels = _tensor(where, role, value)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise CombinationError(f"{where}: {role} are {labels.dtype}, but class numbers are whole.", fix=f"{role}.astype('int64')")
+    if labels.numel() and int(labels.max()) > MOST_CLASSES:
+        raise CombinationError(f"{where}: {role} go up to {int(labels.max())}; class numbers run from 0, up to {MOST_CLASSES}.")
     return labels.long()
+
+
+def _tensor(where: str, role: str, value: Any) -> torch.Tensor:
+    """An array of any kind as a tensor on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    array = np.asarray(value)
+    try:
+        return torch.as_tensor(array.astype(array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise CombinationError(
+            f"{where}: {role} are {array.dtype}, which torch has no numbers for.", fix=f"{role}.astype('float32')"
+        ) from error
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether images of a shape (N, ., ., .) have fewer channels in the end than any side in front."""
+    return (shape[3] in (1, 3, 4) and shape[1] > 4) or shape[1] == shape[2] > 2 * shape[3]
 
 
 def _word(name: Any) -> str:

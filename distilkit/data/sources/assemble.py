@@ -9,7 +9,7 @@ import torch
 
 from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.preprocessing import Fitted
-from distilkit.errors import CombinationError, FieldError
+from distilkit.errors import CombinationError, FieldError, listing
 from distilkit.functional.streams import Stream
 
 TEST_STREAM = Stream(20231123).fold("test split")  # fixed: the test images must never depend on the seed of a run
@@ -53,6 +53,7 @@ def assemble(name: str, raw: Raw, *, preprocessing: Any, validation: float, stre
     """
     images, labels = raw.images, raw.labels.long()
     _check(name, images, labels, raw.class_names)
+    _require_all_classes(name, labels, raw.class_names)
     if raw.test_images is not None and raw.test_labels is not None:
         test_images, test_labels = raw.test_images, raw.test_labels.long()
         _check(f"{name} (test)", test_images, test_labels, raw.class_names)
@@ -67,11 +68,22 @@ def assemble(name: str, raw: Raw, *, preprocessing: Any, validation: float, stre
     rest, held = stratified(labels, validation, stream.fold("validation split"))
     train_images = unit_scale(images[rest])
     fitted: Fitted = preprocessing.fit(train_images)
+
+    def part(pixels: torch.Tensor, numbers: torch.Tensor) -> Split:
+        made = fitted.forward(pixels)
+        if not bool(torch.isfinite(made).all()):
+            raise CombinationError(
+                f"{name}: {type(preprocessing).__name__} makes values of the images that are not finite, as it does of images that are one "
+                "flat colour.",
+                fix="preprocessing=dk.Identity()",
+            )
+        return Split(made, numbers)
+
     return DataBundle(
         name=name,
-        train=Split(fitted.forward(train_images), labels[rest]),
-        validation=Split(fitted.forward(unit_scale(images[held])), labels[held]),
-        test=Split(fitted.forward(unit_scale(test_images)), test_labels),
+        train=part(train_images, labels[rest]),
+        validation=part(unit_scale(images[held]), labels[held]),
+        test=part(unit_scale(test_images), test_labels),
         class_names=raw.class_names,
         preprocessing=fitted,
     )
@@ -144,8 +156,31 @@ def _check(name: str, images: torch.Tensor, labels: torch.Tensor, class_names: t
         )
     if tuple(labels.shape) != (len(images),):
         raise CombinationError(f"{name}: {len(images)} images came with labels of shape {tuple(labels.shape)}; one number each is needed.")
-    if len(labels) == 0:
+    if len(labels) == 0 or not images[0].numel():
         raise CombinationError(f"{name}: there are no images.")
+    if images.ndim == 4 and images.is_floating_point() and _looks_like_bytes(images):
+        raise CombinationError(
+            f"{name}: images are {images.dtype} and whole numbers up to {images.max():g}; floats are taken as they are, from 0 to 1.",
+            fix="images.astype('uint8')  # or images / 255",
+        )
     low, high, last = int(labels.min()), int(labels.max()), len(class_names) - 1
     if low < 0 or high > last:
         raise CombinationError(f"{name}: labels run from {low} to {high}, but {last + 1} class names allow 0 to {last}.")
+
+
+def _looks_like_bytes(images: torch.Tensor) -> bool:
+    """Whether the first images hold whole numbers, some of them far above 1."""
+    some = images[:100]
+    return bool((some == some.round()).all()) and 16 < float(some.max()) <= 255 and float(some.min()) >= 0
+
+
+def _require_all_classes(name: str, labels: torch.Tensor, class_names: tuple[str, ...]) -> None:
+    """Refuse training images of which a class has none."""
+    counts = torch.bincount(labels, minlength=len(class_names))
+    if not bool((counts == 0).any()):
+        return
+    empty = [class_names[int(c)] for c in (counts == 0).nonzero()[:, 0]]
+    if int(labels.min()) == 1 and len(empty) == 1:
+        raise CombinationError(f"{name}: labels run from 1 to {int(labels.max())}; class numbers begin at 0.", fix="labels - 1")
+    words = listing([repr(one) for one in empty[:5]], "and") + (" and others" if len(empty) > 5 else "")
+    raise CombinationError(f"{name}: there is no training image of {words}; every class needs one.")
