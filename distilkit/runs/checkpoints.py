@@ -8,6 +8,7 @@ history, validation, the best set, and the sets and baselines that are tested al
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from distilkit import fields
 from distilkit.distiller import Distiller, DistillerState
-from distilkit.errors import Change, DistilkitError, RunError
+from distilkit.errors import Change, DistilkitError, RunError, listing
 from distilkit.evaluation import Score
 from distilkit.runs.record import BASELINE, Record
 from distilkit.spec import load as load_spec, to_tree
@@ -26,8 +27,17 @@ from distilkit.storage import checkpoint
 from distilkit.storage.store import NAME
 from distilkit.truncation import StepInfo, Window
 
+log = logging.getLogger("distilkit")
+
 FOLDER = "checkpoints"
 Resume = Literal["auto", "never"]
+# What says how the work is done, and not what is done: a run may go on with another.
+WAYS = (
+    "device",
+    "threads",
+    "evaluation.compile",
+    *(f"unroller.{name}" for name in ("adjoint", "channels_last", "compile", "micro_batches")),
+)
 COLUMNS = ("outer_step", "outer_loss", "meta_gradient_norm", "clip_scale", "seconds", "stage", "attempts")  # of a StepInfo
 
 
@@ -86,6 +96,10 @@ def begun(distiller: Distiller, directory: Path, resume: Resume) -> checkpoint.C
         raise RunError(f"{directory} holds a run already, and is not to go on.", changes=beside)
     there, here = found.meta["pipeline"], identity(distiller)
     changed = differences(there, here)
+    ways = [name for name in changed if name.startswith(WAYS)]
+    if ways:
+        log.warning("going on with another %s: what is done is the same, and may be rounded otherwise", listing(ways, "and"))
+    changed = {name: pair for name, pair in changed.items() if name not in ways}
     if set(changed) == {"outer.steps"} and distiller.boost is None and changed["outer.steps"][1] > changed["outer.steps"][0]:
         kept = {name: steps for name, steps in found.meta["scores"].items() if name.startswith(BASELINE)}
         return attrs.evolve(found, meta=found.meta | {"scores": kept, "finished": False})

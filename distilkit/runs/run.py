@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import xarray as xr
 
 from distilkit import process, storage
@@ -34,7 +35,7 @@ from distilkit.progress import SILENT, Progress
 from distilkit.runs import checkpoints
 from distilkit.runs.checkpoints import Resume
 from distilkit.runs.claim import claimed
-from distilkit.runs.estimate import from_shapes
+from distilkit.runs.estimate import advice_for, from_shapes
 from distilkit.runs.record import BASELINE, FINAL, PREFIX, Record, save_figures, write_results, write_spec
 from distilkit.runs.stop import GivenUp, Stop
 from distilkit.storage.store import NAME
@@ -122,6 +123,10 @@ class _Run:
                 self.record.finished = True
             except (_Stopped, GivenUp):
                 pass
+            except Exception as error:  # torch raises more kinds than one where memory runs out
+                if process.is_out_of_memory(error):
+                    raise out_of_memory(distiller) from error
+                raise
             finally:
                 with self.stop.shielded():
                     tree = self._write()
@@ -238,6 +243,12 @@ class _Run:
         except ResourceError as error:
             logger.warning("%s It is tried again in %.0f s.", error.message.split(". ")[0] + ".", self.every)
         self.due = time.monotonic() + self.every
+
+
+def out_of_memory(distiller: Distiller) -> ResourceError:
+    """What to say where memory ran out: what a plan would change."""
+    changes = [change for _, change in advice_for(distiller, attrs.evolve(from_shapes(distiller), available=0))]
+    return ResourceError("There was not enough memory. What was done until then is stored.", changes=changes)
 
 
 def _notice_memory(distiller: Distiller) -> None:

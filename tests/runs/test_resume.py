@@ -153,6 +153,8 @@ def test_another_spec_is_refused_with_what_differs(tmp_path):
     tiny(outer=dk.Outer(steps=1)).run(tmp_path / "run")
     with pytest.raises(RunError, match=r"seed: 0 there, 1 here(.|\n)*run-2"):
         tiny(outer=dk.Outer(steps=1), seed=1).run(tmp_path / "run")
+    again = tiny(outer=dk.Outer(steps=2), unroller=dk.Unroller(micro_batches=2, compile="trace"))
+    assert dk.run(again, tmp_path / "run")["history"].sizes["outer_step"] == 2  # how it is done may change
     with pytest.raises(RunError, match="holds a run already"):
         dk.run(tiny(outer=dk.Outer(steps=1)), tmp_path / "run", resume="never")
 
@@ -251,6 +253,17 @@ def test_a_disk_that_stays_full_leaves_the_last_checkpoint(tmp_path, monkeypatch
     tiny().run(tmp_path / "run")
     tiny().run(tmp_path / "whole")
     same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_memory_that_runs_out_ends_with_what_needs_less(tmp_path, monkeypatch):
+    def step(distiller, state, attempt=1):
+        raise torch.OutOfMemoryError("CUDA out of memory") if state.step else MemoryError
+
+    monkeypatch.setattr(dk.Distiller, "step", step)
+    with pytest.raises(ResourceError, match="not enough memory") as caught:
+        tiny().run(tmp_path / "run")
+    assert "unroller.micro_batches" in {change.name for change in caught.value.changes}
+    assert not dk.open(tmp_path / "run").attrs["finished"]
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
