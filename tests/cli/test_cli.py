@@ -237,3 +237,41 @@ def test_an_example_is_a_valid_spec(path):
     done = distilkit("validate", path)
     assert done.returncode == 0, done.stderr
     assert f"{path} is a valid spec" in done.stdout
+
+
+def test_the_same_command_goes_on_and_fresh_begins_anew(tmp_path):
+    """Without --out: stopped at once, then resumed by the same command; another seed and --fresh take folders of their own."""
+    spec = tmp_path / "tiny.toml"
+    spec.write_text(GOOD)
+    stopped = distilkit("run", spec, "--stop-after", "0s", cwd=tmp_path)
+    assert stopped.returncode == 130
+    assert "distilkit resume runs/tiny" in stopped.stderr
+    assert distilkit("resume", "runs/tiny", "--stop-after", "1h", cwd=tmp_path).returncode == 0
+    again = distilkit("run", spec, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+    assert distilkit("run", spec, "--set", "seed=1", cwd=tmp_path).returncode == 0
+    assert distilkit("run", spec, "--fresh", cwd=tmp_path).returncode == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["tiny", "tiny-2", "tiny-3"]
+    more = distilkit("resume", "runs/tiny", "--set", "outer.steps=5", cwd=tmp_path)
+    assert more.returncode == 0
+    assert xr.open_datatree(tmp_path / "runs" / "tiny" / "results.zarr")["history"].sizes["outer_step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    {
+        "no time": (["run", "SPEC", "--stop-after", "soon"], "a time such as 90s"),
+        "no run": (["resume", "nowhere"], "has no spec.toml"),
+        "no results": (["verify", "nowhere"], "the path does not exist"),
+        "another run": (["resume", "runs/tiny", "--set", "seed=7"], "seed: 0 there, 7 here"),
+    }.values(),
+)
+def test_what_cannot_go_on_says_why(arguments, words, tmp_path):
+    spec = tmp_path / "tiny.toml"
+    spec.write_text(GOOD)
+    if "runs/tiny" in arguments:
+        distilkit("run", spec, "--stop-after", "0s", cwd=tmp_path)
+    done = distilkit(*(spec if word == "SPEC" else word for word in arguments), cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
