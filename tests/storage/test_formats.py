@@ -65,7 +65,7 @@ def sets(draw: st.DrawFn, spaces: tuple[str, ...], drawable: bool, dtypes: tuple
     labels = torch.nn.functional.one_hot(classes, k).float() if hard else torch.randn(n, k, generator=generator)
     dtype = draw(st.sampled_from(dtypes or (torch.float32, torch.float64, torch.bfloat16)))
     images = torch.randn(n, *shape, generator=generator).to(dtype)
-    images.view(-1)[0] = draw(st.sampled_from([0.0, -0.0, float("inf"), 0.25])) if not drawable else 0.25
+    images.view(-1)[0] = draw(st.sampled_from([0.0, -0.0, 1e-40, 0.25])) if not drawable else 0.25
     some = torch.rand(8, *shape, generator=generator)
     return DistilledSet(
         images=images,

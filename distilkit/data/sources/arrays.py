@@ -146,7 +146,7 @@ def _read(place: Path) -> dict[str, Any]:
 
 
 def _read_npz(place: Path) -> dict[str, Any]:
-    with np.load(place, allow_pickle=False) as kept:
+    with place.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
         known = {name for names in ROLES.values() for name in names}
         return {name: kept[name] if name in known else None for name in kept.files}
 

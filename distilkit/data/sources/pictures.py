@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 
 from distilkit.errors import DistilkitError
 
+# What may decode a file, whatever it is called: Pillow has decoders that start other programs (EPS).
+DECODERS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -34,9 +36,9 @@ def read_pictures(paths: Sequence[Path], size: int, *, fit: str, channels: int =
 
     def read(i: int) -> None:
         try:
-            with Image.open(paths[i]) as picture:
+            with Image.open(paths[i], formats=DECODERS) as picture:
                 out[i] = as_array(picture, size, fit=fit, channels=channels)
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise DistilkitError(f"{paths[i]} cannot be read as an image: {error}.") from error
 
     with ThreadPoolExecutor() as pool:  # decoding releases the GIL

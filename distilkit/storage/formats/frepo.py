@@ -30,7 +30,7 @@ def matches(path: Path) -> bool:
 def read(path: Path, options: Options) -> Raw:
     """Read the file; pickled objects in it are refused."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found: dict[str, np.ndarray[Any, Any]] = {name: file[name] for name in ("image", "label", KEY) if name in file.files}
             names = sorted(file.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from distilkit.data.distilled import DistilledSet
+from distilkit.data.sources.pictures import DECODERS
 from distilkit.errors import DistilkitError
 
 
@@ -34,9 +35,9 @@ def read_png(paths: list[Path]) -> torch.Tensor:
     found: list[Image.Image] = []
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=DECODERS) as image:
                 found.append(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise DistilkitError(f"{path} cannot be read as an image: {error}") from error
         if found[-1].size != found[0].size:
             raise DistilkitError(f"{path} is {found[-1].size} pixels large, but {paths[0]} is {found[0].size}; all must be of one size.")

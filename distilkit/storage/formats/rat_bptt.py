@@ -70,9 +70,14 @@ def write(distilled: DistilledSet, path: Path, plain: bool) -> None:
 
 
 def _array(file: Any, name: str) -> np.ndarray[Any, Any]:
+    h5py = _h5py()
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise DistilkitError(f"{file.filename} has a link named {name!r}, which may lead to any file; it is not followed.")
     value = file[name]
-    if not hasattr(value, "dtype"):
+    if not isinstance(value, h5py.Dataset):
         raise DistilkitError(f"{file.filename} has a group named {name!r}; it takes a dataset.")
+    if value.external or value.is_virtual:
+        raise DistilkitError(f"{file.filename} keeps {name!r} in other files, which may be any; they are not read.")
     array: np.ndarray[Any, Any] = value[()]
     return np.asarray(array, dtype=array.dtype.newbyteorder("="))
 

@@ -104,11 +104,25 @@ def read(
     names = tuple(class_names) if class_names is not None else None
     shape = tuple(image_shape) if image_shape is not None else None
     options = Options(data, label_space, preprocessing, names, shape, index)
-    found = FORMATS[name].read(place, options)
-    if isinstance(found, Raw):
-        return complete(found, options, name, place)
-    # What is read from pictures has taken the options already.
-    return agree(found, options, place) if FORMATS[name].lossless else found
+    _require_regular(place)
+    try:
+        found = FORMATS[name].read(place, options)
+        if isinstance(found, Raw):
+            return complete(found, options, name, place)
+        # What is read from pictures has taken the options already.
+        return agree(found, options, place) if FORMATS[name].lossless else found
+    except DistilkitError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file makes its reader raise
+        why = (str(error).strip() or "no words").splitlines()[0][:200]
+        raise DistilkitError(f"{place} cannot be read as {name!r}: {type(error).__name__}: {why}") from error
+
+
+def _require_regular(place: Path) -> None:
+    """Refuse what would be waited for, or is no file: a FIFO, a device, a socket, a link that leads nowhere or in a circle."""
+    for path in (place, *(place.rglob("*") if place.is_dir() else ())):
+        if not path.is_file() and not path.is_dir():
+            raise DistilkitError(f"{path} is neither a file nor a folder, and is not opened.")
 
 
 def write(distilled: DistilledSet, path: str | os.PathLike[str], format: str | None = None, *, plain: bool = False) -> Path:
