@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,7 @@ from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import Change, DistilkitError, RunError, listing
 from distilkit.evaluation import Score
 from distilkit.runs.record import BASELINE, Record
-from distilkit.spec import load as load_spec, to_tree
+from distilkit.spec import dumps, to_tree
 from distilkit.storage import checkpoint
 from distilkit.storage.store import NAME
 from distilkit.truncation import StepInfo, Window
@@ -123,14 +125,15 @@ def as_begun(distiller: Distiller, directory: Path) -> Distiller:
 
 
 def same_spec(distiller: Distiller, path: Path) -> bool:
-    """Whether a spec.toml that lies somewhere is that of this pipeline, but for a precision that one of them leaves open."""
+    """Whether a spec.toml is the one that a run of this pipeline has written. A person's own, with comments, is not, whatever it says."""
     try:
-        there = load_spec(path)
-    except (DistilkitError, OSError):
+        text = path.read_text(encoding="utf-8")
+        precision = tomllib.loads(text)["unroller"]["precision"]
+        if distiller.unroller.precision == "auto":
+            distiller = fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
+        return text == dumps(distiller)
+    except (DistilkitError, OSError, ValueError, KeyError, TypeError):
         return False
-    if distiller.unroller.precision == "auto":
-        there = fields.evolve(there, unroller=fields.evolve(there.unroller, precision="auto"))
-    return there == distiller
 
 
 def identity(distiller: Distiller) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def identity(distiller: Distiller) -> dict[str, Any]:
     try:
         tree: dict[str, Any] = to_tree(distiller)
     except DistilkitError:
-        return {"pipeline": repr(distiller)}
+        return {"pipeline": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(distiller))}  # an address is another one in every process
     return tree
 
 

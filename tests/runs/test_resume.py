@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit import storage
+from distilkit import spec, storage
 from distilkit.errors import GradientError, ResourceError, RunError
 from distilkit.runs import checkpoints, record, stop
 from distilkit.storage import checkpoint
@@ -157,6 +157,29 @@ def test_another_spec_is_refused_with_what_differs(tmp_path):
     assert dk.run(again, tmp_path / "run")["history"].sizes["outer_step"] == 2  # how it is done may change
     with pytest.raises(RunError, match="holds a run already"):
         dk.run(tiny(outer=dk.Outer(steps=1)), tmp_path / "run", resume="never")
+
+
+def test_a_persons_own_spec_is_not_written_over_though_it_says_the_same(tmp_path):
+    (tmp_path / "spec.toml").write_text("# mine\n" + spec.dumps(tiny()))
+    with pytest.raises(RunError, match=r"holds a spec\.toml"):
+        tiny().run(tmp_path)
+    assert (tmp_path / "spec.toml").read_text().startswith("# mine")
+
+
+def test_killed_before_its_first_checkpoint(tmp_path):
+    """What lies there then is the spec.toml that the run itself has written."""
+    for unroller in (dk.Unroller(), dk.Unroller(precision="auto")):
+        folder = tmp_path / unroller.precision
+        folder.mkdir()
+        resolved = dk.evolve(unroller, precision="float32")
+        (folder / "spec.toml").write_text(spec.dumps(tiny(unroller=resolved)))
+        tiny(unroller=unroller).run(folder)
+
+
+def test_parts_made_in_python_are_known_again_in_another_process(tmp_path):
+    """By what they are called; an object that says nothing of itself has an address in its name."""
+    for policy in (Losses(), Losses()):
+        tiny(truncation=policy).run(tmp_path / "run")
 
 
 def test_time_that_is_over_ends_a_run(tmp_path):
