@@ -6,7 +6,8 @@ check begins, so that a process that dies in the middle leaves a failure, and th
 A meta-gradient is compared with that of the same pipeline run as it is, in float32 (`compile="eager"`), which tests/unroll compares
 with whole-window autograd in float64 in the same cell. Where float32 is compared with float32 the networks have gelu: with relu and
 max pooling, whose slopes jump, a rounding moves a meta-gradient by some percent (float32 and float64 differ by 0.03 for the ConvNet-3
-here; with gelu by 1e-5). Those are held to the direction. A program that falls back to a slower way is right but is not what was asked
+here; with gelu by 1e-5). Those are held to the direction. Deep ones are trained by small steps of SGD: through two steps
+of Adam float32 and float64 agree in nothing for a ResNet-18 (a cosine of 0.4), and so do two right answers in float32. A program that falls back to a slower way is right but is not what was asked
 for: such a check passes with a note.
 """
 
@@ -55,6 +56,7 @@ class Inner(NamedTuple):
     side: int = 32
     augment: Any = None
     batch_per_class: int | None = None
+    optimizer: Any = dk.Adam(lr=1e-3)
 
 
 def main() -> int:
@@ -131,7 +133,7 @@ def checks() -> Iterator[Check]:
             yield Check(f"{name}, {compile}, {precision}, {words}", run, in_short)
     families = {"ConvNet-3 with relu": dk.ConvNet(), "ResNet-18": dk.ResNet(), "VGG-11": dk.VGG(), "AlexNet": dk.AlexNet()}
     for name, network in families.items():
-        yield Check(f"{name}, auto, float32", partial(compare, Inner(network), cosine=SAME, compile="auto"))
+        yield Check(f"{name}, auto, float32", partial(compare, Inner(network, optimizer=dk.SGD(lr=1e-4)), cosine=SAME, compile="auto"))
     yield Check("distilkit run examples/digits.toml, and evaluate", digits, True)
 
 
@@ -166,7 +168,7 @@ def meta_gradient(inner: Inner, unroller: dk.Unroller) -> tuple[MetaGradient, li
     """A meta-gradient of two images of each of ten classes, through steps 5 and 6; and the programs that run in a slower way, and why."""
     images, labels = pictures(inner.side)
     classes, targets = labels[:20], F.one_hot(labels, 10).float()
-    learner = dk.Learner(inner.network, dk.Adam(lr=1e-3), augment=inner.augment, batch_per_class=inner.batch_per_class)
+    learner = dk.Learner(inner.network, inner.optimizer, augment=inner.augment, batch_per_class=inner.batch_per_class)
     learner = learner.bind(tuple(images.shape[1:]), 10)
     distilled = OuterVariables(images[:20], targets[:20], torch.tensor(1e-3).log())
     batch = RealBatch(images[50:100], targets[50:100])

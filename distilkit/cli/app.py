@@ -78,7 +78,8 @@ def resume(
     from distilkit.cli.run import show_run
     from distilkit.runs.open import pipeline_of
 
-    show_run(pipeline_of(run, set_, trust=trust, instead="distilkit run SPEC"), run, _seconds(stop_after))
+    folder = run.parent if run.suffix == ".zarr" else run
+    show_run(pipeline_of(folder, set_, trust=trust, instead="distilkit run SPEC"), folder, _seconds(stop_after))
 
 
 @app.command()

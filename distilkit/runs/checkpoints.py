@@ -7,6 +7,7 @@ history, validation, the best set, and the sets and baselines that are tested al
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -96,6 +97,8 @@ def begun(distiller: Distiller, directory: Path, resume: Resume) -> checkpoint.C
         return None
     if resume == "never":
         raise RunError(f"{directory} holds a run already, and is not to go on.", changes=beside)
+    if "pipeline" not in found.meta:
+        raise RunError(f"{directory / FOLDER} holds checkpoints of something else than a run.", changes=beside)
     there, here = found.meta["pipeline"], identity(distiller)
     changed = differences(there, here)
     ways = [name for name in changed if name.startswith(WAYS)]
@@ -120,7 +123,7 @@ def as_begun(distiller: Distiller, directory: Path) -> Distiller:
         found = checkpoint.latest(directory / FOLDER)
     except RunError:  # it will be told later
         return distiller
-    precision = None if found is None else found.meta["pipeline"].get("unroller", {}).get("precision")
+    precision = None if found is None else found.meta.get("pipeline", {}).get("unroller", {}).get("precision")
     return distiller if precision is None else fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
 
 
@@ -139,11 +142,20 @@ def same_spec(distiller: Distiller, path: Path) -> bool:
 def identity(distiller: Distiller) -> dict[str, Any]:
     """What makes a run this one: its spec with the precision resolved, or, for parts made in Python, what they are called."""
     distiller = fields.evolve(distiller, unroller=distiller.resolved_unroller)
+    data = distiller.bundle
+    labels = torch.cat([part.labels.cpu() for part in (data.train, data.validation, data.test)])
+    found: dict[str, Any] = {"shape": list(data.train.images.shape), "labels": _digest(labels)}
     try:
-        tree: dict[str, Any] = to_tree(distiller)
+        # Not of the images: another processor may have rounded their preprocessing otherwise, and a run may go on there.
+        return to_tree(distiller) | {"data_read": found}
     except DistilkitError:
-        return {"pipeline": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(distiller))}  # an address is another one in every process
-    return tree
+        found["images"] = _digest(data.train.images[:: max(1, len(data.train) // 1000)])
+        # An address is another one in every process.
+        return {"pipeline": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(distiller)), "data_read": found}
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes(), digest_size=12).hexdigest()
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -10,7 +10,8 @@ from filelock import FileLock, Timeout
 
 from distilkit.distiller import Distiller
 from distilkit.errors import Change, RunError
-from distilkit.runs.checkpoints import same_spec
+from distilkit.runs.checkpoints import FOLDER, same_spec
+from distilkit.storage.store import NAME
 
 LOCK = ".lock"
 
@@ -19,7 +20,8 @@ def folder_for(distiller: Distiller, first: Path) -> Path:
     """The folder of the run of this pipeline among `first`, `first`-2 and so on, if nobody is at it; else a free one, which is made."""
     folder, number = first, 2
     while folder.exists():
-        if same_spec(distiller, folder / "spec.toml") and not _is_locked(folder):
+        begun = (folder / FOLDER).exists() or not (folder / NAME).exists()  # results alone are no run that could go on
+        if begun and same_spec(distiller, folder / "spec.toml") and not _is_locked(folder):
             return folder
         folder, number = first.with_name(f"{first.name}-{number}"), number + 1
     return free_folder(first)

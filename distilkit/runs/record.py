@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,11 @@ def write_spec(distiller: Distiller, directory: Path) -> dict[str, Any]:
         tree = to_tree(distiller)
     except DistilkitError as error:
         return {"unwritable": error.message, "pipeline": repr(distiller)}
-    (directory / "spec.toml").write_text(dumps(distiller), encoding="utf-8")
+    path, text = directory / "spec.toml", dumps(distiller)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        part = path.with_name("spec.toml.part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
     return tree
 
 

@@ -26,7 +26,7 @@ import xarray as xr
 from distilkit import process, storage
 from distilkit.data.preprocessing import to_words
 from distilkit.distiller import Distiller, DistillerState
-from distilkit.errors import GradientError, ResourceError
+from distilkit.errors import Change, GradientError, ResourceError, RunError
 from distilkit.evaluation import TrainingSet, baseline_set, require_feasible, score, training_set
 from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
@@ -38,7 +38,6 @@ from distilkit.runs.claim import claimed
 from distilkit.runs.estimate import advice_for, from_shapes
 from distilkit.runs.record import BASELINE, FINAL, PREFIX, Record, save_figures, write_results, write_spec
 from distilkit.runs.stop import GivenUp, Stop
-from distilkit.storage.store import NAME
 from distilkit.truncation import StepInfo
 
 FIRST_WRITE = 5.0  # seconds after the start
@@ -78,16 +77,27 @@ def run(
         KeyboardInterrupt: Ctrl-C, or a signal to end; what was computed until then is stored.
     """
     directory = Path(directory)
+    if directory.suffix == ".zarr":
+        raise RunError(f"{directory} is a store, and a run is a folder with a store in it.", changes=[Change("out", directory.parent)])
     with Stop(stop_after) as stop, claimed(directory):
         distiller = checkpoints.as_begun(distiller, directory)
         found = checkpoints.begun(distiller, directory, resume)
-        if found is not None and found.meta["finished"] and (directory / NAME).exists():
+        if found is not None and found.meta["finished"] and (stored := _finished(directory, distiller.outer_steps)) is not None:
             logger.info("%s is finished", directory)
-            return storage.open(directory)
+            return stored
         tree = _Run(distiller, directory, progress, stop, checkpoint_every).run(found)
-    if stop.asked and not stop.timed:
+    if stop.asked and not stop.timed and not tree.attrs["finished"]:
         raise KeyboardInterrupt(stop.reason)
     return tree
+
+
+def _finished(directory: Path, steps: int) -> xr.DataTree | None:
+    """The results in a folder, if they are those of a finished run of so many steps: a kill may have come before they were written."""
+    try:
+        tree = storage.open(directory)
+    except RunError:
+        return None
+    return tree if tree.attrs.get("finished") and tree["history"].sizes["outer_step"] == steps else None
 
 
 class _Stopped(Exception):
@@ -112,7 +122,10 @@ class _Run:
         if found is not None:
             logger.info("going on at outer step %d of %d", self.record.state.step, distiller.outer_steps)
         self.pipeline = checkpoints.identity(distiller)
-        self.spec = write_spec(distiller, self.directory)
+        try:
+            self.spec = write_spec(distiller, self.directory)
+        except OSError as error:
+            raise ResourceError(f"{self.directory} cannot be written: {error.strerror or error}.") from error
         count = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1))
         if self.record.state.step < distiller.outer_steps:
             _notice_memory(distiller)
@@ -128,10 +141,12 @@ class _Run:
                     raise out_of_memory(distiller) from error
                 raise
             finally:
-                with self.stop.shielded():
-                    tree = self._write()
-            with self.stop.shielded():
+                self.stop.ending()
+                tree = self._write()
+            try:
                 save_figures(distiller, tree, self.directory)
+            except OSError as error:
+                logger.warning("the figures cannot be written: %s", error)
         return tree
 
     def _distil(self) -> None:
@@ -142,6 +157,7 @@ class _Run:
         while True:
             if self._is_to_be_validated():
                 self._validate()
+                self._write_if_due()
             if record.state.step >= steps:
                 return
             if self.stop.asked:

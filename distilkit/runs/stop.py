@@ -40,6 +40,8 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if signal.getsignal(number) is signal.SIG_IGN:  # as nohup has it
+                    continue
                 self._before[number] = signal.signal(number, self._asked)
             if hasattr(signal, "SIGALRM"):
                 self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._enough)
@@ -72,12 +74,18 @@ class Stop:
             self._pending = False
             raise GivenUp
 
+    def ending(self) -> None:
+        """From here on nothing interrupts: what is left is to write."""
+        if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self._shielded += 1
+
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
             self._give_up()
         elif self.reason is None:
             self.reason = signal.Signals(number).name
-            if hasattr(signal, "SIGALRM"):
+            if hasattr(signal, "SIGALRM") and not self._shielded:
                 signal.setitimer(signal.ITIMER_REAL, GRACE)
 
     def _enough(self, number: int, frame: FrameType | None) -> None:

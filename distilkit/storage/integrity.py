@@ -42,7 +42,7 @@ def seal(store: Path) -> None:
 def damage(store: Path) -> list[str]:
     """What is wrong with the metadata of a store, and which chunks are lost; a sentence for each. Nothing is decoded.
 
-    A store without a digest, as other programs leave it, is looked at for lost chunks only.
+    A store without a digest, as other programs leave it, says nothing of what it has lost.
     """
     try:
         root = json.loads((store / ROOT).read_text(encoding="utf-8"))
@@ -62,15 +62,18 @@ def damage(store: Path) -> list[str]:
             continue
         if known is not None and not same:
             wrong.append(f"{path} is damaged: the root says something else.")
-        elif node.get("node_type") == "array":
+        elif known is not None and node.get("node_type") == "array":  # others may leave chunks out that hold nothing but zeros
             wrong += _lost(store / name)
     return wrong
 
 
 def _lost(path: Path) -> list[str]:
     """A sentence, if chunks of an array are not there."""
-    array = zarr.open_array(path, mode="r")
-    there = array.nchunks_initialized
+    try:
+        array = zarr.open_array(path, mode="r")
+        there = array.nchunks_initialized
+    except Exception as error:  # zarr raises many kinds; all mean the same here
+        return [f"{path} cannot be read: {type(error).__name__}: {error}"]
     return [] if there == array.nchunks else [f"{path} has lost {array.nchunks - there} of its {array.nchunks} chunks."]
 
 

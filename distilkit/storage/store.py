@@ -97,6 +97,7 @@ def open(run: str | os.PathLike[str]) -> xr.DataTree:
             break
     else:
         raise RunError(f"{_store(run)} was being replaced each time it was looked at.")
+    tree.attrs.pop("digest", None)  # of this store: another, to which the tree is written, has its own
     version = tree.attrs.get("format_version")
     if not isinstance(version, int):
         raise RunError(f"{store} is a Zarr store, but not one of distilkit: it has no attribute format_version.")
