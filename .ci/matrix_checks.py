@@ -6,9 +6,9 @@ check begins, so that a process that dies in the middle leaves a failure, and th
 A meta-gradient is compared with that of the same pipeline run as it is, in float32 (`compile="eager"`), which tests/unroll compares
 with whole-window autograd in float64 in the same cell. Where float32 is compared with float32 the networks have gelu: with relu and
 max pooling, whose slopes jump, a rounding moves a meta-gradient by some percent (float32 and float64 differ by 0.03 for the ConvNet-3
-here; with gelu by 1e-5). Those are held to the direction. Deep ones are trained by small steps of SGD: through two steps
-of Adam float32 and float64 agree in nothing for a ResNet-18 (a cosine of 0.4), and so do two right answers in float32. A program that falls back to a slower way is right but is not what was asked
-for: such a check passes with a note.
+here; with gelu by 1e-5). Those are held to the direction. Deep ones are trained by small steps of SGD: behind a few steps of Adam
+float32 and float64 agree in nothing for a ResNet-18 (a cosine of 0.4), and so do two right answers in float32. A program that falls
+back to a slower way is right but is not what was asked for: such a check passes with a note.
 """
 
 from __future__ import annotations
