@@ -1,5 +1,7 @@
 """One thread for every test, since two that spin on two busy cores are slower than one; a cache for all; and what many tests take."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -38,6 +40,7 @@ def digits_run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda number: None)  # no test cuts the power, and a disk takes its time
     monkeypatch.setenv("DISTILKIT_CACHE", str(tmp_path_factory.getbasetemp() / "distilkit-cache"))
 
 

@@ -398,7 +398,6 @@ CASES = {
     "steps that fall": Case(lambda _: dk.Evaluation(steps=(3, 1)), dk.Evaluation),
     "augmentation turned off": Case(lambda _: dk.Evaluation(augment=dk.FlipRotate(), augmented=False), dk.Evaluation),
     "real images": Case(lambda _: members_of_classes(bundle(), 9), "run"),
-    "no real images": Case(lambda _: members_of_classes(bundle(class_names=["a", "b", "c"]), 1), "run"),
     "large subset": Case(lambda _: dk.subset_grid(distilled(), [2], pipeline=distiller(evaluation=SHORT)), dk.subset_grid),
     "strategy": Case(lambda _: orders("prefxi", distilled(), 1, dk.Stream(0)), dk.subset_grid),
     "draws of one": Case(lambda _: orders("prefix", distilled(), 2, dk.Stream(0)), dk.subset_grid),
