@@ -348,7 +348,7 @@ def test_killed_at_random_moments(tmp_path):
     """kill -9: the store opens after every one, and the last run is as one that nobody killed. examples/reliability.py kills more often."""
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     chance, out = random.Random(0), tmp_path / "run"
-    for _ in range(6):
+    for _ in range(3):
         process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(4, 12))
         process.kill()
