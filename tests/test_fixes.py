@@ -7,6 +7,7 @@ import ast
 import builtins
 import inspect
 import itertools
+import pickle
 import re
 import shlex
 import tomllib
@@ -31,7 +32,7 @@ from distilkit.cli.evaluate import assemble, parse_networks
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import require_finite
-from distilkit.errors import DistilkitError
+from distilkit.errors import Change, DistilkitError, FieldError, RunError
 from distilkit.evaluation.baselines import members_of_classes
 from distilkit.functional import optimizers
 from distilkit.outer import random_rows
@@ -521,3 +522,11 @@ def test_a_file_is_told_its_ending(tmp_path):
     with pytest.raises(DistilkitError) as caught:
         formats.write(distilled(), tmp_path / "res", "dc")
     assert formats.write(distilled(), caught.value.fix, "dc").exists()
+
+
+def test_an_error_crosses_processes_as_it_is():
+    for error in (FieldError("width", 0, "at least 1", fix="width = 1"), RunError("taken", changes=[Change("out", "b")])):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)

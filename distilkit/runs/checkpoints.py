@@ -7,7 +7,6 @@ history, validation, the best set, and the sets and baselines that are tested al
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from distilkit import fields
+from distilkit.data.preprocessing.base import hash_tensor
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import Change, DistilkitError, RunError, listing
 from distilkit.evaluation import Score
@@ -81,50 +81,52 @@ def load(distiller: Distiller, found: checkpoint.Checkpoint) -> Record:
     return record
 
 
-def begun(distiller: Distiller, directory: Path, resume: Resume) -> checkpoint.Checkpoint | None:
-    """The checkpoint from which a run in this folder goes on, or None where one may begin.
+def begun(
+    distiller: Distiller, directory: Path, found: checkpoint.Checkpoint | None, resume: Resume
+) -> tuple[Distiller, checkpoint.Checkpoint | None]:
+    """Whether a run may begin in a folder, or go on there.
+
+    Args:
+        distiller: the pipeline that is asked for.
+        directory: the folder of the run.
+        found: the newest checkpoint there.
+        resume: as for `distilkit.run`.
+
+    Returns:
+        the pipeline with the precision that the run began with, where its spec leaves that open; and the checkpoint from which it goes on,
+        or None where it begins.
 
     Raises:
         RunError: the folder holds another run, or something that a run would write over.
     """
-    found = checkpoint.latest(directory / FOLDER)
     beside = [Change("out", f"{directory}-2")]
     if found is None:
         if (directory / NAME).exists():
             raise RunError(f"{directory} holds the results of another run.", changes=beside)
         if (directory / "spec.toml").exists() and not same_spec(distiller, directory / "spec.toml"):
             raise RunError(f"{directory} holds a spec.toml, which a run would write over.", changes=beside)
-        return None
+        return distiller, None
     if resume == "never":
         raise RunError(f"{directory} holds a run already, and is not to go on.", changes=beside)
     if "pipeline" not in found.meta:
         raise RunError(f"{directory / FOLDER} holds checkpoints of something else than a run.", changes=beside)
-    there, here = found.meta["pipeline"], identity(distiller)
-    changed = differences(there, here)
+    there = found.meta["pipeline"]
+    precision = there.get("unroller", {}).get("precision")
+    if distiller.unroller.precision == "auto" and precision is not None:
+        distiller = fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
+    changed = differences(there, identity(distiller))
     ways = [name for name in changed if name.startswith(WAYS)]
     if ways:
         log.warning("going on with another %s: what is done is the same, and may be rounded otherwise", listing(ways, "and"))
     changed = {name: pair for name, pair in changed.items() if name not in ways}
     if set(changed) == {"outer.steps"} and distiller.boost is None and changed["outer.steps"][1] > changed["outer.steps"][0]:
         kept = {name: steps for name, steps in found.meta["scores"].items() if name.startswith(BASELINE)}
-        return attrs.evolve(found, meta=found.meta | {"scores": kept, "finished": False})
+        return distiller, attrs.evolve(found, meta=found.meta | {"scores": kept, "finished": False})
     if changed:
         lines = [f"    {name}: {json.dumps(old)} there, {json.dumps(new)} here" for name, (old, new) in changed.items()]
         words = "\n".join([f"{directory} holds a run of another spec:", *lines, "Only outer.steps may grow, of a run without [boost]."])
         raise RunError(words, changes=beside)
-    return found
-
-
-def as_begun(distiller: Distiller, directory: Path) -> Distiller:
-    """The distiller with the precision that the run in the folder began with, where its spec leaves that open."""
-    if distiller.unroller.precision != "auto":
-        return distiller
-    try:
-        found = checkpoint.latest(directory / FOLDER)
-    except RunError:  # it will be told later
-        return distiller
-    precision = None if found is None else found.meta.get("pipeline", {}).get("unroller", {}).get("precision")
-    return distiller if precision is None else fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
+    return distiller, found
 
 
 def same_spec(distiller: Distiller, path: Path) -> bool:
@@ -141,21 +143,17 @@ def same_spec(distiller: Distiller, path: Path) -> bool:
 
 def identity(distiller: Distiller) -> dict[str, Any]:
     """What makes a run this one: its spec with the precision resolved, or, for parts made in Python, what they are called."""
-    distiller = fields.evolve(distiller, unroller=distiller.resolved_unroller)
-    data = distiller.bundle
+    data = distiller.bundle  # of this very pipeline: a changed copy would read it again
     labels = torch.cat([part.labels.cpu() for part in (data.train, data.validation, data.test)])
-    found: dict[str, Any] = {"shape": list(data.train.images.shape), "labels": _digest(labels)}
+    found: dict[str, Any] = {"shape": list(data.train.images.shape), "labels": hash_tensor(labels)}
+    distiller = fields.evolve(distiller, unroller=distiller.resolved_unroller)
     try:
         # Not of the images: another processor may have rounded their preprocessing otherwise, and a run may go on there.
         return to_tree(distiller) | {"data_read": found}
     except DistilkitError:
-        found["images"] = _digest(data.train.images[:: max(1, len(data.train) // 1000)])
+        found["images"] = hash_tensor(data.train.images[:: max(1, len(data.train) // 1000)])
         # An address is another one in every process.
         return {"pipeline": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(distiller)), "data_read": found}
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes(), digest_size=12).hexdigest()
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

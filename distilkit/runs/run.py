@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import attrs
 import xarray as xr
@@ -38,6 +37,7 @@ from distilkit.runs.claim import claimed
 from distilkit.runs.estimate import advice_for, from_shapes
 from distilkit.runs.record import BASELINE, FINAL, PREFIX, Record, save_figures, write_results, write_spec
 from distilkit.runs.stop import GivenUp, Stop
+from distilkit.storage import checkpoint
 from distilkit.truncation import StepInfo
 
 FIRST_WRITE = 5.0  # seconds after the start
@@ -80,8 +80,7 @@ def run(
     if directory.suffix == ".zarr":
         raise RunError(f"{directory} is a store, and a run is a folder with a store in it.", changes=[Change("out", directory.parent)])
     with Stop(stop_after) as stop, claimed(directory):
-        distiller = checkpoints.as_begun(distiller, directory)
-        found = checkpoints.begun(distiller, directory, resume)
+        distiller, found = checkpoints.begun(distiller, directory, checkpoint.latest(directory / checkpoints.FOLDER), resume)
         if found is not None and found.meta["finished"] and (stored := _finished(directory, distiller.outer_steps)) is not None:
             logger.info("%s is finished", directory)
             return stored
@@ -111,7 +110,7 @@ class _Run:
         self.distiller, self.directory, self.progress, self.stop, self.every = distiller, directory, progress, stop, every
         self.due = time.monotonic() + min(FIRST_WRITE, every)
 
-    def run(self, found: Any) -> xr.DataTree:
+    def run(self, found: checkpoint.Checkpoint | None) -> xr.DataTree:
         """From the start or from a checkpoint to the end, or to where it is stopped."""
         distiller = self.distiller
         self.progress.phase("loading data")

@@ -85,7 +85,7 @@ class Stop:
             self._give_up()
         elif self.reason is None:
             self.reason = signal.Signals(number).name
-            if hasattr(signal, "SIGALRM") and not self._shielded:
+            if hasattr(signal, "SIGALRM"):
                 signal.setitimer(signal.ITIMER_REAL, GRACE)
 
     def _enough(self, number: int, frame: FrameType | None) -> None:

@@ -85,17 +85,30 @@ def verify(run: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     """
     from distilkit.storage.store import find
 
-    store, checked, wrong = find(run), [], []
+    checked: list[str] = []
+    wrong: list[str] = []
+    for _ in range(10):  # a run that writes at this very moment takes the store away under our hands: look again
+        store = find(run)
+        before = store.stat().st_ino
+        checked, wrong = _verified(store)
+        if store.exists() and store.stat().st_ino == before:
+            break
+    return checked, wrong
+
+
+def _verified(store: Path) -> tuple[list[str], list[str]]:
+    checked: list[str] = []
+    wrong: list[str] = []
     found = damage(store)
     wrong += found
     if not found:
-        root = zarr.open_group(store, mode="r")
-        for name, array in _arrays(root):
+        arrays = _arrays(zarr.open_group(store, mode="r"))
+        for name, array in arrays:
             try:
                 array[...]
             except Exception as error:  # codecs raise many kinds; all mean the same here
                 wrong.append(f"{store / name} is damaged: {type(error).__name__}: {error}")
-        checked.append(f"{store}: {len(_arrays(root))} arrays")
+        checked.append(f"{store}: {len(arrays)} arrays")
     folder = store.parent / "checkpoints"
     for step in checkpoint.steps(folder):
         try:

@@ -19,8 +19,9 @@ from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, FieldError, listing, nearest
-from distilkit.evaluation import Evaluation, score_sets, train, training_set
+from distilkit.evaluation import Evaluation, score_sets, training_set
 from distilkit.evaluation.baselines import full_data
+from distilkit.evaluation.scoring import streams, trained
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
@@ -229,10 +230,9 @@ def difficulty(
     Returns:
         float64 (N,), the mean over the networks.
     """
-    learner, training = evaluation.trainer(learner, full_data(data, evaluation.batch_size))
-    streams = [stream.fold(i) for i in range(evaluation.seeds)]
-    ((_, params),) = train(learner, training, streams, evaluation.steps[-1:], mode=evaluation.mode(programs))
+    last, training = fields.evolve(evaluation, steps=evaluation.steps[-1:]), full_data(data, evaluation.batch_size)
+    (networks,) = trained(learner, training, last, streams(last, stream), programs)
     images, classes = distilled.images.to(data.train.images.device), distilled.classes.to(data.train.images.device)
     with torch.no_grad():
-        losses = [F.cross_entropy(learner.logits(p, images).double(), classes, reduction="none") for p in params]
+        losses = [F.cross_entropy(networks.learner.logits(p, images).double(), classes, reduction="none") for p in networks.params]
     return torch.stack(losses).mean(0).cpu()

@@ -191,10 +191,31 @@ def test_killed_before_its_first_checkpoint(tmp_path):
         tiny(unroller=unroller).run(folder)
 
 
+class Other(Losses):
+    """The same by another name."""
+
+
 def test_parts_made_in_python_are_known_again_in_another_process(tmp_path):
-    """By what they are called; an object that says nothing of itself has an address in its name."""
-    for policy in (Losses(), Losses()):
-        tiny(truncation=policy).run(tmp_path / "run")
+    """By what they are called: an object that says nothing of itself has an address in its name, another one in every process."""
+    first, second = (tiny(truncation=Losses()) for _ in range(2))
+    assert repr(first) != repr(second)
+    assert checkpoints.identity(first) == checkpoints.identity(second)
+    dk.run(first, tmp_path / "run", stop_after=0)
+    assert dk.run(second, tmp_path / "run")["history"].sizes["outer_step"] == 6
+    with pytest.raises(RunError, match="holds a run of another spec"):
+        tiny(truncation=Other()).run(tmp_path / "run")
+    with pytest.raises(RunError, match="data_read"):
+        tiny(truncation=Losses(), data=images()).run(tmp_path / "run")
+
+
+def test_the_data_are_read_once(tmp_path, monkeypatch):
+    """Not once more for each look at whether this is the same run."""
+    real, read = dk.Digits.load, []
+    monkeypatch.setattr(dk.Digits, "load", lambda source, stream: read.append(1) or real(source, stream))
+    dk.run(tiny(), tmp_path / "run", stop_after=0)
+    assert len(read) == 1
+    tiny(unroller=dk.Unroller(precision="auto")).run(tmp_path / "run")
+    assert len(read) == 2
 
 
 def test_time_that_is_over_ends_a_run(tmp_path):

@@ -41,8 +41,8 @@ class Arrays:
 
     From a file or folder, or from Python by keyword: `Arrays(train_images=x, train_labels=y)`. Images are (N, C, H, W),
     (N, H, W) for one channel, (N, H, W, C) with `layout="NHWC"`, or feature vectors (N, D). uint8 is scaled by 1/255 and uint16
-    by 1/65535; floats are kept as they are. Labels are whole numbers from 0. Without test arrays, a part is held out for the
-    test by a fixed seed, the same for every run.
+    by 1/65535; floats are kept as they are, but for images of whole numbers up to 255, which are refused. Labels are whole
+    numbers from 0. Without test arrays, a part is held out for the test by a fixed seed, the same for every run.
 
     Args:
         path: a `.npz` file or a Zarr group with the arrays train_images, train_labels and, where there are any, test_images,
