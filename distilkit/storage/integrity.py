@@ -108,7 +108,7 @@ def _verified(store: Path) -> tuple[list[str], list[str]]:
                 array[...]
             except Exception as error:  # codecs raise many kinds; all mean the same here
                 wrong.append(f"{store / name} is damaged: {type(error).__name__}: {error}")
-        checked.append(f"{store}: {len(arrays)} arrays")
+        checked += [f"{store}: {len(arrays)} arrays"] if not wrong else []
     folder = store.parent / "checkpoints"
     for step in checkpoint.steps(folder):
         try:
