@@ -34,8 +34,8 @@ def distilled_sets(draw: st.DrawFn) -> DistilledSet:
     dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(n, c, h, w, generator=generator).to(dtype)
-    # Values that a store loses when it takes them for "missing": zeros of both signs, NaN, infinity.
-    images.view(-1)[: draw(st.integers(0, images.numel()))] = draw(st.sampled_from([0.0, -0.0, float("nan"), float("-inf"), 1e-42]))
+    # Values that a store loses when it takes them for "missing", or rounds: zeros of both signs, the largest, the least. A set is finite.
+    images.view(-1)[: draw(st.integers(0, images.numel()))] = draw(st.sampled_from([0.0, -0.0, 65504.0, torch.finfo(dtype).min, 1e-42]))
     fitted = draw(st.sampled_from([Identity(), Standardize().fit(torch.rand(8, c, h, w, generator=generator))]))
     return DistilledSet(
         images=images,
@@ -68,9 +68,6 @@ def run_tree(distilled: DistilledSet, best: DistilledSet | None = None, steps: i
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if torch.bfloat16 in (a.dtype, b.dtype):  # goes through float32, which keeps every number but not the payload of a NaN
-        nan = a.isnan()
-        a, b = a.masked_fill(nan, 0), b.masked_fill(nan & b.isnan(), 0)
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
