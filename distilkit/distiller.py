@@ -72,7 +72,7 @@ class Distiller:
         seed: of all randomness but the data's test split.
         title: a name for people, and for the run's folder.
         device: "auto" takes a GPU where there is one; or a torch device such as "cpu" or "cuda:1".
-        threads: CPU threads of `run`; None picks by the size of the work.
+        threads: CPU threads of `run`; None reads the data with what torch takes, and picks for the rest by the size of the work.
 
     Raises:
         CombinationError: parts that do not go together, naming both.
@@ -98,7 +98,7 @@ class Distiller:
     seed: int = fields.integer(default=0, least=0)
     title: str = fields.text(default="distilled")
     device: str = fields.text(default="auto")
-    threads: int | None = fields.integer(default=None, least=1, optional=True)
+    threads: int | None = fields.integer(default=None, least=1, most=1024, optional=True)
 
     def __attrs_post_init__(self) -> None:
         if self.boost is not None and self.images.per_class not in (1, self.boost.per_class):
@@ -149,8 +149,9 @@ class Distiller:
 
     @cached_property
     def bundle(self) -> DataBundle:
-        """The real data, loaded on first use, on the device."""
-        bundle: DataBundle = self.data.load(self.stream.fold("data"))
+        """The real data, loaded on first use, on the device; what is fitted to them depends on the threads in its last bits."""
+        with process.thread_limit(self.threads):
+            bundle: DataBundle = self.data.load(self.stream.fold("data"))
         return bundle.to(self.torch_device)
 
     @cached_property
@@ -330,18 +331,20 @@ def require_finite(info: StepInfo, others: Sequence[float], lr: float) -> None:
         others: norms of the meta-gradient of the other leaves that are learned.
         lr: the inner learning rate, to name a smaller one.
     """
+    smaller = [Change("learner.optimizer.lr", float(f"{lr / 10:g}"))]
     where = f"Outer step {info.outer_step}, through the window {info.window.start} to {info.window.stop}"
     if not all(math.isfinite(x) for x in (info.outer_loss, info.meta_gradient_norm, *others)):
         error = GradientError(
             f"{where}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient {info.meta_gradient_norm:g} (labels and "
             f"learning rate, if learned: {listing([f'{x:g}' for x in others], 'and') if others else 'not learned'}). The inner run or its "
             "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
-            changes=[Change("learner.optimizer.lr", float(f"{lr / 10:g}"))],
+            changes=smaller,
         )
         error.can_pass = True
         raise error
     if info.meta_gradient_norm == 0:
         raise GradientError(
             f"{where}: the meta-gradient of the images is exactly zero, so nothing can be learned. A network or loss that detaches its "
-            "input, or whose units are all dead, does this."
+            "input, or whose units are all dead, as under too high an inner learning rate, does this.",
+            changes=smaller,
         )

@@ -7,9 +7,12 @@ leaves with their exit code; any other exception is a bug of ours and keeps its 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,15 @@ class StoppedError(RunError):
     """Something was stopped before its end, and can go on."""
 
     exit_code = 130
+
+
+def visible(text: str) -> str:
+    r"""Text in which control characters, but for ends of lines and tabs, are written out: a terminal would do what they say.
+
+    >>> print(visible("a" + chr(27) + "[2Jb"))
+    a\x1b[2Jb
+    """
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

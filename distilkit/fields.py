@@ -19,8 +19,9 @@ from typing import Any, TypeVar, dataclass_transform, get_args
 
 import attrs
 
-from distilkit.errors import FieldError, listing
+from distilkit.errors import FieldError, listing, visible
 
+_LINES = {ord("\n"): "\0", ord("\t"): "\0"}  # one line is one line
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 C = TypeVar("C")
 
@@ -60,8 +61,7 @@ def number(
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if optional and value is None:
             return
-        real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not real or not _within(value, least, most, above, below):
+        if not _is_real(value) or not _within(value, least, most, above, below):
             raise FieldError(attribute.name, value, allowed)
 
     return _field(default, check, {"allowed": allowed})
@@ -78,13 +78,14 @@ def flag(*, default: bool) -> Any:
 
 
 def text(*, default: Any = attrs.NOTHING, optional: bool = False) -> Any:
-    """A string."""
+    """A string without control characters, which could do to a terminal what they like."""
+    allowed = "a text in quotes, without control characters"
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if not (isinstance(value, str) or (optional and value is None)):
-            raise FieldError(attribute.name, value, "a text in quotes")
+        if not (isinstance(value, str) or (optional and value is None)) or (value and visible(value.translate(_LINES)) != value):
+            raise FieldError(attribute.name, value, allowed)
 
-    return _field(default, check, {"allowed": "a text in quotes"})
+    return _field(default, check, {"allowed": allowed})
 
 
 def choice(of: Any, *, default: str) -> Any:
@@ -134,10 +135,7 @@ def numbers(
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         good = isinstance(value, tuple) and len(value) == length
-        if not good or not all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and _within(v, least, most, None, below)
-            for v in value
-        ):
+        if not good or not all(_is_real(v) and _within(v, least, most, None, below) for v in value):
             raise FieldError(attribute.name, list(value) if isinstance(value, tuple) else value, allowed)
 
     return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})
@@ -218,6 +216,14 @@ def evolve(value: C, **changes: Any) -> C:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _is_real(value: object) -> bool:
+    """Whether it is a number that a float can hold: a whole number may be too large."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _within(value: float, least: float | None, most: float | None, above: float | None = None, below: float | None = None) -> bool:

@@ -168,10 +168,10 @@ def threads_for(work: Callable[[], object]) -> int:
 
 
 @contextmanager
-def thread_limit(count: int) -> Generator[None, None, None]:
-    """Work with so many threads, then go back to what was."""
+def thread_limit(count: int | None) -> Generator[None, None, None]:
+    """Work with so many threads, or with as many as now, then go back to what was."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:

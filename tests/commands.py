@@ -6,7 +6,7 @@ import sys
 from typing import NamedTuple
 from unittest import mock
 
-from distilkit.cli import main
+from distilkit.cli import app, main
 
 
 class Done(NamedTuple):
@@ -17,11 +17,17 @@ class Done(NamedTuple):
     stderr: str
 
 
+def raised(error):
+    """In the place of `unexpected`."""
+    raise error
+
+
 def distilkit(*arguments, cwd="."):
-    """Run `distilkit ARGUMENTS`. What a person would see as a traceback is raised here, and so is a warning."""
+    """Run `distilkit ARGUMENTS`. What distilkit did not expect is raised here, and so is a warning."""
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(cwd),
+        mock.patch.object(app, "unexpected", raised),
         mock.patch.object(sys, "argv", ["distilkit", *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -2,11 +2,12 @@
 
 Torch is imported by the commands that need it, so that `--help` answers at once. A `DistilkitError` is printed without a
 traceback, and ends with its exit code: 2 for bad input, 3 for numbers that are not finite, 4 where disk or memory is short, 130 for what
-was stopped before its end.
+was stopped before its end; 1 is a fault of ours, or of a component that a spec names. `--debug` shows the traceback of any of them.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from distilkit.errors import DistilkitError, FieldError
+from distilkit.errors import DistilkitError, FieldError, ResourceError, visible
 
 app = typer.Typer(
     name="distilkit",
@@ -36,7 +37,10 @@ StopAfter = Annotated[
 
 
 @app.callback(invoke_without_command=True)
-def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from, with any command.")] = False,
+) -> None:
     if version:
         from distilkit import __version__
 
@@ -88,8 +92,8 @@ def validate(spec: SpecPath, set_: Overrides = [], trust: Trust = False) -> None
     from distilkit import spec as specs
 
     distiller = specs.load(spec, set_, trust=trust)
-    typer.echo(specs.dumps(distiller))
-    typer.echo(f"# {spec} is a valid spec.")
+    typer.echo(visible(specs.dumps(distiller)))
+    typer.echo(f"# {visible(str(spec))} is a valid spec.")
 
 
 @app.command()
@@ -114,7 +118,7 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder o
 
     checked, wrong = check(run)
     for line in checked:
-        typer.echo(f"whole: {line}")
+        typer.echo(f"whole: {visible(line)}")
     if wrong:
         raise RunError("\n  ".join([f"{run} is damaged:", *wrong]))
 
@@ -190,7 +194,7 @@ def export(
     from distilkit.storage import formats
 
     made = read_set(path, format=format, label_space=label_space, preprocessing=preprocessing)
-    typer.echo(f"{formats.write(made, out, to, plain=plain)}: {len(made)} images, labels as {made.label_space}")
+    typer.echo(f"{visible(str(formats.write(made, out, to, plain=plain)))}: {len(made)} images, labels as {made.label_space}")
 
 
 @app.command()
@@ -207,7 +211,7 @@ def subsets(
     """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""
     from distilkit.cli.studies import show_subsets
 
-    numbers, draws = [int(b) for b in _list(budgets)], draws if strategy == "random" else 1
+    numbers, draws = _numbers("--budgets", budgets, least=1), draws if strategy == "random" else 1
     show_subsets(run, numbers, draws, strategy, _list(networks), seeds, out or run / f"subsets-{strategy}", trust)
 
 
@@ -233,7 +237,7 @@ def gradients(
     from distilkit.cli.studies import show_gradients
 
     pipeline = specs.load(spec, set_, trust=trust)
-    points = [int(step) for step in _list(at)]
+    points = _numbers("--at", at, least=0)
     show_gradients(pipeline, points, replicates, policy, optimizer, out or _folder(f"{pipeline.title}-gradients"))
 
 
@@ -277,6 +281,14 @@ def _list(words: str | None) -> list[str]:
     return [word.strip() for word in words.split(",")] if words else []
 
 
+def _numbers(option: str, words: str | None, least: int) -> list[int]:
+    """Whole numbers, of "1,2,5"; each once."""
+    found = [int(word) if re.fullmatch(r"\d{1,9}", word, re.ASCII) else -1 for word in _list(words)]
+    if any(number < least for number in found) or len(set(found)) != len(found):
+        raise FieldError(option, words, f"whole numbers, each at least {least} and none twice", fix=f"{option} 1,2,5")
+    return found
+
+
 def _folder(title: str) -> Path:
     """runs/TITLE."""
     return Path("runs") / ("".join(c if c.isalnum() or c in "-_." else "-" for c in title).strip("-.") or "run")
@@ -284,11 +296,34 @@ def _folder(title: str) -> Path:
 
 def main() -> None:
     """Entry point of the `distilkit` command."""
+    debug = "--debug" in sys.argv[1:]
     try:
-        app()
-    except DistilkitError as error:
-        typer.echo(f"distilkit: {in_words(error)}", err=True)
-        sys.exit(error.exit_code)
+        app([word for word in sys.argv[1:] if word != "--debug"])
+    except Exception as error:
+        if debug:
+            raise
+        code, words = _told(error)
+        typer.echo(f"distilkit: {visible(words)}", err=True)
+        sys.exit(code)
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """The exit code and the words for what went wrong."""
+    if isinstance(error, DistilkitError):
+        return error.exit_code, in_words(error)
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{str(error.filename)[:200]}: " if error.filename else ""
+        short = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
+        return ResourceError.exit_code if short else DistilkitError.exit_code, f"{place}{error.strerror}."
+    return unexpected(error)
+
+
+def unexpected(error: Exception) -> tuple[int, str]:
+    """What to say of a fault of ours, or of a component that the spec names."""
+    return 1, (
+        f"Something that distilkit did not expect: {type(error).__name__}: {error}\n"
+        "This is a fault of distilkit, or of a component of your own. The same command with --debug shows where."
+    )
 
 
 if __name__ == "__main__":

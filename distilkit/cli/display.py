@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
-from distilkit.errors import Change, StoppedError
+from distilkit.errors import Change, StoppedError, visible
 from distilkit.spec.text import to_toml
 from distilkit.storage.spread import plus_minus
 
@@ -36,6 +37,11 @@ class Console(RichConsole):
         """What is printed from now on goes nowhere."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """As rich does it, but what came from a file, such as a title, moves no cursor."""
+        for part in super().render(renderable, options):
+            yield part if part.control else part._replace(text=visible(part.text))
 
     def print(self, *objects: Any, **how: Any) -> None:
         """As rich does it."""

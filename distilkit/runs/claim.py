@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from distilkit.distiller import Distiller
 from distilkit.errors import Change, RunError
 from distilkit.runs.checkpoints import FOLDER, same_spec
-from distilkit.storage.store import NAME
+from distilkit.storage.store import NAME, require_writable
 
 LOCK = ".lock"
 
@@ -60,6 +60,7 @@ def claimed(directory: Path) -> Generator[None, None, None]:
     Raises:
         RunError: another process writes a run into it; it cannot be made.
     """
+    require_writable(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / LOCK)

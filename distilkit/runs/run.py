@@ -41,6 +41,7 @@ from distilkit.storage import checkpoint
 from distilkit.truncation import StepInfo
 
 FIRST_WRITE = 5.0  # seconds after the start
+HOPELESS = 8  # times the memory that there is; an estimate by shapes is right to a factor of two
 ATTEMPTS = 5  # windows that are drawn for an outer step whose numbers are not finite
 
 logger = logging.getLogger("distilkit")
@@ -127,7 +128,7 @@ class _Run:
             raise ResourceError(f"{self.directory} cannot be written: {error.strerror or error}.") from error
         count = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1))
         if self.record.state.step < distiller.outer_steps:
-            _notice_memory(distiller)
+            _require_memory(distiller)
         with process.thread_limit(count), process.keep_freed_memory():
             try:
                 self._distil()
@@ -266,13 +267,16 @@ def out_of_memory(distiller: Distiller) -> ResourceError:
     return ResourceError("There was not enough memory. What was done until then is stored.", changes=changes)
 
 
-def _notice_memory(distiller: Distiller) -> None:
-    """Say what the run will take, by shapes alone, and what to change if it will not fit."""
+def _require_memory(distiller: Distiller) -> None:
+    """Say what the run will take, by shapes alone, and what to change if it may not fit; refuse what cannot."""
     draft = from_shapes(distiller)
     what = f"memory: about {draft.peak / 2**30:.1f} GiB at the peak, of {draft.available / 2**30:.1f} GiB"
     if not draft.by_shapes:
         logger.info("memory: not known, since the network cannot be recorded; distilkit plan measures it")
     elif draft.fits:
         logger.info(what)
+    elif draft.peak > HOPELESS * draft.available:
+        changes = [change for _, change in draft.advice]
+        raise ResourceError(f"{what[0].upper()}{what[1:]}: this cannot be done here.", changes=changes)
     else:
         logger.warning("%s: it may not fit; a plan (`distilkit plan`, `dk.plan`) measures it and says what to change", what)

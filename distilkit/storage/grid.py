@@ -8,6 +8,7 @@ A grid is a folder:
 
 A unit is what is computed at one time, such as all seeds of eight subsets of one size; it is one chunk of the store, so two
 processes never write to the same file. A lock ends with its process: a unit that a kill interrupted is free again.
+Chunks have checksums; a unit whose chunk is lost or damaged is computed again.
 A unit's result must depend on nothing but which unit it is; then the grid is the same to the bit, whoever filled it.
 """
 
@@ -15,20 +16,25 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 from filelock import FileLock, Timeout
 
 from distilkit import __version__
 from distilkit.errors import Change, RunError
 from distilkit.progress import SILENT, Progress
+from distilkit.storage.integrity import CHECKED, damage, seal
 from distilkit.storage.layout import FORMAT_VERSION
-from distilkit.storage.store import NAME
+from distilkit.storage.store import NAME, require_writable
+
+logger = logging.getLogger("distilkit")
 
 Region = dict[str, slice]
 Values = Mapping[str, np.ndarray]
@@ -57,7 +63,7 @@ def fill(
         The grid, complete: units that another process computes are waited for.
 
     Raises:
-        RunError: the folder holds something else.
+        RunError: the folder holds something else, is damaged where no unit can mend it, or cannot be written.
 
     >>> template = xr.Dataset({"square": ("x", np.full(3, np.nan))}, {"x": [1, 2, 3]})
     >>> grid = fill(template, {"x": 2}, lambda at: {"square": template.x.values[at["x"]] ** 2}, identity={})
@@ -72,7 +78,9 @@ def fill(
                 filled[name][{dim: at for dim, at in region.items() if dim in filled[name].dims}] = values
             progress.advance(i + 1, len(regions))
         return filled
+    require_writable(folder)
     store, marks = _prepare(folder, template, units, identity)
+    _forget_lost(store, marks, template, regions)
     waiting = dict(enumerate(regions))
     for timeout in (0, -1):  # first what nobody has claimed, then wait for what others are at
         for number, region in list(waiting.items()):
@@ -86,9 +94,45 @@ def fill(
                 continue
             del waiting[number]
             progress.advance(sum(1 for _ in marks.glob("*.done")), len(regions))
-    with xr.open_zarr(store) as lazy:
-        grid: xr.Dataset = lazy.load()
+    try:
+        with xr.open_zarr(store) as lazy:
+            grid: xr.Dataset = lazy.load()
+    except Exception as error:  # zarr and its codecs raise many kinds; all mean the same here
+        raise _damaged(folder, damage(store) or [f"{store} cannot be read: {error}"]) from error
+    if wrong := damage(store):
+        raise _damaged(folder, wrong)
+    grid.attrs.pop("digest", None)
     return grid
+
+
+def _damaged(folder: Path, wrong: Sequence[str]) -> RunError:
+    return RunError(
+        f"{' '.join(wrong[:3])} What is whole of it can be read with xarray; to fill it anew, move it away.",
+        fix=f"mv {folder} {folder}.damaged",
+    )
+
+
+def _forget_lost(store: Path, marks: Path, template: xr.Dataset, regions: Sequence[Region]) -> None:
+    """Take away the marks of units whose chunks are lost or damaged, so that they are computed again."""
+    for number, region in enumerate(regions):
+        mark = marks / f"{number}.done"
+        if mark.exists() and not all(_is_whole(store / str(name), array.dims, region) for name, array in template.data_vars.items()):
+            logger.warning("unit %d of %s is lost or damaged, and is computed again", number, store)
+            mark.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path, dims: Sequence[Any], region: Region) -> bool:
+    """Whether the chunk of a unit is there and can be read; of what has no unit of its own, all of it."""
+    try:
+        array = zarr.open_array(path, mode="r")
+        if any(dim in region for dim in dims):
+            place = tuple(region[dim].start // size if dim in region else 0 for dim, size in zip(dims, array.chunks, strict=True))
+            if not (path / array.metadata.encode_chunk_key(place)).is_file():
+                return False
+        array[tuple(region.get(dim, slice(None)) for dim in dims)]
+    except Exception:  # as above
+        return False
+    return True
 
 
 def done(folder: Path) -> int:
@@ -110,23 +154,31 @@ def _prepare(folder: Path, template: xr.Dataset, units: Mapping[str, int], ident
     marks.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "units" / "create.lock"):
         made = marks / "created"
+        if made.exists() and not store.exists():
+            logger.warning("%s is gone, and is filled anew", store)
+            for mark in [made, *marks.glob("*.done")]:
+                mark.unlink()
         if not made.exists():
             if store.exists() and not (store / "zarr.json").is_file():
                 raise RunError(f"{store} is there and is not a Zarr store, so it is not overwritten.")
-            if store.exists() and json.loads((store / "zarr.json").read_text()).get("attributes", {}).get("grid") is None:
+            if store.exists() and _held(store) is None:
                 raise RunError(f"{folder} holds the results of a run, not a grid.", changes=[Change("out", f"{folder}-grid")])
             attributes = {"grid": words, "format_version": FORMAT_VERSION, "distilkit_version": __version__}
-            encoding = {
-                str(name): {"chunks": tuple(units.get(str(d), array.sizes[d]) for d in array.dims), "_FillValue": None}
-                for name, array in template.data_vars.items()
-                if array.dtype.kind in "fiub" and array.ndim and array.size
-            }
+            encoding: dict[str, dict[str, Any]] = {str(name): dict(CHECKED) for name in template.variables}
+            for name, array in template.data_vars.items():
+                if array.dtype.kind in "fiub" and array.ndim and array.size:
+                    encoding[str(name)] |= {"chunks": tuple(units.get(str(d), array.sizes[d]) for d in array.dims), "_FillValue": None}
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-                template.assign_attrs(attributes).to_zarr(store, mode="w", encoding=encoding, zarr_format=3, consolidated=True)
+                template.assign_attrs(attributes).to_zarr(
+                    store, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_empty_chunks=True
+                )
+            seal(store)
             made.touch()
-    held = json.loads((store / "zarr.json").read_text())["attributes"].get("grid")
+    held = _held(store)
     if held != words:
+        if held is None:
+            raise _damaged(folder, damage(store) or [f"{store} does not say which grid it is."])
         theirs, ours = json.loads(held), json.loads(words)
         keys = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
         raise RunError(
@@ -136,9 +188,18 @@ def _prepare(folder: Path, template: xr.Dataset, units: Mapping[str, int], ident
     return store, marks
 
 
+def _held(store: Path) -> str | None:
+    """The words of the grid that a store is; None where it is none, or where that cannot be read."""
+    try:
+        found = json.loads((store / "zarr.json").read_text(encoding="utf-8"))["attributes"].get("grid")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
 def _store(store: Path, template: xr.Dataset, region: Region, values: Values) -> None:
     """Write a unit's chunks."""
     for name, array in values.items():
         dims = template[name].dims
         whole = {str(d): region.get(str(d), slice(0, template.sizes[d])) for d in dims}
-        xr.Dataset({name: (dims, np.asarray(array, template[name].dtype))}).to_zarr(store, region=whole, mode="r+")
+        xr.Dataset({name: (dims, np.asarray(array, template[name].dtype))}).to_zarr(store, region=whole, mode="r+", write_empty_chunks=True)

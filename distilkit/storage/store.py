@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
 
-from distilkit.errors import RunError, nearest
+from distilkit.errors import Change, RunError, nearest
 from distilkit.storage.checkpoint import sync_folder
 from distilkit.storage.integrity import CHECKED, damage, seal
 from distilkit.storage.layout import FORMAT_VERSION
@@ -132,6 +134,27 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
             fix='which="last"' if group == "best" else None,
         )
     return from_group(tree, group)
+
+
+def require_writable(folder: str | os.PathLike[str]) -> None:
+    """See that a folder can be made and written into, before hours of work: what was made for that is taken away again.
+
+    Raises:
+        RunError: it cannot.
+    """
+    folder = Path(folder)
+    try:
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for made in missing:
+            with suppress(OSError):  # another process has begun there meanwhile
+                made.rmdir()
+    except (OSError, ValueError) as error:  # the latter of a NUL in the name
+        raise RunError(
+            f"The folder {folder} cannot be written: {getattr(error, 'strerror', None) or error}.", changes=[Change("out", "runs/another")]
+        ) from error
 
 
 def _store(run: str | os.PathLike[str]) -> Path:

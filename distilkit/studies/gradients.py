@@ -38,7 +38,7 @@ from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
-from distilkit.storage import checkpoint
+from distilkit.storage import checkpoint, require_writable
 from distilkit.storage.grid import Region, fill
 from distilkit.studies.gradients_layout import VARIABLES, gradients_template
 from distilkit.studies.statistics import clipped, cosine, jackknife, relative_variance, squared_mean
@@ -99,6 +99,8 @@ def gradient_study(
     Raises:
         CombinationError: fewer than 3 replicates, or an outer step beyond the pipeline's last.
     """
+    if out is not None:
+        require_writable(out)
     chosen = dict(policies or usual_policies(pipeline.truncation))
     inner = dict(optimizers or {type(pipeline.learner.optimizer).__name__: pipeline.learner.optimizer})
     points = sorted(set(outer_steps))

@@ -16,7 +16,7 @@ import xarray as xr
 from distilkit import fields, spec, storage
 from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, listing
 from distilkit.evaluation import TrainingSet, score_sets, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset
 from distilkit.progress import SILENT, Progress, Within
@@ -137,6 +137,11 @@ def intercorrelation_study(
     folder = Path(out)
     if pipeline.boost is None:
         raise CombinationError("The intercorrelation study compares boosted prefixes, and this spec has no boost schedule.", fix="[boost]")
+    budgets = pipeline.boost.budgets
+    at = influence_at or budgets[min(1, len(budgets) - 1)]
+    if at not in budgets:
+        raise CombinationError(f"influence_at = {at}, and the sets distilled directly will have {listing(budgets)} images per class.")
+    storage.require_writable(folder)
     judged = fields.evolve(pipeline.evaluation, baselines=())
     boosted = _made(fields.evolve(pipeline, evaluation=judged), folder / "boosted", progress)
     direct, steps = {}, 0
@@ -155,10 +160,6 @@ def intercorrelation_study(
         direct[stage.per_class] = _made(alone, folder / f"direct-{stage.per_class}", progress)
     progress.phase("comparing the sources")
     sources = intercorrelation(pipeline, direct, boosted, draws=draws, out=folder / "grid", progress=progress)
-    budgets = pipeline.boost.budgets
-    at = influence_at or budgets[min(1, len(budgets) - 1)]
-    if at not in direct:
-        raise CombinationError(f"influence_at = {at}, and the sets distilled directly have {sorted(direct)} images per class.")
     progress.phase(f"removing samples of the set with {at} images per class")
     pairs = "all" if len(direct[at]) <= 30 else "same class"
     removed = influence(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
+from distilkit.data.preprocessing.base import hash_tensor, hash_words
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation, score_sets, training_set
@@ -26,6 +26,7 @@ from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
 from distilkit.runs.open import with_pipeline
+from distilkit.storage import require_writable
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
 from distilkit.unroll.execution import ProgramCache
@@ -71,6 +72,8 @@ def subset_grid(
         CombinationError: a budget that the set cannot serve, or a set without its pipeline.
         RunError: `out` holds another grid.
     """
+    if out is not None:
+        require_writable(out)
     made, pipeline = with_pipeline(distilled, pipeline, trust=trust)
     protocol = pipeline.evaluation if seeds is None else fields.evolve(pipeline.evaluation, seeds=seeds)
     learners = {name: bound(pipeline, network) for name, network in (networks or {"the learner's": pipeline.learner}).items()}
@@ -149,11 +152,7 @@ def bound(pipeline: Distiller, network: Any) -> Learner:
 
 def fingerprint(made: DistilledSet) -> str:
     """A hash of a set's images and labels."""
-    digest = hashlib.blake2b(digest_size=12)
-    for tensor in (made.images, made.labels, made.classes):
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return hash_words({name: hash_tensor(getattr(made, name)) for name in ("images", "labels", "classes")})
 
 
 def subset_rows(classes: Tensor, budget: int, order: Tensor) -> Tensor:

@@ -23,9 +23,10 @@ from distilkit import process
 from distilkit.data.bundle import Split
 from distilkit.evaluation.training import Mode, TrainingSet, accuracy, draw, train
 from distilkit.functional import optimizers
+from distilkit.unroll.execution import Compile
 
 QUESTION = "time of a training step and of 10,000 test images, for one network that judges a distilled set"
-QUICK = {"width": 8, "steps": 3, "tests": 20}
+QUICK = {"width": 8, "steps": 3, "tests": 20, "compile": "trace"}
 IMAGES, BATCH = 10, 1024
 SIDES = ("by autograd, float32", "by autograd, float32, kept", "float32", "bfloat16")
 Learning = Callable[[int], Tensor]  # trains for so many steps and gives the parameters (P,)
@@ -54,14 +55,14 @@ def plainly(learner: dk.Learner, params: Tensor, split: Split) -> None:
             learner.logits(params, images).argmax(-1)
 
 
-def measure(side: str, width: int, steps: int, tests: int, threads: int, device: str) -> common.Row:
+def measure(side: str, width: int, steps: int, tests: int, compile: Compile, threads: int, device: str) -> common.Row:
     """Run one case in this process."""
     common.prepare(threads, device)
     learner = dk.Learner(dk.ConvNet(width=width), dk.Adam(), augment=dk.FlipRotate()).bind((3, 32, 32), 10)
     stream, classes = dk.Stream(0), torch.arange(IMAGES) % 10
     training = TrainingSet(stream.fold("set").normal(IMAGES, 3, 32, 32).to(device), torch.eye(10)[classes].to(device), classes)
     split = Split(stream.fold("tests").normal(tests, 3, 32, 32).to(device), (torch.arange(tests) % 10).to(device))
-    mode = Mode(side, "auto" if device != "cpu" else "inductor")
+    mode = Mode(side, compile)
     usual = side.startswith("by autograd")
     learn = by_autograd(learner, training, stream) if usual else lambda n: next(train(learner, training, [stream], [n], mode=mode))[1][0]
     test = plainly if usual else lambda learner, params, split: accuracy(learner, params[None], split, mode)
@@ -103,11 +104,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--tests", type=int, default=4096)
+    parser.add_argument("--compile", help="of the evaluation; by default auto on a GPU, and inductor on a CPU")
     given = common.parse(parser, QUICK)
     if given.case:
         common.answer(measure(**given.case))
         return
-    settings = {name: getattr(given, name) for name in ("width", "steps", "tests", "threads", "device")}
+    given.compile = given.compile or ("auto" if common.on_gpu(given.device) else "inductor")
+    settings = {name: getattr(given, name) for name in ("width", "steps", "tests", "compile", "threads", "device")}
     rows = common.run([{"side": side} for side in SIDES], settings, given)
     good = [row for row in rows if "failed" not in row]
     for row in good:

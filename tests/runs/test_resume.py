@@ -360,7 +360,7 @@ SHORT = "--set outer.steps=4 --set evaluation.seeds=1 --set evaluation.steps=[2]
 
 
 def command(out, *more):
-    settings = ["outer.steps=60", "evaluation.seeds=2", "evaluation.steps=[20]", "evaluation.every=20", "device=cpu", "threads=1"]
+    settings = ["outer.steps=30", "evaluation.seeds=1", "evaluation.steps=[20]", "evaluation.every=10", "device=cpu", "threads=1"]
     return [sys.executable, "-m", "distilkit", "run", str(DIGITS), "--out", str(out), *(f"--set={one}" for one in settings), *more]
 
 
@@ -369,9 +369,9 @@ def test_killed_at_random_moments(tmp_path):
     """kill -9: the store opens after every one, and the last run is as one that nobody killed. examples/reliability.py kills more often."""
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     chance, out = random.Random(0), tmp_path / "run"
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(4, 12))
+        time.sleep(chance.uniform(3, 8))
         process.kill()
         process.wait()
         if (out / "results.zarr").exists():

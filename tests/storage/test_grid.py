@@ -1,6 +1,7 @@
 """Grids on disk: they go on after a kill, and two processes share one, to the same bits as one that was left alone."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import xarray as xr
 import distilkit as dk
 from distilkit.errors import RunError
 from distilkit.progress import Silent
+from distilkit.storage import verify
 from distilkit.storage.grid import done, fill
 
 TEMPLATE = xr.Dataset(
@@ -135,3 +137,51 @@ def test_two_processes_share_a_grid(tmp_path):
     assert sorted(int(unit) for _, unit in lines) == list(range(12))  # none lost, none doubled
     assert {who for who, _ in lines} == {"left", "right"}
     assert np.array_equal(value(shared), value(alone))
+
+
+def chunks(folder):
+    return sorted(path for path in (folder / "results.zarr").rglob("*") if path.is_file() and path.name != "zarr.json")
+
+
+@pytest.mark.parametrize("harm", ["lost", "damaged"])
+def test_a_unit_that_is_lost_or_damaged_is_computed_again(harm, tmp_path):
+    """Each chunk in turn: the grid is as it was, or, where no unit can mend it, an error says so."""
+    whole = fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path / "whole")
+    mended = 0
+    for number, original in enumerate(chunks(tmp_path / "whole")[:: 1 if harm == "lost" else 3]):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", folder)
+        chunk = folder / original.relative_to(tmp_path / "whole")
+        if harm == "lost":
+            chunk.unlink()
+        else:
+            content = bytearray(chunk.read_bytes())
+            content[len(content) // 2] ^= 16
+            chunk.write_bytes(content)
+        assert verify(folder)[1]
+        if original.relative_to(tmp_path / "whole" / "results.zarr").parts[0] in ("value", "count"):
+            assert same(whole, fill(TEMPLATE, UNITS, compute, identity={}, folder=folder))
+            assert not verify(folder)[1]
+            mended += 1
+        else:
+            with pytest.raises(RunError, match="move it away"):
+                fill(TEMPLATE, UNITS, compute, identity={}, folder=folder)
+    assert mended >= (12 if harm == "lost" else 3)
+
+
+def test_a_store_that_is_gone_is_filled_anew(tmp_path):
+    whole = fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path)
+    shutil.rmtree(tmp_path / "results.zarr")
+    assert same(whole, fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path))
+    for content in ("", "[]", "{}", '{"attributes": 3}'):
+        (tmp_path / "results.zarr" / "zarr.json").write_text(content)
+        with pytest.raises(RunError, match="move it away"):
+            fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "in", tmp_path / ("x" * 300), tmp_path / "a\0b"):
+        with pytest.raises(RunError, match="cannot be written"):
+            fill(TEMPLATE, UNITS, None, identity={}, folder=out)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -6,6 +6,7 @@ import torch
 
 import distilkit as dk
 from distilkit.unroll.adjoints import OuterVariables
+from distilkit.unroll.execution import ProgramCache
 from tests.unroll.problems import learner, outer_loss, problem, reference, relative
 
 # One line here gives a new component every test below.
@@ -42,6 +43,9 @@ DRAWS = {
 }
 
 
+PROGRAMS = ProgramCache()  # as a pipeline has one: a step is recorded once for all windows
+
+
 @pytest.mark.parametrize("table", [ADJOINTS, POLICIES, OPTIMIZERS])
 def test_no_two_rows_are_the_same(table):
     assert len(set(table.values())) == len(table)
@@ -68,7 +72,7 @@ def test_equals_whole_window_autograd(execution, policy, optimizer, learn_lr, dr
     window, stream = window_of(POLICIES[policy]), dk.Stream(5)
     loss, truth = reference(inner, leaves, window, batch, stream, classes)
     for name, adjoint in ADJOINTS.items():
-        meta = dk.Unroller(adjoint, compile=execution).meta_gradient(inner, leaves, window, batch, stream, classes)
+        meta = dk.Unroller(adjoint, compile=execution).meta_gradient(inner, leaves, window, batch, stream, classes, PROGRAMS)
         assert relative(meta.loss, loss) < 1e-12, name
         assert relative(meta.images, truth.images) < 1e-10, name
         assert relative(meta.labels, truth.labels) < 1e-10, name

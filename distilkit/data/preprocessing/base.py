@@ -55,9 +55,9 @@ def hash_tensor(images: torch.Tensor) -> str:
     >>> hash_tensor(torch.zeros(2)) == hash_tensor(torch.zeros(2)), hash_tensor(torch.zeros(2)) == hash_tensor(torch.zeros(1, 2))
     (True, False)
     """
-    array = images.detach().cpu().contiguous().numpy()
-    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
-    digest.update(array.reshape(-1).view(np.uint8).data)
+    plain = images.detach().cpu().contiguous()
+    digest = hashlib.blake2b(f"{plain.dtype} {tuple(plain.shape)}".encode(), digest_size=16)
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,12 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("distilkit"))
 
 
-def cached(key: str, make: Callable[[], Arrays]) -> Arrays:
+def cached(key: str, names: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
     """Return the arrays kept under `key`, or make and keep them.
 
     Args:
         key: a hash of all that the result depends on.
+        names: of the arrays.
         make: computes the arrays.
 
     Returns:
@@ -33,8 +33,8 @@ def cached(key: str, make: Callable[[], Arrays]) -> Arrays:
     path = cache_folder() / f"{key}.npz"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return {name: kept[name] for name in names}
+    except Exception:  # zipfile, zlib and numpy raise many kinds for what is damaged; all mean the same here
         arrays = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ class KorniaZCA:
         if len(images) < 2:
             raise CombinationError(f"KorniaZCA divides the covariance by N - 1, so it needs at least 2 training images, not {len(images)}.")
         on = hash_tensor(images)
-        arrays = cached(hash_words({"kind": "KorniaZCA", "eps": self.eps, "on": on}), lambda: self._fit(images))
+        arrays = cached(hash_words({"kind": "KorniaZCA", "eps": self.eps, "on": on}), ("matrix", "mean"), lambda: self._fit(images))
         return KorniaWhitened(arrays["matrix"], arrays["mean"], tuple(images.shape[1:]), self.eps, fitted_on=on)
 
     def _fit(self, images: torch.Tensor) -> Arrays:

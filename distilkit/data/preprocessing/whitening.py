@@ -51,7 +51,9 @@ class Whiten:
             The fitted value.
         """
         on = hash_tensor(images)
-        arrays = cached(hash_words({"kind": "Whiten", "regularisation": self.regularisation, "on": on}), lambda: self._fit(images))
+        arrays = cached(
+            hash_words({"kind": "Whiten", "regularisation": self.regularisation, "on": on}), ("matrix", "scale"), lambda: self._fit(images)
+        )
         return Whitened(arrays["matrix"], arrays["scale"], tuple(images.shape[1:]), self.regularisation, fitted_on=on)
 
     def _fit(self, images: torch.Tensor) -> Arrays:

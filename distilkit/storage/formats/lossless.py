@@ -1,12 +1,14 @@
 """The format "safetensors": a whole distilled set in one file, bit for bit. Others' formats carry the same bytes beside them.
 
-Tensors images, labels, classes, block and preprocessing_NAME; in the header the keys `format` ("distilkit set 1") and `set`, a JSON
-object with class_names, label_space, inner_lr, preprocessing and provenance.
+Tensors images, labels, classes, block and preprocessing_NAME; in the header the keys `format` ("distilkit set 1"), `set`, a JSON
+object with class_names, label_space, inner_lr, preprocessing and provenance, and `digest`, of `set` and all tensors.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from safetensors.torch import load as parse, save as serialize
 
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import from_arrays, to_words
+from distilkit.data.preprocessing.base import hash_tensor
 from distilkit.errors import DistilkitError
 from distilkit.storage.formats.raw import Options, write_file
 
@@ -46,7 +49,7 @@ def dumps(distilled: DistilledSet) -> bytes:
         text = json.dumps(words)
     except TypeError as error:
         raise DistilkitError(f"The provenance of a distilled set must be plain JSON: {error}.") from error
-    return serialize(plain, metadata={"format": FORMAT, "set": text})
+    return serialize(plain, metadata={"format": FORMAT, "set": text, "digest": _digest(text, plain)})
 
 
 def loads(content: bytes, name: Path | str) -> DistilledSet:
@@ -70,6 +73,8 @@ def loads(content: bytes, name: Path | str) -> DistilledSet:
             f"in place of {FORMAT!r}.",
             fix='formats.write(distilled, "set.safetensors", "safetensors")',
         )
+    if header["digest"] != _digest(header["set"], tensors):
+        raise DistilkitError(f"{name} is damaged: its content does not match its digest.")
     words: dict[str, Any] = json.loads(header["set"])
     arrays = {key.removeprefix(PREFIX): value.numpy() for key, value in tensors.items() if key.startswith(PREFIX)}
     return DistilledSet(
@@ -83,6 +88,13 @@ def loads(content: bytes, name: Path | str) -> DistilledSet:
         preprocessing=from_arrays(words["preprocessing"], arrays),
         provenance=words["provenance"],
     )
+
+
+def _digest(words: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(words.encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {hash_tensor(tensors[name])}".encode())
+    return digest.hexdigest()
 
 
 def beside(path: Path) -> DistilledSet | None:

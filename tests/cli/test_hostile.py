@@ -1,0 +1,203 @@
+"""Specs and command lines as a tired person, a broken disk or somebody with bad intent may write them: words, soon, and nothing else."""
+
+import random
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from distilkit import recipes, spec
+from distilkit.errors import DistilkitError
+from tests.commands import distilkit
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+VALUES = [
+    *("", "0", "-1", "1e999", "-0.0", "nan", "inf", "1" + "0" * 400, "true", "3.5", '"x"', '""', "[]", "[1, [2]]", "{}", '{kind = "MLP"}'),
+    *(
+        "2026-11-26",
+        "0x10",
+        "1_0",
+        "[1, 'a']",
+        "{kind = 3}",
+        '"../../etc/passwd"',
+        '"\\u001b]0;owned\\u0007"',
+        '"\\u0000"',
+        '"' + "é" * 5000 + '"',
+    ),
+    *(
+        '{kind = "python", target = "os:system"}',
+        "[" * 50 + "]" * 50,
+        "[" * 3000,
+        '"""',
+        "=",
+        "#",
+        "\x1b[31m",
+        "\x00",
+        "a.b",
+        "9223372036854775808",
+    ),
+]
+SLOWEST = 5.0  # seconds, for any of them
+
+
+def hurt(text, chance):
+    """The text of a spec with one to three things wrong."""
+    for _ in range(chance.randint(1, 3)):
+        lines = text.splitlines() or [""]
+        at, how = chance.randrange(len(lines)), chance.randrange(8)
+        key = lines[at].partition("=")[0] or "x "
+        if how == 0:
+            lines[at] = f"{key}= {chance.choice(VALUES)}"
+        elif how == 1:
+            del lines[at]
+        elif how == 2:
+            lines.insert(at, chance.choice(lines))
+        elif how == 3:
+            lines[at] = lines[at][: chance.randrange(len(lines[at]) + 1)]
+        elif how == 4:
+            place = chance.randrange(len(lines[at]) + 1)
+            lines[at] = lines[at][:place] + chance.choice("\"'[]{}=.#\\\x00\x1b\u202e é9-,") + lines[at][place:]
+        elif how == 5:
+            lines[at] = re.sub(r"\w+", lambda word: word[0][::-1] if chance.random() < 0.3 else word[0], lines[at])
+        elif how == 6:
+            lines.insert(at, f"{key}= {chance.choice(VALUES)}")
+        else:
+            lines[at] = chance.choice(("[", "[[", "")) + key.strip() + chance.choice(("]", "]]", ".x = 1"))
+        text = "\n".join(lines)
+    return text
+
+
+def in_words(done):
+    """Whether a command ended as it should: done, or told in words without anything that a terminal would obey."""
+    said = done.stdout + done.stderr
+    return done.returncode in (0, 2) and "Traceback" not in said and not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_specs_with_anything_in_them(part, tmp_path):
+    texts = [recipes.read(name) for name in recipes.names()] + [path.read_text() for path in sorted(EXAMPLES.glob("*.toml"))]
+    chance, refused = random.Random(part), 0
+    for number in range(500):
+        text = hurt(chance.choice(texts), chance)
+        (tmp_path / "spec.toml").write_bytes(text.encode("utf-8", "surrogatepass"))
+        began = time.monotonic()
+        if number % 10 == 0:  # most without the command, whose making takes as long again
+            done = distilkit("validate", tmp_path / "spec.toml")
+            assert in_words(done), (text, done)
+            refused += done.returncode == 2
+        else:
+            try:
+                spec.load(tmp_path / "spec.toml")
+            except DistilkitError:
+                refused += 1
+        assert time.monotonic() - began < SLOWEST, text
+    assert 250 < refused < 500
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.toml"]
+
+
+WORDS = [
+    "",
+    " ",
+    "a",
+    "-1",
+    "0",
+    "1.5",
+    "1,,2",
+    "1e999",
+    "9" * 400,
+    "é" * 300,
+    "x" * 5000,
+    "../..",
+    "/dev/null",
+    "/proc/self/mem",
+    "{",
+    "[",
+    "=",
+    "a=",
+    "=a",
+]
+WORDS += [
+    "\x1b]0;owned\x07",
+    "--",
+    "-",
+    "--set",
+    "--help=",
+    "a\0b",
+    "$(touch owned)",
+    "`touch owned`",
+    "{kind='python'}",
+    "nan",
+    "\udcff",
+    ".",
+    "~",
+    "*",
+]
+USES = {
+    "run": (["{spec}"], ["--out", "--set", "--stop-after", "--fresh", "--trust"]),
+    "resume": (["{run}"], ["--set", "--stop-after", "--trust"]),
+    "validate": (["{spec}"], ["--set", "--trust"]),
+    "plan": (["{spec}"], ["--set", "--no-probe", "--trust"]),
+    "verify": (["{run}"], []),
+    "recipes": ([], []),
+    "recipes show": (["paper/cifar10-ipc1"], []),
+    "evaluate": (
+        ["{run}"],
+        ["--data", "--recipe", "--format", "--label-space", "--preprocessing", "--steps", "--seeds", "--select", "--networks", "--lr"],
+    ),
+    "evaluate --set seed=1": (["{run}"], ["--baselines", "--ranking", "--seed", "--out", "--set", "--trust"]),
+    "export": (["{run}", "{out}"], ["--to", "--format", "--label-space", "--preprocessing", "--plain"]),
+    "subsets": (["{run}"], ["--budgets", "--draws", "--strategy", "--networks", "--seeds", "--out", "--trust"]),
+    "study gradients": (["{spec}"], ["--at", "--replicates", "--policy", "--optimizer", "--out", "--set", "--trust"]),
+    "study intercorrelation": (["{spec}"], ["--draws", "--influence", "--out", "--set", "--trust"]),
+    "study": ([], []),
+    "no such command": ([], []),
+}
+
+
+def line(chance, places):
+    """A command with one to three things that are wrong, or odd."""
+    name = chance.choice(list(USES))
+    given, options = USES[name]
+    words = [places.get(word, word) for word in given]
+    for _ in range(chance.randint(1, 3)):
+        how = chance.randrange(5) if words else 3
+        if how == 0:
+            words[chance.randrange(len(words))] = chance.choice(WORDS)
+        elif how == 1:
+            del words[chance.randrange(len(words))]
+        elif how == 2 and options:
+            words += [chance.choice(options)]
+        else:
+            words += [chance.choice(options or ["--nonsense"]), chance.choice(WORDS)]
+    return [*name.split(), *words]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(3))
+def test_command_lines_with_anything_in_them(part, digits_run, tmp_path, monkeypatch):
+    """The data of spec and run are not there, so that what slips through begins no work."""
+    missing = 'kind = "CIFAR10"\nroot = "nowhere"\ndownload = false'
+    path, run = tmp_path / "in" / "spec.toml", tmp_path / "in" / "run"
+    run.parent.mkdir()
+    path.write_text((EXAMPLES / "boost_digits.toml").read_text().replace('kind = "Digits"', missing))
+    shutil.copytree(digits_run, run)
+    (run / "spec.toml").write_text((run / "spec.toml").read_text().replace('kind = "Digits"', missing))
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "in").rglob("*")}
+    chance = random.Random(part)
+    for number in range(100):
+        cwd = tmp_path / "cwd" / str(number)
+        cwd.mkdir(parents=True)
+        words = line(chance, {"{spec}": path, "{run}": run, "{out}": cwd / "set"})
+        began = time.monotonic()
+        done = distilkit(*words, cwd=cwd)
+        assert in_words(done), (words, done)
+        assert time.monotonic() - began < SLOWEST, words
+        assert {path for path in cwd.rglob("*") if path.name == "owned"} == set()
+    assert not any(home.iterdir())
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "in").rglob("*")} == before

@@ -1,0 +1,124 @@
+"""Each operation on a file of a run fails once in turn: nothing that was there before is lost, and the next run goes on.
+
+An audit hook of Python hears of every file that is opened to be written, every rename and every folder that is made, in whichever thread;
+fsync, which has no audit event, is wrapped. In a "crash" every operation after the first that fails, fails too, as after a kill.
+"""
+
+import errno
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+import distilkit as dk
+from distilkit.errors import ResourceError, RunError
+from distilkit.runs import run as module
+from distilkit.storage import verify
+
+
+class Fault:
+    """Fails at the n-th operation below a folder."""
+
+    def __init__(self):
+        self.folder, self.at, self.stays, self.number, self.seen = None, 0, False, errno.EIO, 0
+        sys.addaudithook(self.heard)  # which cannot be taken away again
+
+    def arm(self, folder, at, number=errno.EIO, stays=False):
+        self.folder, self.at, self.number, self.stays, self.seen = str(folder), at, number, stays, 0
+
+    def disarm(self):
+        self.folder = None
+        return self.seen
+
+    def heard(self, event, arguments):
+        if self.folder is None or event not in ("open", "os.rename", "os.mkdir"):
+            return
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            return
+        if isinstance(arguments[0], (str, os.PathLike)) and os.fspath(arguments[0]).startswith(self.folder):
+            self.operation()
+
+    def operation(self):
+        self.seen += 1
+        if self.seen == self.at or (self.stays and self.seen > self.at):
+            raise OSError(self.number, os.strerror(self.number), self.folder)
+
+
+FAULT = Fault()
+
+
+@pytest.fixture(autouse=True)
+def _syncs(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda number: FAULT.operation() if FAULT.folder else None)
+    draw = module.save_figures  # which takes a second, and is of interest only where it fails
+    monkeypatch.setattr(module, "save_figures", lambda *given: draw(*given) if FAULT.folder else None)
+    yield
+    FAULT.disarm()
+
+
+def tiny(steps=3):
+    return dk.Distiller(
+        dk.Digits(),
+        dk.Learner(dk.MLP(hidden=(8,)), dk.Adam(lr=0.01)),
+        dk.RandomTruncation(horizon=4, window=2),
+        labels=dk.Labels(learn=True),
+        outer=dk.Outer(steps=steps, batch_size=32),
+        unroller=dk.Unroller(compile="eager"),
+        evaluation=dk.Evaluation(compile="eager", seeds=1, steps=(3,), every=2, baselines=()),
+        device="cpu",
+    )
+
+
+def go(folder, steps=3):
+    return dk.run(tiny(steps), folder, checkpoint_every=0.0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run to which nothing happens."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    begun(folder)
+    return go(folder)
+
+
+def same(a, b):
+    assert set(a.children) == set(b.children)
+    for group in a.children:
+        for name, array in a[group].to_dataset().variables.items():
+            if name != "seconds":
+                assert np.array_equal(array.values, b[group].to_dataset().variables[name].values), (group, name)
+
+
+def begun(folder):
+    """A run of one step, which is to go on."""
+    go(folder, steps=1)
+    return dk.open(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stays", [False, True], ids=["once", "crash"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
+def test_an_operation_that_fails_costs_nothing_older(number, stays, whole, tmp_path):
+    before = begun(tmp_path / "begun")
+    shutil.copytree(tmp_path / "begun", tmp_path / "counted")
+    FAULT.arm(tmp_path / "counted", 0)
+    go(tmp_path / "counted")
+    total = FAULT.disarm()
+    assert total > 100
+    first = {errno.ENOSPC: 1, errno.EIO: 2}[number] + 2 * stays  # so that each way takes others of them
+    for at in range(first, total + 1, max(1, total // int(os.environ.get("DISTILKIT_TEST_FAULTS", "2")))):
+        folder = tmp_path / str(at)
+        shutil.copytree(tmp_path / "begun", folder)
+        FAULT.arm(folder, at, number, stays)
+        told = None
+        try:
+            go(folder)
+        except (ResourceError, RunError) as error:
+            told = str(error)
+        FAULT.disarm()
+        assert told is None or os.strerror(number) in told, at
+        assert not verify(folder)[1], at
+        assert dk.open(folder)["history"].sizes["outer_step"] >= before["history"].sizes["outer_step"], at
+        same(whole, go(folder))
