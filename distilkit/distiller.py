@@ -218,16 +218,18 @@ class Distiller:
         factor, rows = self.outer.schedule.factor(state.stage_step, stage.steps), stage.rows(self.bundle.num_classes)
         leaves, optimizers, scale = self.update.update(state.leaves, gradient, state.optimizers, factor, rows, stage.scales)
         # One wait for the device, at the end.
-        moved = torch.stack([variable.sum() for variable in leaves]).sum()  # finite, unless an entry is not
+        # Finite, unless an entry is not, or the learning rate is one that no float32 holds: the set could not be stored.
+        moved = torch.stack([variable.sum() for variable in leaves]).sum() + 0 * (leaves.log_lr.exp() + (-leaves.log_lr).exp())
         loss_value, scale_value, norm_value, *others, moved_value = torch.stack(
             [meta.loss, scale, *self.update.norms(gradient), moved]
         ).tolist()
         info = StepInfo(state.step, loss_value, norm_value, scale_value, window, time.perf_counter() - began, state.stage, attempt)
         require_finite(info, others, self.learner.optimizer.lr)
         if not math.isfinite(moved_value):
+            moving = {"optimizer": self.outer.optimizer} | ({"lr_optimizer": self.outer.lr_optimizer} if self.learner.learn_lr else {})
             raise GradientError(
-                f"Outer step {state.step} moved images, labels or learning rate to values that are not finite.",
-                changes=[Change("outer.optimizer.lr", float(f"{self.outer.optimizer.lr / 10:g}"))],
+                f"Outer step {state.step} moved images, labels or learning rate to values that are not finite, or to a rate of zero.",
+                changes=[Change(f"outer.{name}.lr", float(f"{one.lr / 10:g}")) for name, one in moving.items() if one is not None],
             )
         policy = stage.truncation.observe(policy, info)
         return DistillerState(state.step + 1, leaves, optimizers, policy, state.stage, state.stage_step + 1), info

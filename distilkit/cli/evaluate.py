@@ -20,7 +20,7 @@ from distilkit.evaluation import Evaluation
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
 from distilkit.runs.evaluate import EvaluationInput, evaluate, require_free, save
-from distilkit.runs.open import is_run, pipeline_of
+from distilkit.runs.open import is_run, pipeline_of, refuse_for_run
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats
@@ -83,6 +83,8 @@ def assemble(
         DistilkitError: something is missing or does not fit.
     """
     run = is_run(path)
+    if run:
+        refuse_for_run(path, format=format, label_space=label_space, preprocessing=preprocessing)
     pipeline: Distiller
     if recipe is not None:
         pipeline = specs.loads(_recipe_text(recipe), overrides, trust=trust, source=recipe)
@@ -131,6 +133,8 @@ def parse_networks(names: Sequence[str], rates: Sequence[str], learner: Learner,
     """
     optimizer = evaluation.optimizer or learner.optimizer
     chosen: dict[str, Any] = {}
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise FieldError("networks", ",".join(names), f"each network once, and {twice[0]} is there twice")
     for name in names:
         if name not in kinds.KINDS["network"]:
             near = nearest(name, kinds.KINDS["network"])

@@ -26,8 +26,7 @@ from distilkit.errors import Change, DistilkitError, RunError, listing
 from distilkit.evaluation import Score
 from distilkit.runs.record import BASELINE, Record
 from distilkit.spec import dumps, to_tree
-from distilkit.storage import checkpoint
-from distilkit.storage.store import NAME
+from distilkit.storage import checkpoint, holds_results
 from distilkit.truncation import StepInfo, Window
 
 log = logging.getLogger("distilkit")
@@ -101,7 +100,7 @@ def begun(
     """
     beside = [Change("out", f"{directory}-2")]
     if found is None:
-        if (directory / NAME).exists():
+        if holds_results(directory):
             raise RunError(f"{directory} holds the results of another run.", changes=beside)
         if (directory / "spec.toml").exists() and not same_spec(distiller, directory / "spec.toml"):
             raise RunError(f"{directory} holds a spec.toml, which a run would write over.", changes=beside)

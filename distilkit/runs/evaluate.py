@@ -29,7 +29,7 @@ from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
 from distilkit.runs.open import is_run, pipeline_of
 from distilkit.storage import layout
-from distilkit.storage.store import NAME, require_writable
+from distilkit.storage.store import holds_results, require_writable
 from distilkit.unroll.execution import ProgramCache
 
 
@@ -147,7 +147,7 @@ def save(result: xr.Dataset, case: EvaluationInput, directory: str | os.PathLike
 
 def require_free(directory: str | os.PathLike[str]) -> None:
     """Refuse a folder that holds results already, or that cannot be written."""
-    if (Path(directory) / NAME).exists():
+    if holds_results(directory):
         raise RunError(f"{directory} holds results already.", changes=[Change("out", f"{directory}-2")])
     require_writable(directory)
 

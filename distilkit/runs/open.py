@@ -9,15 +9,20 @@ from typing import Any
 from distilkit import spec as specs, storage
 from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
-from distilkit.errors import CombinationError, RunError
+from distilkit.errors import CombinationError, RunError, listing
 from distilkit.storage import formats
-from distilkit.storage.store import NAME
 
 
 def is_run(path: Any) -> bool:
     """Whether there are results of distilkit at a path."""
-    place = Path(path)
-    return place.suffix == ".zarr" or any((place / f"{NAME}{end}").is_dir() for end in ("", ".old"))
+    return Path(path).suffix == ".zarr" or storage.holds_results(path)
+
+
+def refuse_for_run(path: Any, **options: str | None) -> None:
+    """Refuse what a run says of itself: an option that does nothing would pass for one that did."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise CombinationError(f"{path} is a run, which says its {listing(given, 'and').replace('_', ' ')} itself: it cannot be given.")
 
 
 def read_set(path: Any, *, format: str | None = None, label_space: str | None = None, preprocessing: str | None = None) -> DistilledSet:
@@ -33,6 +38,7 @@ def read_set(path: Any, *, format: str | None = None, label_space: str | None = 
         DistilkitError: it cannot be read; the message asks for what is missing.
     """
     if is_run(path):
+        refuse_for_run(path, format=format, label_space=label_space, preprocessing=preprocessing)
         return storage.load(path)
     return formats.read(path, format, label_space=label_space, preprocessing=preprocessing)
 

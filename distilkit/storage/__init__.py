@@ -10,7 +10,7 @@ from distilkit.storage import checkpoint, layout
 from distilkit.storage.integrity import verify
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.sets import SetArrays, distilled_group, from_group, to_arrays
-from distilkit.storage.store import load, open, require_writable, write
+from distilkit.storage.store import holds_results, load, open, require_writable, write
 
 __all__ = [
     "FORMAT_VERSION",
@@ -18,6 +18,7 @@ __all__ = [
     "checkpoint",
     "distilled_group",
     "from_group",
+    "holds_results",
     "layout",
     "load",
     "open",

@@ -79,6 +79,8 @@ def save(folder: str | os.PathLike[str], step: int, tensors: Mapping[str, Tensor
         text = json.dumps(dict(meta), sort_keys=True)
     except TypeError as error:
         raise RunError(f"The meta of a checkpoint must be plain JSON: {error}.") from error
+    if odd := [name for name, tensor in plain.items() if tensor.is_complex()]:
+        raise RunError(f"A checkpoint holds real numbers, and {odd[0]} is {plain[odd[0]].dtype}.", fix="torch.view_as_real(tensor)")
     header = {"format": "distilkit checkpoint 1", "step": str(step), "meta": text, "digest": _digest(step, plain, text)}
     target = _path(Path(folder), step)
     target.parent.mkdir(parents=True, exist_ok=True)

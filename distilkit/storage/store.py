@@ -136,6 +136,12 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
     return from_group(tree, group)
 
 
+def holds_results(folder: str | os.PathLike[str]) -> bool:
+    """Whether results are there, be it that a kill has left them between two moves."""
+    store = _store(folder)
+    return store.is_dir() or _beside(store)[0].is_dir()
+
+
 def require_writable(folder: str | os.PathLike[str]) -> None:
     """See that a folder can be made and written into, before hours of work: what was made for that is taken away again.
 

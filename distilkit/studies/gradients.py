@@ -34,7 +34,7 @@ from torch import Tensor
 from distilkit import fields, process
 from distilkit.boosting import sampling_groups
 from distilkit.distiller import Distiller, DistillerState
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, FieldError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
@@ -106,6 +106,8 @@ def gradient_study(
     points = sorted(set(outer_steps))
     if replicates < 3:
         raise CombinationError(f"replicates = {replicates} are too few for a variance and its error.", fix="replicates=16")
+    if not points or points[0] < 0:
+        raise FieldError("outer_steps", list(outer_steps), "one or more whole numbers, each at least 0", fix="outer_steps=[0, 50]")
     if points[-1] > pipeline.outer_steps:
         raise CombinationError(
             f"outer step {points[-1]} is beyond the run's {pipeline.outer_steps}.", fix=f"outer_steps={[0, pipeline.outer_steps]}"

@@ -197,6 +197,8 @@ def orders(strategy: str, distilled: DistilledSet, draws: int, stream: Stream, d
     if strategy not in STRATEGIES:
         near = nearest(strategy, STRATEGIES)
         raise FieldError("strategy", strategy, listing([f'"{s}"' for s in STRATEGIES]), fix=f'strategy="{near}"' if near else None)
+    if draws < 1:
+        raise FieldError("draws", draws, "a whole number, at least 1", fix="draws=10")
     if strategy == "random":
         return torch.stack([stream.fold(i).permutation(len(distilled)) for i in range(draws)])
     if draws != 1:

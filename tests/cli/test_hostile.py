@@ -1,14 +1,20 @@
 """Specs and command lines as a tired person, a broken disk or somebody with bad intent may write them: words, soon, and nothing else."""
 
+import io
 import random
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import distilkit as dk
 from distilkit import recipes, spec
+from distilkit.cli import main
+from distilkit.cli.display import Console
+from distilkit.cli.tables import results_table
 from distilkit.errors import DistilkitError
 from tests.commands import distilkit
 
@@ -96,6 +102,83 @@ def test_specs_with_anything_in_them(part, tmp_path):
         assert time.monotonic() - began < SLOWEST, text
     assert 250 < refused < 500
     assert [path.name for path in tmp_path.iterdir()] == ["spec.toml"]
+
+
+DIGITS = EXAMPLES / "digits.toml"
+MISTAKES = {  # a command, and what it says; RUN is a run
+    "a whole number that no float holds": (["validate", DIGITS, "--set", f"learner.optimizer.lr={'1' * 400}"], "learner.optimizer.lr"),
+    "an escape in a title": (["validate", DIGITS, "--set", 'title="\x1b]0;OWNED\x07"'], "without control characters"),
+    "more threads than there can be": (["run", DIGITS, "--set", "threads=1000000"], "at most 1024"),
+    "a number of images that is a word": (["subsets", "RUN", "--budgets", "a"], "--budgets 1,2,5"),
+    "half an image": (["subsets", "RUN", "--budgets", "1.5"], "--budgets 1,2,5"),
+    "an empty place in a list": (["subsets", "RUN", "--budgets", "1,,2"], "--budgets 1,2,5"),
+    "the same twice": (["subsets", "RUN", "--budgets", "1,1"], "none twice"),
+    "no draws": (["subsets", "RUN", "--draws", "0"], "draws"),
+    "a step that is a word": (["study", "gradients", DIGITS, "--at", "a"], "--at 1,2,5"),
+    "no step": (["study", "gradients", DIGITS, "--at", ""], "outer_steps"),
+    "a network twice": (["evaluate", "RUN", "--networks", "MLP,MLP"], "MLP is there twice"),
+    "what a run says itself": (["evaluate", "RUN", "--preprocessing", "nonsense"], "is a run, which says its preprocessing itself"),
+    "and to export": (["export", "RUN", "set", "--label-space", "logit"], "is a run, which says its label space itself"),
+    "an export to nowhere": (["export", "RUN", "", "--to", "safetensors"], "no name for a file"),
+    "an export into a file": (["export", "RUN", "taken/set", "--to", "mtt"], "Not a directory"),
+    "a file in the place of a folder": (["evaluate", "RUN", "--out", "taken"], "The folder taken cannot be written"),
+    "or of a grid": (["subsets", "RUN", "--out", "taken"], "The folder taken cannot be written"),
+    "or of a study": (["study", "gradients", DIGITS, "--out", "taken"], "The folder taken cannot be written"),
+    "or of another": (
+        ["study", "intercorrelation", EXAMPLES / "boost_digits.toml", "--out", "taken"],
+        "The folder taken cannot be written",
+    ),
+    "or of a run": (["run", DIGITS, "--out", "taken/run"], "cannot be written"),
+    "a name of 300 letters": (["run", DIGITS, "--out", "x" * 300], "File name too long"),
+    "a time that is none": (["run", DIGITS, "--stop-after", "soon"], "--stop-after 9m"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_told_before_the_work(name, digits_run, tmp_path):
+    words, said = MISTAKES[name]
+    (tmp_path / "taken").touch()
+    done = distilkit(*(digits_run if word == "RUN" else word for word in words), cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert in_words(done)
+    assert "accuracy" not in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_what_needs_many_times_the_memory_is_refused(tmp_path):
+    done = distilkit("run", DIGITS, "--set", 'truncation={kind = "FullUnroll", horizon = 1000000000000}', cwd=tmp_path)
+    assert done.returncode == 4
+    assert "this cannot be done here" in done.stderr
+    assert "--set" in done.stderr
+
+
+def test_a_title_from_a_file_moves_no_cursor(digits_run, tmp_path):
+    """Of a store of somebody else, on a terminal."""
+    tree = dk.open(digits_run)
+    tree.attrs["title"] = "a\x1b]0;OWNED\x07\x9b2J"
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system=None, width=200)
+    console.print(results_table(tree))
+    console.print(tree.attrs["title"])
+    assert "\x1b]0" not in out.getvalue()
+    assert "\x9b" not in out.getvalue()
+    assert r"\x1b]0;OWNED" in out.getvalue()
+
+
+def test_a_fault_of_ours_is_told_and_shown_where_asked_for(digits_run, monkeypatch, capsys):
+    def broken(run):
+        raise TypeError("a fault")
+
+    monkeypatch.setattr("distilkit.storage.verify", broken)
+    monkeypatch.setattr(sys, "argv", ["distilkit", "verify", str(digits_run)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    assert "TypeError: a fault" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["distilkit", "verify", "--debug", str(digits_run)])
+    with pytest.raises(TypeError, match="a fault"):
+        main()
 
 
 WORDS = [

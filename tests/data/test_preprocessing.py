@@ -189,6 +189,10 @@ def test_the_cache_is_used_and_survives_damage(tmp_path, monkeypatch):
     np.testing.assert_array_equal(Whiten().fit(x).matrix, first.matrix * 2)
     file.write_bytes(b"PK\x03\x04 half a file")
     np.testing.assert_array_equal(Whiten().fit(x).matrix, first.matrix)
+    content = file.read_bytes()
+    for place in range(0, len(content), 41):  # any byte
+        file.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        np.testing.assert_array_equal(Whiten().fit(x).matrix, first.matrix)
     file.unlink()
     file.parent.rmdir()
     file.parent.write_text("not a folder")

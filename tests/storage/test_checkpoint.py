@@ -117,6 +117,7 @@ MISTAKES = {
     "meta": (lambda p: checkpoint.save(p, 1, {}, {"a": object()}), "plain JSON"),
     "step": (lambda p: checkpoint.save(p, -1, {}, {}), "at least 0"),
     "keep": (lambda p: checkpoint.save(p, 1, {}, {}, keep=0), "at least 1"),
+    "complex": (lambda p: checkpoint.save(p, 1, {"a": torch.zeros(1, dtype=torch.complex128)}, {}), "real numbers"),
     "absent": (lambda p: checkpoint.load(p, 3), "no checkpoint"),
 }
 

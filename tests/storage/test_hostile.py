@@ -1,6 +1,7 @@
 """Files that are damaged or meant to do harm: words in every case, no traceback, nothing that hangs, and no other file is read."""
 
 import os
+import pickle
 import random
 import shutil
 
@@ -109,3 +110,47 @@ def damaged(content, chance):
     if how == 2:
         return content[:place] + content[place // 2 :]
     return content[place:] + content[:place]
+
+
+def test_a_byte_flipped_in_an_export_is_told(tmp_path):
+    """Each byte of the numbers and of the header in turn: an error, or the very set (white space of the header)."""
+    given = made()
+    content = formats.write(given, tmp_path / "set.safetensors").read_bytes()
+    told = 0
+    for place in range(0, len(content), 7):
+        path = tmp_path / "flipped.safetensors"
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            found = formats.read(path)
+        except DistilkitError:
+            told += 1
+        else:
+            assert torch.equal(found.images, given.images)
+            assert torch.equal(found.labels, given.labels)
+            assert (found.class_names, found.provenance) == (given.class_names, given.provenance)
+    assert told > 0.9 * len(content) / 7
+
+
+class Payload:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("source", [dk.CIFAR10, dk.CIFAR100])
+def test_batches_of_another_content_are_not_unpickled(source, tmp_path):
+    """They are the one pickle that is read at all, by torchvision, and only with the MD5 that was published."""
+    for folder, names in (
+        ("cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]),
+        ("cifar-100-python", ["train", "test", "meta"]),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).write_bytes(pickle.dumps({"data": Payload(tmp_path / "owned")}))
+    with pytest.raises(DistilkitError, match="corrupted"):
+        source(root=str(tmp_path), download=False).load(dk.Stream(0))
+    assert not (tmp_path / "owned").exists()

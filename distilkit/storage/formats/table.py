@@ -142,6 +142,8 @@ def write(distilled: DistilledSet, path: str | os.PathLike[str], format: str | N
         DistilkitError: something is there already, or the format cannot hold the set.
     """
     place = Path(path)
+    if not place.name:
+        raise CombinationError(f"{os.fspath(path)!r} is no name for a file or folder to write.")
     name = "safetensors" if format is None and place.suffix == ".safetensors" else _known(format)
     chosen = FORMATS[name]
     if chosen.suffixes and place.suffix not in chosen.suffixes:
