@@ -210,8 +210,7 @@ class Distiller:
         """
         began = time.perf_counter()
         state = self.enter_stage(state)
-        stage = self.stages[state.stage]
-        stream = self.stream if attempt == 1 else self.stream.fold("attempt").fold(attempt)
+        stage, stream = self.stages[state.stage], self._attempt(attempt)
         window, policy = stage.truncation.plan(state.policy, state.step, stream.fold("window"))
         meta = self.meta_gradient(state, window, stream)
         gradient = OuterVariables(meta.images, meta.labels, meta.log_lr)
@@ -233,6 +232,18 @@ class Distiller:
             )
         policy = stage.truncation.observe(policy, info)
         return DistillerState(state.step + 1, leaves, optimizers, policy, state.stage, state.stage_step + 1), info
+
+    def where_not_finite(self, state: DistillerState, attempt: int = 1) -> str:
+        """Where the inner run of such a step stops being finite, as a sentence, for a step that ended so."""
+        state = self.enter_stage(state)
+        stage, stream = self.stages[state.stage], self._attempt(attempt)
+        window, _ = stage.truncation.plan(state.policy, state.step, stream.fold("window"))
+        learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
+        inner = stream.fold("inner").fold(state.step)
+        return self.resolved_unroller.where_not_finite(learner, state.leaves, window, inner, drawn_from)
+
+    def _attempt(self, attempt: int) -> Stream:
+        return self.stream if attempt == 1 else self.stream.fold("attempt").fold(attempt)
 
     def meta_gradient(self, state: DistillerState, window: Window, stream: Stream | None = None) -> MetaGradient:
         """The meta-gradient at a state through a window, on this outer step's real batch and a fresh network, drawn from the stream."""

@@ -161,6 +161,26 @@ class Unroller:
         loss, gradient = self.adjoint(steps[window.start :], end, theta, state, leaves, programs)
         return MetaGradient(loss, gradient.images, gradient.labels, gradient.log_lr)
 
+    def where_not_finite(
+        self, learner: Learner, distilled: OuterVariables, window: Window, stream: Stream, classes: Tensor | None = None
+    ) -> str:
+        """Where the inner run of a meta-gradient stops being finite, as a sentence; the arguments are those of `meta_gradient`."""
+        classes = (distilled.labels.argmax(1) if classes is None else classes).cpu()
+        leaves, count = OuterVariables(*(x.detach() for x in distilled)), self.networks_per_step
+        execution = self.execution(learner, (learner.inner_batch_size(classes), *leaves.images.shape[1:]), leaves.images.device)
+        execution = execution._replace(kind="eager", side_by_side=False)
+        programs = self.programs(learner, execution, ProgramCache())
+        for one in [stream] if count == 1 else [stream.fold("of many").fold(i) for i in range(count)]:
+            theta, state = start(learner, [one], leaves.images, execution)
+            for t, draw in enumerate(draws(learner, [one], window.stop, classes, leaves.images, execution)):
+                with torch.no_grad():
+                    theta, state = step(programs, self.problem(learner, t, execution))(theta, state, leaves, draw)
+                wrong = [name for name, value in learner.layout.unravel(theta).items() if not value.isfinite().all()]
+                if wrong:
+                    named = f"{wrong[0]} and {len(wrong) - 1} more of the network's parameters" if len(wrong) > 1 else wrong[0]
+                    return f"Inner step {t} is the first with numbers that are not finite, in {named}."
+        return "All parameters of the inner run are finite: its loss or its derivative is not."
+
     def micro_batch(self, size: int) -> int:
         """Images of a micro-batch of a real batch of this size.
 

@@ -14,12 +14,14 @@ bits.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import attrs
+import numpy as np
 import xarray as xr
 
 from distilkit import process, storage
@@ -42,6 +44,7 @@ from distilkit.truncation import StepInfo
 
 FIRST_WRITE = 5.0  # seconds after the start
 HOPELESS = 8  # times the memory that there is; an estimate by shapes is right to a factor of two
+SPAN = 50  # outer steps over which a loss is looked at
 ATTEMPTS = 5  # windows that are drawn for an outer step whose numbers are not finite
 
 logger = logging.getLogger("distilkit")
@@ -74,7 +77,8 @@ def run(
         RunError: the folder holds another run or a spec.toml of another pipeline, another process writes into it, or it cannot be made.
         CombinationError: the data has too few images for the baselines; its preprocessing could not be read back.
         ResourceError: the disk takes no more at the end; a write on the way that fails is tried again.
-        GradientError: the meta-gradient was not finite, for several windows; what was computed until then is stored.
+        GradientError: the meta-gradient was not finite, for several windows, or the outer loss has left its own history; what was computed
+            until then is stored.
         KeyboardInterrupt: Ctrl-C, or a signal to end; what was computed until then is stored.
     """
     directory = Path(directory)
@@ -170,6 +174,7 @@ class _Run:
             self.progress.value("|g|", info.meta_gradient_norm)
             self.progress.advance(state.step, steps)
             self._write_if_due()
+            require_bounded([one.outer_loss for one in record.infos], distiller)
 
     def _step(self) -> tuple[DistillerState, StepInfo]:
         """One outer step. Where its numbers are not finite it is dropped, and taken again through another window."""
@@ -180,7 +185,13 @@ class _Run:
                 if not error.can_pass:
                     raise
                 logger.warning("%s It is dropped, and taken again with a fresh window and network.", error.message.split(". ")[0] + ".")
-        return self.distiller.step(self.record.state, ATTEMPTS)
+        try:
+            return self.distiller.step(self.record.state, ATTEMPTS)
+        except GradientError as error:
+            if not error.can_pass:
+                raise
+            cause = self.distiller.where_not_finite(self.record.state, ATTEMPTS)
+            raise GradientError(f"{error.message} {cause} {ATTEMPTS} windows were tried.", changes=error.changes) from error
 
     def _is_to_be_validated(self) -> bool:
         distiller, state = self.distiller, self.record.state
@@ -259,6 +270,26 @@ class _Run:
         except ResourceError as error:
             logger.warning("%s It is tried again in %.0f s.", error.message.split(". ")[0] + ".", self.every)
         self.due = time.monotonic() + self.every
+
+
+def require_bounded(losses: Sequence[float], distiller: Distiller) -> None:
+    """End a run whose outer loss has left its own history: what the best set was is stored, and no later one will be as good.
+
+    The median of the last 50 losses must be within 10 times the lowest that 50 losses in a row had, or of that of guessing.
+
+    Raises:
+        GradientError: it is not.
+    """
+    if len(losses) % SPAN or not losses:
+        return
+    medians = np.median(np.reshape(losses, (-1, SPAN)), axis=1)
+    lowest = int(medians.argmin())
+    if medians[-1] > 10 * max(float(medians[lowest]), math.log(distiller.bundle.num_classes)):
+        raise GradientError(
+            f"The run has diverged: the median of the last {SPAN} outer losses is {medians[-1]:.3g}, and was {medians[lowest]:.3g} up to "
+            f"outer step {SPAN * (lowest + 1)}. What was done until then, and the best set, are stored.",
+            changes=[Change("outer.optimizer.lr", float(f"{distiller.outer.optimizer.lr / 10:g}"))],
+        )
 
 
 def out_of_memory(distiller: Distiller) -> ResourceError:

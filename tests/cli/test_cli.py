@@ -151,7 +151,7 @@ def test_an_out_that_cannot_be_made(spec, tmp_path):
     (tmp_path / "file").write_text("")
     done = distilkit("run", spec, "--out", tmp_path / "file" / "run")
     assert done.returncode == 2
-    assert "cannot be made" in done.stderr
+    assert "cannot be written: Not a directory" in done.stderr
 
 
 def test_progress_fits_80_columns():

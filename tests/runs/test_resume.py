@@ -17,7 +17,7 @@ import torch
 import distilkit as dk
 from distilkit import spec, storage
 from distilkit.errors import GradientError, ResourceError, RunError
-from distilkit.runs import checkpoints, record, stop
+from distilkit.runs import checkpoints, record, run as running, stop
 from distilkit.storage import checkpoint
 from tests.commands import distilkit
 
@@ -48,6 +48,12 @@ def _signals_are_heard():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _without_figures(monkeypatch):
+    """They take as long as all the rest of a small run, and other tests look at them."""
+    monkeypatch.setattr(running, "save_figures", lambda distiller, tree, directory: None)
 
 
 def tiny(**parts):
@@ -351,9 +357,48 @@ def test_numbers_that_are_not_finite_are_dropped_and_taken_again(tmp_path, monke
     assert tree["history"]["attempts"].values.tolist() == [1, 1, 2, 1, 1, 1]
     assert np.isfinite(tree["history"]["outer_loss"]).all()
     assert any("taken again" in r.getMessage() for r in caplog.records)
-    with pytest.raises(GradientError) as caught:
+    with pytest.raises(GradientError, match=r"Inner step \d is the first with numbers that are not finite, in .*weight") as caught:
         tiny(learner=dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=1e30))).run(tmp_path / "wild")
     assert caught.value.exit_code == 3
+    assert [change.name for change in caught.value.changes] == ["learner.optimizer.lr"]
+
+
+def test_a_run_that_leaves_its_own_history_is_ended(tmp_path, monkeypatch):
+    """A loss that stays far above what it was, though finite; one spike is none, and the best set is there."""
+    real = dk.Distiller.meta_gradient
+
+    def meta_gradient(distiller, state, window, stream=None):
+        found = real(distiller, state, window, stream)
+        return found._replace(loss=found.loss * (1e3 if state.step == 20 or state.step >= 60 else 1))
+
+    monkeypatch.setattr(dk.Distiller, "meta_gradient", meta_gradient)
+    with pytest.raises(GradientError, match="has diverged") as caught:
+        tiny(outer=dk.Outer(steps=400, batch_size=64), evaluation=dk.Evaluation(seeds=1, steps=(5,), every=50)).run(tmp_path / "run")
+    assert caught.value.exit_code == 3
+    tree = dk.open(tmp_path / "run")
+    assert tree["history"].sizes["outer_step"] == 100
+    assert "best" in tree.children
+
+
+@pytest.mark.parametrize("several", [1, 2])
+def test_where_an_inner_run_stops_being_finite(several):
+    """Against gradient descent by hand; a run that stays finite is told as that."""
+    unroller, truncation = dk.Unroller(networks_per_step=several, compile="eager"), dk.FullUnroll(horizon=6)
+    wild = tiny(learner=dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=1e12)), truncation=truncation, unroller=unroller)
+    state, stream = wild.init(), wild.stream.fold("inner").fold(0)
+    stream = stream if several == 1 else stream.fold("of many").fold(0)
+    params, _ = wild.bound.init(stream.fold("network"))
+    images, labels, _ = state.leaves
+    for t in range(6):
+        draw = wild.bound.draw(stream.fold("draw").fold(t), torch.arange(10), tuple(images.shape[1:]))
+        params = params.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(wild.bound.objective(params, images, labels, draw), params)
+        params = params - 1e12 * gradient
+        if not params.isfinite().all():
+            break
+    assert f"Inner step {t} is the first" in wild.where_not_finite(state)
+    calm = tiny(truncation=truncation, unroller=unroller)
+    assert "All parameters of the inner run are finite" in calm.where_not_finite(calm.init())
 
 
 SHORT = "--set outer.steps=4 --set evaluation.seeds=1 --set evaluation.steps=[2] --set evaluation.every=0 --set device=cpu"

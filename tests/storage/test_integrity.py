@@ -56,9 +56,11 @@ def test_a_whole_run_is_whole(run):
     assert "whole: " in done.stdout
 
 
-def test_a_flipped_byte_is_told_or_harmless(run):
-    chance, whole, harmless = random.Random(0), dk.open(run), []
-    for path in stored(run):
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_flipped_byte_is_told_or_harmless(run, half):
+    """In each file in turn."""
+    chance, whole, harmless = random.Random(half), dk.open(run), []
+    for path in stored(run)[half::2]:
         content = path.read_bytes()
         place = chance.randrange(len(content))
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :])
@@ -66,7 +68,7 @@ def test_a_flipped_byte_is_told_or_harmless(run):
             same(dk.open(run), whole)
             harmless.append(path)
         path.write_bytes(content)
-    assert len(harmless) <= 3, harmless  # white space of the JSON
+    assert len(harmless) <= 2, harmless  # white space of the JSON
 
 
 def test_xarray_alone_sees_a_damaged_chunk(run):
