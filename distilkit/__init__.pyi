@@ -1,5 +1,6 @@
 """The public names and where they live: what `distilkit/__init__.py` gives, and what type checkers see."""
 
+from .adaptive import AdaptiveTruncation as AdaptiveTruncation, Probe as Probe, ProbingPolicy as ProbingPolicy
 from .boosting import BoostSchedule as BoostSchedule
 from .data.augmentation import DSA as DSA, Augmentation as Augmentation, FlipRotate as FlipRotate
 from .data.bundle import DataBundle as DataBundle, DataSource as DataSource, Split as Split

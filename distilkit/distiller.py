@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields, process
+from distilkit.adaptive import probing
 from distilkit.boosting import BoostSchedule, Stage, require_minibatch, sampling_groups, single_stage, with_batch_that_fits
 from distilkit.data.bundle import DataBundle, DataSource
 from distilkit.data.distilled import DistilledSet
@@ -211,6 +212,7 @@ class Distiller:
         began = time.perf_counter()
         state = self.enter_stage(state)
         stage, stream = self.stages[state.stage], self._attempt(attempt)
+        state = self._probed(state, stream)
         window, policy = stage.truncation.plan(state.policy, state.step, stream.fold("window"))
         meta = self.meta_gradient(state, window, stream)
         gradient = OuterVariables(meta.images, meta.labels, meta.log_lr)
@@ -233,11 +235,23 @@ class Distiller:
         policy = stage.truncation.observe(policy, info)
         return DistillerState(state.step + 1, leaves, optimizers, policy, state.stage, state.stage_step + 1), info
 
+    def _probed(self, state: DistillerState, stream: Stream) -> DistillerState:
+        """The state with a policy that has seen its trial run, if it asks for one before this outer step."""
+        stage = self.stages[state.stage]
+        policy = probing(stage.truncation)
+        steps = policy.probe_steps(state.policy, state.step) if policy else 0
+        if policy is None or not steps:
+            return state
+        learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
+        batch, inner = self.outer_batch(state.step), stream.fold("probe").fold(state.step)
+        found = self.resolved_unroller.probe(learner, state.leaves, steps, batch, inner, drawn_from, self.programs)
+        return state._replace(policy=policy.observe_probe(state.policy, found))
+
     def where_not_finite(self, state: DistillerState, attempt: int = 1) -> str:
         """Where the inner run of such a step stops being finite, as a sentence, for a step that ended so."""
         state = self.enter_stage(state)
         stage, stream = self.stages[state.stage], self._attempt(attempt)
-        window, _ = stage.truncation.plan(state.policy, state.step, stream.fold("window"))
+        window, _ = stage.truncation.plan(self._probed(state, stream).policy, state.step, stream.fold("window"))
         learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
         inner = stream.fold("inner").fold(state.step)
         return self.resolved_unroller.where_not_finite(learner, state.leaves, window, inner, drawn_from)
@@ -247,13 +261,16 @@ class Distiller:
 
     def meta_gradient(self, state: DistillerState, window: Window, stream: Stream | None = None) -> MetaGradient:
         """The meta-gradient at a state through a window, on this outer step's real batch and a fresh network, drawn from the stream."""
-        rows = self.outer.batch_rows(state.step, len(self.bundle.train), self.stream.fold("batch"))
-        batch = self.real_batch(rows, self.stream.fold("augment").fold(state.step))
-        stage = self.stages[state.stage]
+        batch, stage = self.outer_batch(state.step), self.stages[state.stage]
         learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
         return self.resolved_unroller.meta_gradient(
             learner, state.leaves, window, batch, (stream or self.stream).fold("inner").fold(state.step), drawn_from, self.programs
         )
+
+    def outer_batch(self, step: int) -> RealBatch:
+        """The real batch of an outer step."""
+        rows = self.outer.batch_rows(step, len(self.bundle.train), self.stream.fold("batch"))
+        return self.real_batch(rows, self.stream.fold("augment").fold(step))
 
     def real_batch(self, rows: Tensor, stream: Stream) -> RealBatch:
         """Real training images at these rows, int64 (B,), augmented with draws from the stream, and their labels."""

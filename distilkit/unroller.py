@@ -11,12 +11,23 @@ import torch
 from torch import Tensor
 
 from distilkit import fields, process
+from distilkit.adaptive import Probe
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.programs.programs import Programs
 from distilkit.truncation import Window
-from distilkit.unroll.adjoints import Adjoint, AutogradAdjoint, InnerProblem, OuterLoss, OuterVariables, ReplayAdjoint, Step, step
+from distilkit.unroll.adjoints import (
+    Adjoint,
+    AutogradAdjoint,
+    InnerProblem,
+    OuterLoss,
+    OuterVariables,
+    ReplayAdjoint,
+    Step,
+    measured_step,
+    step,
+)
 from distilkit.unroll.execution import AnyPrecision, Compile, Execution, ProgramCache, Switch, choose, require_values
 from distilkit.unroll.problem import draws, problem, start
 
@@ -160,6 +171,33 @@ class Unroller:
             theta, state = step(programs, one)(theta, state, leaves, draw)
         loss, gradient = self.adjoint(steps[window.start :], end, theta, state, leaves, programs)
         return MetaGradient(loss, gradient.images, gradient.labels, gradient.log_lr)
+
+    def probe(
+        self,
+        learner: Learner,
+        distilled: OuterVariables,
+        steps: int,
+        real_batch: RealBatch,
+        stream: Stream,
+        classes: Tensor | None = None,
+        programs: ProgramCache | None = None,
+    ) -> Probe:
+        """Train a fresh network on the distilled set for so many steps; the other arguments are those of `meta_gradient`."""
+        classes = (distilled.labels.argmax(1) if classes is None else classes).cpu()
+        leaves = OuterVariables(*(x.detach() for x in distilled))
+        execution = self.execution(learner, (learner.inner_batch_size(classes), *leaves.images.shape[1:]), leaves.images.device)
+        execution = execution._replace(side_by_side=False)
+        made, norms, right = self.programs(learner, execution, programs), [], []
+        with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
+            theta, state = start(learner, [stream], leaves.images, execution)
+            for t, draw in enumerate(draws(learner, [stream], steps, classes, leaves.images, execution)):
+                theta, state, norm = measured_step(made, self.problem(learner, t, execution))(theta, state, leaves, draw)
+                norms.append(norm)
+            size = self.micro_batch(len(real_batch.images))
+            for images, labels in zip(real_batch.images.split(size), real_batch.labels.split(size), strict=True):
+                logits = learner.logits(theta, images, execution.numerics)
+                right.append((logits.argmax(1) == labels.argmax(1)).float().mean())
+        return Probe(torch.stack(norms).double().cpu(), float(torch.stack(right).mean()))
 
     def where_not_finite(
         self, learner: Learner, distilled: OuterVariables, window: Window, stream: Stream, classes: Tensor | None = None

@@ -20,7 +20,7 @@ ROOT = Path(distilkit.__file__).parent
 GROUPS = [
     {"errors", "fields", "process", "progress"},
     {"functional", "programs", "networks", "data"},
-    {"learner", "truncation", "boosting"},
+    {"learner", "truncation", "boosting", "adaptive"},
     {"unroll"},
     {"unroller", "outer"},
     {"evaluation", "storage"},
@@ -39,6 +39,7 @@ BESIDE = {
     ("data", "functional"),
     ("evaluation", "storage"),
     ("spec", "recipes"),
+    ("adaptive", "truncation"),
 }
 # A module that must not know what its room may: an adjoint takes any pure functions, and is tested without a learner.
 APART = {("unroll/adjoints.py", "learner"), ("unroll/offload.py", "learner")}

@@ -61,6 +61,11 @@ class InnerProblem(NamedTuple):
         gradient = torch.func.grad(self.loss)(theta, leaves.images, leaves.labels, draw)
         return self.update(theta, state, gradient, leaves.log_lr)
 
+    def measured_step(self, theta: Tensor, state: Any, leaves: OuterVariables, draw: Any) -> tuple[Tensor, Any, Tensor]:
+        """One inner step, and the norm () of its gradient."""
+        gradient = torch.func.grad(self.loss)(theta, leaves.images, leaves.labels, draw)
+        return *self.update(theta, state, gradient, leaves.log_lr), gradient.norm()
+
     def end(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The outer loss, and its gradient with respect to theta."""
         gradient, loss = torch.func.grad_and_value(self.outer)(theta, images, labels)
@@ -232,6 +237,11 @@ class ReplayAdjoint:
 def step(programs: Programs, problem: InnerProblem) -> Callable[..., tuple[Tensor, Any]]:
     """One inner step, made fast: (theta, state, leaves, draw) -> (theta, state)."""
     return programs(f"step {problem.name}", *(way.step for way in problem.ways))
+
+
+def measured_step(programs: Programs, problem: InnerProblem) -> Callable[..., tuple[Tensor, Any, Tensor]]:
+    """The same with the norm of its gradient, made fast: (theta, state, leaves, draw) -> (theta, state, norm)."""
+    return programs(f"measured step {problem.name}", *(way.measured_step for way in problem.ways))
 
 
 def step_vjp(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], Callable[..., Any]]]:

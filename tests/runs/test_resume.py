@@ -80,6 +80,7 @@ CONVNET = {"data": images(), "learner": dk.Learner(dk.ConvNet(width=4, depth=2),
 PIPELINES = {
     "plain": {},
     "adaptive policy": {"truncation": Losses()},
+    "AdaptiveTruncation": {"truncation": dk.AdaptiveTruncation(6, 3, spread=1, probe_every=2)},
     "boosted": {
         "boost": dk.BoostSchedule(blocks=(1, 2), steps=(3, 3)),
         "learner": dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=0.1, momentum=0.9), batch_per_class=1),
