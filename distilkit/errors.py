@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,8 @@ class StoppedError(RunError):
 
 def visible(text: str) -> str:
     r"""Text in which control characters, but for ends of lines and tabs, are written out: a terminal would do what they say.
+
+    So are bytes of file names that are no UTF-8, which could not be printed.
 
     >>> print(visible("a" + chr(27) + "[2Jb"))
     a\x1b[2Jb

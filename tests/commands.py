@@ -24,7 +24,7 @@ def raised(error):
 
 def distilkit(*arguments, cwd="."):
     """Run `distilkit ARGUMENTS`. What distilkit did not expect is raised here, and so is a warning."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with (
         contextlib.chdir(cwd),
         mock.patch.object(app, "unexpected", raised),
@@ -37,4 +37,4 @@ def distilkit(*arguments, cwd="."):
             code = 0
         except SystemExit as left:
             code = left.code or 0
-    return Done(code, out.getvalue(), err.getvalue())
+    return Done(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -301,7 +302,7 @@ def main() -> None:
         app([word for word in sys.argv[1:] if word != "--debug"])
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exception(error)
         code, words = _told(error)
         typer.echo(f"distilkit: {visible(words)}", err=True)
         sys.exit(code)
@@ -315,7 +316,9 @@ def _told(error: Exception) -> tuple[int, str]:
         place = f"{str(error.filename)[:200]}: " if error.filename else ""
         short = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
         return ResourceError.exit_code if short else DistilkitError.exit_code, f"{place}{error.strerror}."
-    return unexpected(error)
+    from distilkit.process import is_out_of_memory
+
+    return (ResourceError.exit_code, "There was not enough memory.") if is_out_of_memory(error) else unexpected(error)
 
 
 def unexpected(error: Exception) -> tuple[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from distilkit.errors import CombinationError, DistilkitError, FieldError, listi
 from distilkit.evaluation import Evaluation
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
+from distilkit.runs.claim import claimed
 from distilkit.runs.evaluate import EvaluationInput, evaluate, require_free, save
 from distilkit.runs.open import is_run, pipeline_of, refuse_for_run
 from distilkit.spec import kinds
@@ -38,6 +40,11 @@ def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], o
     console = Console(highlight=False, soft_wrap=True)
     if out is not None:
         require_free(out)
+    with claimed(out) if out is not None else nullcontext():
+        _show(path, case, options, out, console)
+
+
+def _show(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None, console: Console) -> None:
     with Display(console) as display:
         found = assemble(path, **case, progress=display)
         names, rates = options.pop("networks"), options.pop("rates")

@@ -14,7 +14,6 @@ bits.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -126,13 +125,13 @@ class _Run:
         if found is not None:
             logger.info("going on at outer step %d of %d", self.record.state.step, distiller.outer_steps)
         self.pipeline = checkpoints.identity(distiller)
+        if self.record.state.step < distiller.outer_steps:
+            _require_memory(distiller)
         try:
             self.spec = write_spec(distiller, self.directory)
         except OSError as error:
             raise ResourceError(f"{self.directory} cannot be written: {error.strerror or error}.") from error
         count = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1))
-        if self.record.state.step < distiller.outer_steps:
-            _require_memory(distiller)
         with process.thread_limit(count), process.keep_freed_memory():
             try:
                 self._distil()
@@ -149,8 +148,8 @@ class _Run:
                 tree = self._write()
             try:
                 save_figures(distiller, tree, self.directory)
-            except OSError as error:
-                logger.warning("the figures cannot be written: %s", error)
+            except Exception as error:  # a picture is no reason to end a run, whatever matplotlib meets
+                logger.warning("the figures cannot be drawn: %s: %s", type(error).__name__, error)
         return tree
 
     def _distil(self) -> None:
@@ -162,6 +161,7 @@ class _Run:
             if self._is_to_be_validated():
                 self._validate()
                 self._write_if_due()
+            require_bounded(record.infos, distiller)
             if record.state.step >= steps:
                 return
             if self.stop.asked:
@@ -174,7 +174,6 @@ class _Run:
             self.progress.value("|g|", info.meta_gradient_norm)
             self.progress.advance(state.step, steps)
             self._write_if_due()
-            require_bounded([one.outer_loss for one in record.infos], distiller)
 
     def _step(self) -> tuple[DistillerState, StepInfo]:
         """One outer step. Where its numbers are not finite it is dropped, and taken again through another window."""
@@ -272,22 +271,20 @@ class _Run:
         self.due = time.monotonic() + self.every
 
 
-def require_bounded(losses: Sequence[float], distiller: Distiller) -> None:
-    """End a run whose outer loss has left its own history: what the best set was is stored, and no later one will be as good.
-
-    The median of the last 50 losses must be within 10 times the lowest that 50 losses in a row had, or of that of guessing.
+def require_bounded(infos: Sequence[StepInfo], distiller: Distiller) -> None:
+    """End a run whose outer loss has left its own history, which no clip will bring back.
 
     Raises:
-        GradientError: it is not.
+        GradientError: the median of the last 50 losses is more than 10 times that of the first 50 of the stage.
     """
-    if len(losses) % SPAN or not losses:
+    losses = [info.outer_loss for info in infos if info.stage == infos[-1].stage] if infos and len(infos) % SPAN == 0 else []
+    if len(losses) < 2 * SPAN:
         return
-    medians = np.median(np.reshape(losses, (-1, SPAN)), axis=1)
-    lowest = int(medians.argmin())
-    if medians[-1] > 10 * max(float(medians[lowest]), math.log(distiller.bundle.num_classes)):
+    first, last = float(np.median(losses[:SPAN])), float(np.median(losses[-SPAN:]))
+    if last > 10 * first:
         raise GradientError(
-            f"The run has diverged: the median of the last {SPAN} outer losses is {medians[-1]:.3g}, and was {medians[lowest]:.3g} up to "
-            f"outer step {SPAN * (lowest + 1)}. What was done until then, and the best set, are stored.",
+            f"The run has diverged: the median of the last {SPAN} outer losses is {last:.3g}, and was {first:.3g} at first. What was done "
+            "until then is stored; where there was a look at validation, so is the best set.",
             changes=[Change("outer.optimizer.lr", float(f"{distiller.outer.optimizer.lr / 10:g}"))],
         )
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,9 @@ def fill(
     require_writable(folder)
     store, marks = _prepare(folder, template, units, identity)
     _forget_lost(store, marks, template, regions)
+    constants = [str(name) for name, array in template.variables.items() if not _is_to_be_computed(array)]
+    if broken := [name for name in constants if not _is_whole(store / name, template[name].dims, {})]:
+        raise _damaged(folder, [f"{store / name} is lost or damaged." for name in broken])
     waiting = dict(enumerate(regions))
     for timeout in (0, -1):  # first what nobody has claimed, then wait for what others are at
         for number, region in list(waiting.items()):
@@ -116,19 +120,31 @@ def _forget_lost(store: Path, marks: Path, template: xr.Dataset, regions: Sequen
     """Take away the marks of units whose chunks are lost or damaged, so that they are computed again."""
     for number, region in enumerate(regions):
         mark = marks / f"{number}.done"
-        if mark.exists() and not all(_is_whole(store / str(name), array.dims, region) for name, array in template.data_vars.items()):
+        computed = {str(name): array.dims for name, array in template.data_vars.items() if _is_to_be_computed(array)}
+        if mark.exists() and not all(_is_whole(store / name, dims, region) for name, dims in computed.items()):
             logger.warning("unit %d of %s is lost or damaged, and is computed again", number, store)
             mark.unlink(missing_ok=True)
 
 
+def _is_to_be_computed(array: xr.Variable | xr.DataArray) -> bool:
+    """Whether a variable of the template holds nothing yet."""
+    return (
+        array.size > 0
+        and array.dtype.kind in "fi"
+        and bool((np.isnan(array.values) if array.dtype.kind == "f" else array.values == -1).all())
+    )
+
+
 def _is_whole(path: Path, dims: Sequence[Any], region: Region) -> bool:
-    """Whether the chunk of a unit is there and can be read; of what has no unit of its own, all of it."""
+    """Whether the chunk of a unit is there and can be read; without a region, all of an array."""
     try:
         array = zarr.open_array(path, mode="r")
-        if any(dim in region for dim in dims):
+        if region:
             place = tuple(region[dim].start // size if dim in region else 0 for dim, size in zip(dims, array.chunks, strict=True))
             if not (path / array.metadata.encode_chunk_key(place)).is_file():
                 return False
+        elif array.nchunks_initialized != array.nchunks:
+            return False
         array[tuple(region.get(dim, slice(None)) for dim in dims)]
     except Exception:  # as above
         return False
@@ -149,7 +165,7 @@ def _regions(template: xr.Dataset, units: Mapping[str, int]) -> Iterator[Region]
 
 def _prepare(folder: Path, template: xr.Dataset, units: Mapping[str, int], identity: Mapping[str, Any]) -> tuple[Path, Path]:
     """Make the empty grid, or see that the one that is there is the same."""
-    store, marks = folder / NAME, folder / "units"
+    store, marks, new = folder / NAME, folder / "units", folder / f"{NAME}.new"
     words = json.dumps({"units": dict(units), **identity}, sort_keys=True)
     marks.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "units" / "create.lock"):
@@ -171,9 +187,12 @@ def _prepare(folder: Path, template: xr.Dataset, units: Mapping[str, int], ident
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
                 template.assign_attrs(attributes).to_zarr(
-                    store, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_empty_chunks=True
+                    new, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_empty_chunks=True
                 )
-            seal(store)
+            seal(new)
+            if store.exists():
+                shutil.rmtree(store)  # a grid that was never begun
+            new.rename(store)
             made.touch()
     held = _held(store)
     if held != words:

@@ -18,7 +18,6 @@ import os
 import shutil
 import tempfile
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -137,26 +136,23 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
 
 
 def holds_results(folder: str | os.PathLike[str]) -> bool:
-    """Whether results are there, be it that a kill has left them between two moves."""
+    """Whether results are there, be it that a kill has left them between two moves; or something else has their name."""
     store = _store(folder)
-    return store.is_dir() or _beside(store)[0].is_dir()
+    return os.path.lexists(store) or _beside(store)[0].is_dir()
 
 
 def require_writable(folder: str | os.PathLike[str]) -> None:
-    """See that a folder can be made and written into, before hours of work: what was made for that is taken away again.
+    """See that a folder can be made and written into, before hours of work; nothing is left of it.
 
     Raises:
         RunError: it cannot.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
     try:
-        missing = [one for one in (folder, *folder.parents) if not one.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for made in missing:
-            with suppress(OSError):  # another process has begun there meanwhile
-                made.rmdir()
+        there = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
+        # In a folder of our own, so that nothing is taken away that another process has begun to use.
+        with tempfile.TemporaryDirectory(prefix=".distilkit-", dir=there) as own:
+            (Path(own) / folder.relative_to(there)).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # the latter of a NUL in the name
         raise RunError(
             f"The folder {folder} cannot be written: {getattr(error, 'strerror', None) or error}.", changes=[Change("out", "runs/another")]

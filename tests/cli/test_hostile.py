@@ -121,12 +121,15 @@ MISTAKES = {  # a command, and what it says; RUN is a run
     "and to export": (["export", "RUN", "set", "--label-space", "logit"], "is a run, which says its label space itself"),
     "an export to nowhere": (["export", "RUN", "", "--to", "safetensors"], "no name for a file"),
     "an export into a file": (["export", "RUN", "taken/set", "--to", "mtt"], "Not a directory"),
-    "a file in the place of a folder": (["evaluate", "RUN", "--out", "taken"], "The folder taken cannot be written"),
-    "or of a grid": (["subsets", "RUN", "--out", "taken"], "The folder taken cannot be written"),
-    "or of a study": (["study", "gradients", DIGITS, "--out", "taken"], "The folder taken cannot be written"),
+    "a file in the place of a folder": (["evaluate", "RUN", "--out", "taken"], "taken cannot be written"),
+    "a file by the name of a store": (["evaluate", "RUN", "--out", "stored"], "stored holds results already"),
+    "and where a run would go": (["run", DIGITS, "--out", "stored"], "stored holds the results of another run"),
+    "a name that is no UTF-8": (["validate", "\udcff.toml"], r"\udcff.toml"),
+    "or of a grid": (["subsets", "RUN", "--out", "taken"], "taken cannot be written"),
+    "or of a study": (["study", "gradients", DIGITS, "--out", "taken"], "taken cannot be written"),
     "or of another": (
         ["study", "intercorrelation", EXAMPLES / "boost_digits.toml", "--out", "taken"],
-        "The folder taken cannot be written",
+        "taken cannot be written",
     ),
     "or of a run": (["run", DIGITS, "--out", "taken/run"], "cannot be written"),
     "a name of 300 letters": (["run", DIGITS, "--out", "x" * 300], "File name too long"),
@@ -138,18 +141,21 @@ MISTAKES = {  # a command, and what it says; RUN is a run
 def test_mistakes_are_told_before_the_work(name, digits_run, tmp_path):
     words, said = MISTAKES[name]
     (tmp_path / "taken").touch()
+    (tmp_path / "stored").mkdir()
+    (tmp_path / "stored" / "results.zarr").touch()
     done = distilkit(*(digits_run if word == "RUN" else word for word in words), cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
     assert in_words(done)
     assert "accuracy" not in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert {path.name for path in tmp_path.rglob("*")} == {"taken", "stored", "results.zarr"}
 
 
 def test_what_needs_many_times_the_memory_is_refused(tmp_path):
     done = distilkit("run", DIGITS, "--set", 'truncation={kind = "FullUnroll", horizon = 1000000000000}', cwd=tmp_path)
     assert done.returncode == 4
     assert "this cannot be done here" in done.stderr
+    assert not list(tmp_path.rglob("spec.toml"))  # or the next try would find the folder taken
     assert "--set" in done.stderr
 
 
@@ -177,8 +183,20 @@ def test_a_fault_of_ours_is_told_and_shown_where_asked_for(digits_run, monkeypat
     assert left.value.code == 1
     assert "TypeError: a fault" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["distilkit", "verify", "--debug", str(digits_run)])
-    with pytest.raises(TypeError, match="a fault"):
+    with pytest.raises(SystemExit) as left:
         main()
+    assert left.value.code == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_in_any_command_is_told(digits_run, monkeypatch):
+    def full(run):
+        raise MemoryError
+
+    monkeypatch.setattr("distilkit.storage.verify", full)
+    done = distilkit("verify", digits_run)
+    assert done.returncode == 4
+    assert "not enough memory" in done.stderr
 
 
 WORDS = [
@@ -272,7 +290,7 @@ def test_command_lines_with_anything_in_them(part, digits_run, tmp_path, monkeyp
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "in").rglob("*")}
-    chance = random.Random(part)
+    chance, beside = random.Random(part), {path.name for path in tmp_path.parent.iterdir()}
     for number in range(100):
         cwd = tmp_path / "cwd" / str(number)
         cwd.mkdir(parents=True)
@@ -283,4 +301,6 @@ def test_command_lines_with_anything_in_them(part, digits_run, tmp_path, monkeyp
         assert time.monotonic() - began < SLOWEST, words
         assert {path for path in cwd.rglob("*") if path.name == "owned"} == set()
     assert not any(home.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "home", "cwd"}
+    assert {path.name for path in tmp_path.parent.iterdir()} == beside
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "in").rglob("*")} == before

@@ -370,15 +370,18 @@ def test_a_run_that_leaves_its_own_history_is_ended(tmp_path, monkeypatch):
 
     def meta_gradient(distiller, state, window, stream=None):
         found = real(distiller, state, window, stream)
-        return found._replace(loss=found.loss * (1e3 if state.step == 20 or state.step >= 60 else 1))
+        return found._replace(loss=found.loss * (1e3 if state.step == 20 or state.step >= 110 else 1))
 
     monkeypatch.setattr(dk.Distiller, "meta_gradient", meta_gradient)
     with pytest.raises(GradientError, match="has diverged") as caught:
         tiny(outer=dk.Outer(steps=400, batch_size=64), evaluation=dk.Evaluation(seeds=1, steps=(5,), every=50)).run(tmp_path / "run")
     assert caught.value.exit_code == 3
     tree = dk.open(tmp_path / "run")
-    assert tree["history"].sizes["outer_step"] == 100
+    assert tree["history"].sizes["outer_step"] == 150
     assert "best" in tree.children
+    with pytest.raises(GradientError, match="has diverged"):  # not forgotten by the next call
+        tiny(outer=dk.Outer(steps=400, batch_size=64), evaluation=dk.Evaluation(seeds=1, steps=(5,), every=50)).run(tmp_path / "run")
+    assert dk.open(tmp_path / "run")["history"].sizes["outer_step"] == 150
 
 
 @pytest.mark.parametrize("several", [1, 2])

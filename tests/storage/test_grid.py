@@ -1,11 +1,13 @@
 """Grids on disk: they go on after a kill, and two processes share one, to the same bits as one that was left alone."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,11 +16,16 @@ import xarray as xr
 import distilkit as dk
 from distilkit.errors import RunError
 from distilkit.progress import Silent
-from distilkit.storage import verify
+from distilkit.storage import require_writable, verify
 from distilkit.storage.grid import done, fill
 
 TEMPLATE = xr.Dataset(
-    {"value": (("a", "b", "c"), np.full((5, 4, 3), np.nan)), "count": (("a", "b"), np.full((5, 4), -1)), "fixed": ("c", [1.0, 2.0, 3.0])},
+    {
+        "value": (("a", "b", "c"), np.full((5, 4, 3), np.nan)),
+        "count": (("a", "b"), np.full((5, 4), -1)),
+        "fixed": ("c", [1.0, 2.0, 3.0]),
+        "taken": (("a", "c"), np.ones((5, 3), np.int8)),
+    },
     {"a": np.arange(5), "b": np.arange(4), "c": np.arange(3)},
 )
 UNITS = {"a": 2, "b": 3}
@@ -167,6 +174,31 @@ def test_a_unit_that_is_lost_or_damaged_is_computed_again(harm, tmp_path):
             with pytest.raises(RunError, match="move it away"):
                 fill(TEMPLATE, UNITS, compute, identity={}, folder=folder)
     assert mended >= (12 if harm == "lost" else 3)
+
+
+def folders_at_once(folder):
+    """What processes do that start together."""
+    for number in range(40):
+        require_writable(folder / str(number) / "deep")
+        (folder / str(number)).mkdir(parents=True, exist_ok=True)
+
+
+def test_looking_whether_a_folder_can_be_made_takes_none_away(tmp_path):
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in [pool.submit(folders_at_once, tmp_path) for _ in range(3)]:
+            done.result()
+    assert len(list(tmp_path.iterdir())) == 40
+
+
+def test_a_kill_while_the_grid_is_made(tmp_path, monkeypatch):
+    def killed(store):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distilkit.storage.grid.seal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path)
+    assert same(fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path), fill(TEMPLATE, UNITS, compute, identity={}))
 
 
 def test_a_store_that_is_gone_is_filled_anew(tmp_path):

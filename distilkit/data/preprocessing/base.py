@@ -56,7 +56,8 @@ def hash_tensor(images: torch.Tensor) -> str:
     (True, False)
     """
     plain = images.detach().cpu().contiguous()
-    digest = hashlib.blake2b(f"{plain.dtype} {tuple(plain.shape)}".encode(), digest_size=16)
+    name = "bfloat16" if plain.dtype == torch.bfloat16 else torch.empty(0, dtype=plain.dtype).numpy().dtype.str  # numpy has none
+    digest = hashlib.blake2b(f"{name}{tuple(plain.shape)}".encode(), digest_size=16)
     digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -1,6 +1,6 @@
 """The format "safetensors": a whole distilled set in one file, bit for bit. Others' formats carry the same bytes beside them.
 
-Tensors images, labels, classes, block and preprocessing_NAME; in the header the keys `format` ("distilkit set 1"), `set`, a JSON
+Tensors images, labels, classes, block and preprocessing_NAME; in the header the keys `format` ("distilkit set 2"), `set`, a JSON
 object with class_names, label_space, inner_lr, preprocessing and provenance, and `digest`, of `set` and all tensors.
 """
 
@@ -22,7 +22,7 @@ from distilkit.data.preprocessing.base import hash_tensor
 from distilkit.errors import DistilkitError
 from distilkit.storage.formats.raw import Options, write_file
 
-FORMAT = "distilkit set 1"
+FORMAT = "distilkit set 2"
 PREFIX = "preprocessing_"
 
 
@@ -73,7 +73,7 @@ def loads(content: bytes, name: Path | str) -> DistilledSet:
             f"in place of {FORMAT!r}.",
             fix='formats.write(distilled, "set.safetensors", "safetensors")',
         )
-    if header["digest"] != _digest(header["set"], tensors):
+    if header.get("digest") != _digest(header["set"], tensors):
         raise DistilkitError(f"{name} is damaged: its content does not match its digest.")
     words: dict[str, Any] = json.loads(header["set"])
     arrays = {key.removeprefix(PREFIX): value.numpy() for key, value in tensors.items() if key.startswith(PREFIX)}
