@@ -1,6 +1,6 @@
 """The public names and where they live: what `distilkit/__init__.py` gives, and what type checkers see."""
 
-from .adaptive import AdaptiveTruncation as AdaptiveTruncation, Probe as Probe, ProbingPolicy as ProbingPolicy
+from .adaptive import AdaptiveTruncation as AdaptiveTruncation
 from .boosting import BoostSchedule as BoostSchedule
 from .data.augmentation import DSA as DSA, Augmentation as Augmentation, FlipRotate as FlipRotate
 from .data.bundle import DataBundle as DataBundle, DataSource as DataSource, Split as Split
@@ -59,6 +59,9 @@ from .studies.subsets import subset_grid as subset_grid
 from .truncation import (
     FixedStart as FixedStart,
     FullUnroll as FullUnroll,
+    Growing as Growing,
+    Probe as Probe,
+    ProbingPolicy as ProbingPolicy,
     RandomHorizon as RandomHorizon,
     RandomTruncation as RandomTruncation,
     StepInfo as StepInfo,

@@ -6,7 +6,7 @@ After AT-BPTT (NeurIPS 2025, arXiv 2510.04838), written from its description.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -14,36 +14,7 @@ from torch import Tensor
 from distilkit import fields
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
-from distilkit.truncation import StepInfo, TruncationPolicy, Window
-
-STAGES = ("early", "middle", "late")
-
-
-class Probe(NamedTuple):
-    """What a trial run found: a fresh network, trained on the set as it is.
-
-    norms: float64 (steps,), of the gradient of the training loss with respect to the parameters, before each step.
-    accuracy: of the trained network on the real batch of this outer step, a fraction.
-    """
-
-    norms: Tensor
-    accuracy: float
-
-
-S = TypeVar("S")
-
-
-@runtime_checkable
-class ProbingPolicy(TruncationPolicy[S], Protocol[S]):
-    """A truncation policy that asks for trial runs."""
-
-    def probe_steps(self, state: S, outer_step: int, /) -> int:
-        """How many inner steps the trial run before this outer step has; 0 for none."""
-        ...
-
-    def observe_probe(self, state: S, probe: Probe, /) -> S:
-        """Take notice of what it found, and return the new state."""
-        ...
+from distilkit.truncation import Probe, StepInfo, Window
 
 
 class AdaptiveState(TypedDict):
@@ -141,8 +112,3 @@ class AdaptiveTruncation:
     def observe(self, state: AdaptiveState, info: StepInfo) -> AdaptiveState:
         """Nothing to learn from an outer step itself."""
         return state
-
-
-def probing(policy: Any) -> ProbingPolicy[Any] | None:
-    """The policy, if it asks for trial runs."""
-    return policy if isinstance(policy, ProbingPolicy) else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,17 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit import fields, process
-from distilkit.adaptive import probing
 from distilkit.boosting import BoostSchedule, Stage, require_minibatch, sampling_groups, single_stage, with_batch_that_fits
 from distilkit.data.bundle import DataBundle, DataSource
 from distilkit.data.distilled import DistilledSet
-from distilkit.errors import Change, CombinationError, GradientError, listing
+from distilkit.errors import Change, CombinationError, GradientError
 from distilkit.evaluation import Evaluation
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.outer import Images, Labels, Outer, OuterState, OuterUpdate, VariableUpdate
+from distilkit.outer import Images, Labels, Outer, OuterState, OuterUpdate, VariableUpdate, averaged, require_finite, with_block
 from distilkit.progress import SILENT, Progress
-from distilkit.truncation import StepInfo, TruncationPolicy, Window
+from distilkit.truncation import StepInfo, TruncationPolicy, Window, probing
 from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import Execution, ProgramCache
 from distilkit.unroller import MetaGradient, RealBatch, Unroller
@@ -46,6 +44,7 @@ class DistillerState(NamedTuple):
 
     step: outer steps done. leaves: images, labels and log_lr. optimizers: the state of what moves them.
     policy: state of the truncation policy. stage: of the boost schedule, from 0. stage_step: outer steps done in the stage.
+    average: the running average of the leaves, where `Outer.average` asks for one.
     """
 
     step: int
@@ -54,6 +53,12 @@ class DistillerState(NamedTuple):
     policy: Any
     stage: int = 0
     stage_step: int = 0
+    average: OuterVariables | None = None
+
+    @property
+    def result(self) -> OuterVariables:
+        """What the distilled set is made of: the average, or the leaves."""
+        return self.leaves if self.average is None else self.average
 
 
 @fields.component
@@ -173,7 +178,8 @@ class Distiller:
     def init(self) -> DistillerState:
         """The state before the first outer step."""
         leaves = self._block(self.stages[0], torch.tensor(self.learner.optimizer.lr, dtype=torch.float32).log())
-        return DistillerState(0, leaves, self.update.init(leaves), self.stages[0].truncation.init())
+        average = leaves if self.outer.average else None
+        return DistillerState(0, leaves, self.update.init(leaves), self.stages[0].truncation.init(), average=average)
 
     def enter_stage(self, state: DistillerState) -> DistillerState:
         """The state from which the next outer step is taken: the same, or, where a stage is over, with the next block added."""
@@ -185,9 +191,10 @@ class Distiller:
         """The state with the next block added, at the start of the next stage. Earlier rows, and what moves them, stay."""
         stage = self.stages[state.stage + 1]
         old, new = state.leaves, self._block(stage, state.leaves.log_lr)
-        leaves = OuterVariables(torch.cat([old.images, new.images]), torch.cat([old.labels, new.labels]), old.log_lr)
+        leaves, average = (None if rows is None else with_block(rows, new) for rows in (old, state.average))
         optimizers = self.update.add_block(state.optimizers, new)
-        return DistillerState(state.step, leaves, optimizers, stage.truncation.init(), stage.number, 0)
+        assert leaves is not None
+        return DistillerState(state.step, leaves, optimizers, stage.truncation.init(), stage.number, 0, average)
 
     def template(self, stage: int) -> DistillerState:
         """A state of the shape that states have in a stage, for `storage.checkpoint.unflatten`."""
@@ -233,7 +240,8 @@ class Distiller:
                 changes=[Change(f"outer.{name}.lr", float(f"{one.lr / 10:g}")) for name, one in moving.items() if one is not None],
             )
         policy = stage.truncation.observe(policy, info)
-        return DistillerState(state.step + 1, leaves, optimizers, policy, state.stage, state.stage_step + 1), info
+        average = None if state.average is None else averaged(state.average, leaves, self.outer.average, state.stage_step)
+        return DistillerState(state.step + 1, leaves, optimizers, policy, state.stage, state.stage_step + 1, average), info
 
     def _probed(self, state: DistillerState, stream: Stream) -> DistillerState:
         """The state with a policy that has seen its trial run, if it asks for one before this outer step."""
@@ -263,9 +271,8 @@ class Distiller:
         """The meta-gradient at a state through a window, on this outer step's real batch and a fresh network, drawn from the stream."""
         batch, stage = self.outer_batch(state.step), self.stages[state.stage]
         learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
-        return self.resolved_unroller.meta_gradient(
-            learner, state.leaves, window, batch, (stream or self.stream).fold("inner").fold(state.step), drawn_from, self.programs
-        )
+        inner, ends = (stream or self.stream).fold("inner").fold(state.step), self.outer.ends
+        return self.resolved_unroller.meta_gradient(learner, state.leaves, window, batch, inner, drawn_from, self.programs, ends)
 
     def outer_batch(self, step: int) -> RealBatch:
         """The real batch of an outer step."""
@@ -320,7 +327,7 @@ class Distiller:
 
     def distilled(self, state: DistillerState) -> DistilledSet:
         """The distilled set at a state, on the CPU."""
-        leaves, stage = OuterVariables(*(x.detach().cpu() for x in state.leaves)), self.stages[state.stage]
+        leaves, stage = OuterVariables(*(x.detach().cpu() for x in state.result)), self.stages[state.stage]
         return DistilledSet(
             images=leaves.images,
             labels=leaves.labels,
@@ -351,30 +358,3 @@ def _known_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise CombinationError(f"device = {name!r} is none that torch knows.", fix='device = "auto"') from error
-
-
-def require_finite(info: StepInfo, others: Sequence[float], lr: float) -> None:
-    """Raise GradientError when a step's loss or a norm of its meta-gradient is not finite, or the images have none at all.
-
-    Args:
-        info: of the step.
-        others: norms of the meta-gradient of the other leaves that are learned.
-        lr: the inner learning rate, to name a smaller one.
-    """
-    smaller = [Change("learner.optimizer.lr", float(f"{lr / 10:g}"))]
-    where = f"Outer step {info.outer_step}, through the window {info.window.start} to {info.window.stop}"
-    if not all(math.isfinite(x) for x in (info.outer_loss, info.meta_gradient_norm, *others)):
-        error = GradientError(
-            f"{where}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient {info.meta_gradient_norm:g} (labels and "
-            f"learning rate, if learned: {listing([f'{x:g}' for x in others], 'and') if others else 'not learned'}). The inner run or its "
-            "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
-            changes=smaller,
-        )
-        error.can_pass = True
-        raise error
-    if info.meta_gradient_norm == 0:
-        raise GradientError(
-            f"{where}: the meta-gradient of the images is exactly zero, so nothing can be learned. A network or loss that detaches its "
-            "input, or whose units are all dead, as under too high an inner learning rate, does this.",
-            changes=smaller,
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,12 +14,13 @@ from torch.nn import functional as F
 from distilkit import fields
 from distilkit.data.augmentation import Augmentation
 from distilkit.data.bundle import DataBundle, Split
-from distilkit.errors import CombinationError
+from distilkit.errors import Change, CombinationError, GradientError, listing
 from distilkit.functional import optimizers
 from distilkit.functional.clipping import EMAClip
 from distilkit.functional.optimizers import Optimizer
 from distilkit.functional.schedules import Constant, Schedule
 from distilkit.functional.streams import Stream
+from distilkit.truncation import StepInfo
 from distilkit.unroll.adjoints import OuterVariables
 
 ImageStart = Literal["noise", "real"]
@@ -105,6 +107,10 @@ class Outer:
         optimizer: of the images.
         lr_optimizer: of the logarithm of the inner learning rate, where the learner learns it; None takes `optimizer`.
         schedule: factor on all outer learning rates by step.
+        average: decay of a running average of the set over the outer steps, which then is what is validated, tested and stored; at
+            step k of a stage it is no more than (1 + k) / (10 + k). 0 for none.
+        ends: places of a window where the outer loss is taken, evenly spread up to its end: networks that are good on the way, and a
+            calmer gradient, for three more forward passes of the real batch each.
         clip: clipping of the images' meta-gradient (and, by its own average, of the learning rate's), or None.
         augment: augmentation of the real batch, or None.
     """
@@ -113,6 +119,8 @@ class Outer:
     batch_size: int = fields.integer(default=256, least=1)
     optimizer: Optimizer = fields.slot("optimizer", default=optimizers.Adam(lr=1e-3))
     lr_optimizer: Optimizer | None = fields.slot("optimizer", default=None, optional=True)
+    average: float = fields.number(default=0.0, least=0, below=1)
+    ends: int = fields.integer(default=1, least=1)
     schedule: Schedule = fields.slot("schedule", default=Constant())
     clip: EMAClip | None = fields.part(EMAClip, default=EMAClip(), optional=True)
     augment: Augmentation | None = fields.slot("augmentation", default=None, optional=True)
@@ -249,3 +257,41 @@ class OuterUpdate(NamedTuple):
     def norms(self, gradient: OuterVariables) -> list[Tensor]:
         """Of the meta-gradient, of each variable that is learned: the images' first."""
         return [g.norm() for g, one in zip(gradient, self, strict=True) if one.learn]
+
+
+def with_block(rows: OuterVariables, new: OuterVariables) -> OuterVariables:
+    """Rows with those of a new block behind them."""
+    return OuterVariables(torch.cat([rows.images, new.images]), torch.cat([rows.labels, new.labels]), rows.log_lr)
+
+
+def averaged(average: OuterVariables, leaves: OuterVariables, decay: float, step: int) -> OuterVariables:
+    """The running average after a step, the `step`-th of a stage: with less decay at first, so that the start is soon forgotten."""
+    keep = min(decay, (1 + step) / (10 + step))
+    return OuterVariables(*(keep * old + (1 - keep) * new for old, new in zip(average, leaves, strict=True)))
+
+
+def require_finite(info: StepInfo, others: Sequence[float], lr: float) -> None:
+    """Raise GradientError when a step's loss or a norm of its meta-gradient is not finite, or the images have none at all.
+
+    Args:
+        info: of the step.
+        others: norms of the meta-gradient of the other leaves that are learned.
+        lr: the inner learning rate, to name a smaller one.
+    """
+    smaller = [Change("learner.optimizer.lr", float(f"{lr / 10:g}"))]
+    where = f"Outer step {info.outer_step}, through the window {info.window.start} to {info.window.stop}"
+    if not all(math.isfinite(x) for x in (info.outer_loss, info.meta_gradient_norm, *others)):
+        error = GradientError(
+            f"{where}: the outer loss is {info.outer_loss:g} and the norm of the meta-gradient {info.meta_gradient_norm:g} (labels and "
+            f"learning rate, if learned: {listing([f'{x:g}' for x in others], 'and') if others else 'not learned'}). The inner run or its "
+            "derivative has blown up; a smaller inner learning rate or a shorter window holds it.",
+            changes=smaller,
+        )
+        error.can_pass = True
+        raise error
+    if info.meta_gradient_norm == 0:
+        raise GradientError(
+            f"{where}: the meta-gradient of the images is exactly zero, so nothing can be learned. A network or loss that detaches its "
+            "input, or whose units are all dead, as under too high an inner learning rate, does this.",
+            changes=smaller,
+        )

@@ -9,7 +9,10 @@ is taken at `stop`. The steps before `start` run without gradient, and their opt
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeVar
+import math
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
 
 from distilkit import fields
 from distilkit.errors import CombinationError
@@ -66,6 +69,35 @@ class TruncationPolicy(Protocol[S]):
     def observe(self, state: S, info: StepInfo, /) -> S:
         """Take notice of what the outer step gave, and return the new state."""
         ...
+
+
+class Probe(NamedTuple):
+    """What a trial run found: a fresh network, trained on the set as it is.
+
+    norms: float64 (steps,), of the gradient of the training loss with respect to the parameters, before each step.
+    accuracy: of the trained network on the real batch of this outer step, a fraction.
+    """
+
+    norms: Tensor
+    accuracy: float
+
+
+@runtime_checkable
+class ProbingPolicy(TruncationPolicy[S], Protocol[S]):
+    """A truncation policy that asks for trial runs."""
+
+    def probe_steps(self, state: S, outer_step: int, /) -> int:
+        """How many inner steps the trial run before this outer step has; 0 for none."""
+        ...
+
+    def observe_probe(self, state: S, probe: Probe, /) -> S:
+        """Take notice of what it found, and return the new state."""
+        ...
+
+
+def probing(policy: Any) -> ProbingPolicy[Any] | None:
+    """The policy, if it asks for trial runs."""
+    return policy if isinstance(policy, ProbingPolicy) else None
 
 
 class _Stateless:
@@ -165,6 +197,8 @@ class RandomTruncation(_Stateless):
         window: steps M that the gradient flows through.
         redraw_every: outer steps that share one window. The paper's code keeps it for an epoch of real data (10 outer steps
             on CIFAR-10 at a batch of 5,000); 1 draws it afresh each time.
+        stratified: draw places without replacement: of T - M + 1 windows in a row, no two are at the same place. Averages over outer
+            steps, as Adam's, are then calmer; each window alone is as uniform as before.
 
     >>> RandomTruncation(40, 40).plan((), 0, Stream(0))[0]
     Window(start=0, stop=40)
@@ -173,13 +207,18 @@ class RandomTruncation(_Stateless):
     horizon: int = fields.integer(least=1)
     window: int = fields.integer(least=1)
     redraw_every: int = fields.integer(default=1, least=1)
+    stratified: bool = fields.flag(default=False)
 
     def __attrs_post_init__(self) -> None:
         _window_fits(self)
 
     def plan(self, state: tuple[()], outer_step: int, stream: Stream) -> tuple[Window, tuple[()]]:
         """[s, s + M) with s uniform on 0..T - M."""
-        start = int(stream.fold(outer_step // self.redraw_every).integers(self.horizon - self.window + 1).item())
+        drawn, places = outer_step // self.redraw_every, self.horizon - self.window + 1
+        if self.stratified:
+            start = int(stream.fold("strata").fold(drawn // places).permutation(places)[drawn % places])
+        else:
+            start = int(stream.fold(drawn).integers(places).item())
         return Window(start, start + self.window), state
 
 
@@ -201,3 +240,44 @@ class FixedStart(_Stateless):
     def plan(self, state: tuple[()], outer_step: int, stream: Stream) -> tuple[Window, tuple[()]]:
         """[start, start + M)."""
         return Window(self.start, self.start + self.window), state
+
+
+@fields.component
+class Growing:
+    """Another policy whose inner runs are short at first, and so cheap and calm, and grow with the outer steps.
+
+    Places and lengths of its windows are scaled by a fraction that rises from `first` to 1 over `steps` outer steps, in a straight line.
+    A window that leaves out the first step of all still does.
+
+    Args:
+        policy: the other one.
+        first: the fraction at outer step 0.
+        steps: outer steps until windows are as long as the policy has them.
+
+    >>> policy = Growing(FixedStart(start=1, window=39), first=0.25, steps=100)
+    >>> [policy.plan((), k, Stream(0))[0] for k in (0, 50, 100)]
+    [Window(start=1, stop=10), Window(start=1, stop=25), Window(start=1, stop=40)]
+    """
+
+    policy: Any = fields.slot("truncation")
+    first: float = fields.number(default=0.25, above=0, most=1)
+    steps: int = fields.integer(default=500, least=1)
+
+    def __attrs_post_init__(self) -> None:
+        if probing(self.policy) is not None:
+            raise CombinationError(f"{type(self.policy).__name__} chooses by trial runs of the whole length, and cannot grow.")
+
+    def init(self) -> Any:
+        """The other policy's."""
+        return self.policy.init()
+
+    def plan(self, state: Any, outer_step: int, stream: Stream) -> tuple[Window, Any]:
+        """Its window, scaled."""
+        window, state = self.policy.plan(state, outer_step, stream)
+        fraction = self.first + (1 - self.first) * min(1.0, outer_step / self.steps)
+        start = math.ceil(fraction * window.start)
+        return Window(start, max(start + 1, round(fraction * window.stop))), state
+
+    def observe(self, state: Any, info: StepInfo) -> Any:
+        """As the other policy does."""
+        return self.policy.observe(state, info)

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from distilkit import fields, process
-from distilkit.adaptive import Probe
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.programs.programs import Programs
-from distilkit.truncation import Window
+from distilkit.truncation import Probe, Window
 from distilkit.unroll.adjoints import (
     Adjoint,
     AutogradAdjoint,
@@ -111,6 +110,7 @@ class Unroller:
         stream: Stream,
         classes: Tensor | None = None,
         programs: ProgramCache | None = None,
+        ends: int = 1,
     ) -> MetaGradient:
         """Train a fresh network on the distilled set and differentiate its loss on real data.
 
@@ -122,6 +122,7 @@ class Unroller:
             stream: the initial network and the draws of every inner step come from it.
             classes: int64 (N,), the class of each distilled image, for minibatches; by default the largest label.
             programs: where what is built is kept; by default in this unroller.
+            ends: places where the outer loss is taken, evenly over the window up to its end; it is the mean over them.
 
         Returns:
             the outer loss and the meta-gradient, the means over `networks_per_step` networks.
@@ -136,7 +137,8 @@ class Unroller:
         rows = learner.inner_batch_size(classes)
         execution = self.execution(learner, (rows, *leaves.images.shape[1:]), leaves.images.device)
         groups = [streams] if execution.side_by_side else [[one] for one in streams]
-        end = self._end(learner, real_batch, execution)
+        places = {round(window.length * k / ends) for k in range(1, ends)} - {0, window.length}
+        end = self._end(learner, real_batch, execution)._replace(also_after=tuple(sorted(places)))
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
             results = [self._one(learner, leaves, window, end, group, classes, execution, programs or self.cache) for group in groups]
         return MetaGradient(*(parts[0] if count == 1 else reduce(add, parts) / count for parts in zip(*results, strict=True)))

@@ -96,3 +96,26 @@ def test_a_distilled_set_is_finite():
         attrs.evolve(made, images=made.images * float("nan"))
     with pytest.raises(FieldError, match="inner_lr"):
         attrs.evolve(made, inner_lr=float("nan"))
+
+
+def test_the_average_is_the_average_by_hand(tmp_path):
+    """Of images, labels and the logarithm of the rate, with less decay at first; the loop itself goes on from the last set."""
+    outer = dk.Outer(steps=12, batch_size=64, optimizer=dk.Adam(lr=0.05))
+    parts = {"learner": dk.Learner(dk.MLP(hidden=(12,)), dk.Adam(lr=0.01), learn_lr=True), "labels": dk.Labels(learn=True), "device": "cpu"}
+    make = lambda outer: dk.Distiller(dk.Digits(), truncation=dk.FullUnroll(3), outer=outer, **parts)  # noqa: E731
+    plain, averaging = make(outer), make(dk.evolve(outer, average=0.5))
+    states, state = [plain.init()], averaging.init()
+    for _ in range(12):
+        states.append(plain.step(states[-1])[0])
+        state, _info = averaging.step(state)
+    for found, last in zip(state.leaves, states[-1].leaves, strict=True):
+        assert torch.equal(found, last)
+    mean = states[0].leaves
+    for k, one in enumerate(states[1:]):
+        keep = min(0.5, (1 + k) / (10 + k))
+        mean = [keep * old.double() + (1 - keep) * new.double() for old, new in zip(mean, one.leaves, strict=True)]
+    made = averaging.distilled(state)
+    assert torch.allclose(made.images.double(), mean[0], atol=1e-6)
+    assert torch.allclose(made.labels.double(), mean[1], atol=1e-6)
+    assert made.inner_lr == pytest.approx(float(mean[2].exp()), rel=1e-6)
+    assert not torch.allclose(made.images, states[-1].leaves.images, atol=1e-3)

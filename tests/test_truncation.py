@@ -15,6 +15,8 @@ POLICIES = {
     "random horizon": dk.RandomHorizon,
     "random truncation": dk.RandomTruncation,
     "fixed start": lambda t, m: dk.FixedStart(t - m, m),
+    "stratified": lambda t, m: dk.RandomTruncation(t, m, stratified=True),
+    "growing": lambda t, m: dk.Growing(dk.RandomTruncation(t, m), first=0.3, steps=1000),
     "adaptive": lambda t, m: dk.AdaptiveTruncation(t, m, spread=m // 2),
 }
 
@@ -30,7 +32,7 @@ def test_windows_fit_and_repeat(name, horizon, part, seed, step):
     again, _ = policy.plan(policy.init(), step, stream)
     assert again == chosen
     assert policy.observe(state, None) is state
-    if name in ("tail", "random truncation", "fixed start"):
+    if name in ("tail", "random truncation", "stratified", "fixed start"):
         assert chosen.length == window
 
 
@@ -69,3 +71,25 @@ def test_window_above_horizon_is_refused():
         dk.RandomTruncation(horizon=40, window=50)
     with pytest.raises(FieldError, match="horizon"):
         dk.FullUnroll(horizon=0)
+
+
+def test_strata_leave_no_place_out():
+    """21 windows in a row are at the 21 places, in another order each time; a control without strata repeats some."""
+    for stratified in (True, False):
+        policy = dk.RandomTruncation(40, 20, stratified=stratified)
+        starts = [policy.plan((), k, dk.Stream(0))[0].start for k in range(63)]
+        rows = [starts[i : i + 21] for i in (0, 21, 42)]
+        assert all(sorted(row) == list(range(21)) for row in rows) == stratified
+        assert rows[0] != rows[1]
+
+
+def test_growing_scales_windows_and_keeps_step_0_out():
+    policy = dk.Growing(dk.FixedStart(start=1, window=39), first=0.1, steps=10)
+    windows = [policy.plan((), k, dk.Stream(0))[0] for k in range(12)]
+    assert [window.start for window in windows] == [1] * 12
+    assert [window.stop for window in windows] == [4, 8, 11, 15, 18, 22, 26, 29, 33, 36, 40, 40]
+    full = dk.Growing(dk.RandomTruncation(40, 20), first=0.5, steps=10)
+    for k in range(10, 30):
+        assert full.plan((), k, dk.Stream(0)) == full.policy.plan((), k, dk.Stream(0))
+    with pytest.raises(CombinationError, match="AdaptiveTruncation chooses by trial runs"):
+        dk.Growing(dk.AdaptiveTruncation(4, 2))

@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "optimizer": ("SGD", "Adam", "AdamW", "RMSProp"),
     "loss": ("CrossEntropy", "MSE"),
     "adjoint": ("ReplayAdjoint", "AutogradAdjoint"),
-    "truncation": ("FullUnroll", "TailTruncation", "RandomHorizon", "RandomTruncation", "FixedStart", "AdaptiveTruncation"),
+    "truncation": ("FullUnroll", "TailTruncation", "RandomHorizon", "RandomTruncation", "FixedStart", "Growing", "AdaptiveTruncation"),
     "schedule": ("Constant", "Cosine"),
 }
 

@@ -242,7 +242,7 @@ def _meta_gradient_sampler(
         rows = stream.fold("batch").permutation(size)[: pipeline.outer.batch_size]
         batch = pipeline.real_batch(rows, stream.fold("augment"))
         began = time.perf_counter()
-        meta = pipeline.unroller.meta_gradient(learner, leaves, window, batch, stream, drawn_from, pipeline.programs)
+        meta = pipeline.unroller.meta_gradient(learner, leaves, window, batch, stream, drawn_from, pipeline.programs, pipeline.outer.ends)
         loss = float(meta.loss)  # waits for the device
         return Draw(meta.images.flatten().double().cpu(), loss, time.perf_counter() - began)
 

@@ -80,10 +80,14 @@ class Step(NamedTuple):
 
 
 class OuterLoss(NamedTuple):
-    """The loss at the end of a window: the problem, and real data in one or more micro-batches [(images, labels), ...] of equal size."""
+    """The outer loss: the problem, and real data in one or more micro-batches [(images, labels), ...] of equal size.
+
+    It is taken at the end of a window, and behind its first `also_after` steps too: the mean over all of these.
+    """
 
     problem: InnerProblem
     batches: Sequence[tuple[Tensor, Tensor]]
+    also_after: Sequence[int] = ()
 
 
 class Adjoint(Protocol):
@@ -106,10 +110,12 @@ class AutogradAdjoint:
         """Return the outer loss at the end of the window and its gradient; see `ReplayAdjoint`. Always eager."""
 
         def window(leaves: OuterVariables) -> Tensor:
-            th, st = theta, state
-            for problem, draw in steps:
+            th, st, losses = theta, state, []
+            for t, (problem, draw) in enumerate(steps):
+                if t in end.also_after:
+                    losses += [end.problem.outer(th, *batch) for batch in end.batches]
                 th, st = problem.step(th, st, leaves, draw)
-            losses = [end.problem.outer(th, *batch) for batch in end.batches]
+            losses += [end.problem.outer(th, *batch) for batch in end.batches]
             return torch.stack(losses).mean()
 
         gradient, loss = torch.func.grad_and_value(window)(leaves)
@@ -167,13 +173,16 @@ class ReplayAdjoint:
             programs: makes the functions of a step fast.
 
         Returns:
-            (outer loss at the window's end, its gradient with respect to the leaves).
+            (outer loss, its gradient with respect to the leaves).
         """
         stored: list[Any] = []  # (theta, state) at steps 0, k, 2 k, ...
         offload = Offload(self.offload, theta.device)
         pullbacks: list[Callable[..., Any]] = []  # the ways back through the last steps
         replayed = max(0, len(steps) - self.keep_last)
+        early: dict[int, tuple[Tensor, Tensor]] = {}  # outer losses on the way and their gradients, which enter the way back there
         for t, (problem, draw) in enumerate(steps):
+            if t in end.also_after:
+                early[t] = _outer(end, theta, programs)
             if t >= replayed:
                 name, *ways = kept_program(problem)
                 (theta, state), pullback = programs.split(name, cotangents_like, *ways)(theta, state, leaves, draw)
@@ -185,8 +194,9 @@ class ReplayAdjoint:
         loss, lam = _outer(end, theta, programs)
         sig = [torch.zeros_like(s) for s in split_floating(state)[0]]
         total = OuterVariables(*(torch.zeros_like(x) for x in leaves))
-        while pullbacks:
+        for t in reversed(range(replayed, len(steps))):
             lam, sig, total = pullbacks.pop()(lam, sig, total)
+            lam = lam + early[t][1] if t in early else lam
         prefetched = offload.prefetch(stored.pop()) if stored else None
         for begin in reversed(range(0, replayed, self.checkpoint_every)):
             segment = [offload.get(prefetched)]
@@ -194,11 +204,12 @@ class ReplayAdjoint:
             segment_steps = steps[begin : min(begin + self.checkpoint_every, replayed)]
             for problem, draw in segment_steps[:-1]:  # the states between, once more
                 segment.append(step(programs, problem)(*segment[-1], leaves, draw))
-            for problem, draw in reversed(segment_steps):
+            for t, (problem, draw) in reversed([*enumerate(segment_steps, begin)]):
                 theta, state = segment.pop()
                 back = programs(*self.back_program(problem))
                 lam, sig, total = back(theta, state, leaves, draw, lam, sig, total)
-        return loss, total
+                lam = lam + early[t][1] if t in early else lam
+        return (sum((one for one, _ in early.values()), loss)) / (1 + len(early)), total
 
     def back_program(self, problem: InnerProblem) -> tuple[Any, ...]:
         """The name of the program of one step back, and its function in each way."""
@@ -280,13 +291,13 @@ def _sum(total: OuterVariables, images: Tensor, labels: Tensor, log_lr: Tensor) 
 
 
 def _outer(end: OuterLoss, theta: Tensor, programs: Programs) -> tuple[Tensor, Tensor]:
-    """The outer loss over all micro-batches and its gradient: both are means over equal micro-batches."""
+    """The outer loss at one place, the mean over all micro-batches, and its part of the gradient of the whole outer loss."""
     function = programs(*end_program(end.problem))
     loss, lam = function(theta, *end.batches[0])
     for batch in end.batches[1:]:
         more_loss, more_lam = function(theta, *batch)
         loss, lam = loss + more_loss, lam + more_lam
-    return loss / len(end.batches), lam / len(end.batches)
+    return loss / len(end.batches), lam / (len(end.batches) * (1 + len(end.also_after)))
 
 
 def kept_program(problem: InnerProblem) -> tuple[Any, ...]:

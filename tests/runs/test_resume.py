@@ -81,8 +81,13 @@ PIPELINES = {
     "plain": {},
     "adaptive policy": {"truncation": Losses()},
     "AdaptiveTruncation": {"truncation": dk.AdaptiveTruncation(6, 3, spread=1, probe_every=2)},
+    "averaged, growing, several ends": {
+        "outer": dk.Outer(steps=6, batch_size=64, average=0.9, ends=2),
+        "truncation": dk.Growing(dk.RandomTruncation(6, 3, stratified=True), steps=4),
+    },
     "boosted": {
         "boost": dk.BoostSchedule(blocks=(1, 2), steps=(3, 3)),
+        "outer": dk.Outer(steps=6, batch_size=64, average=0.5),
         "learner": dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=0.1, momentum=0.9), batch_per_class=1),
     },
     "ConvNet, learned rate, bfloat16": CONVNET | {"unroller": dk.Unroller(compile="trace", precision="bfloat16", channels_last="on")},

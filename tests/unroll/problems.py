@@ -29,29 +29,34 @@ def problem(dtype=torch.float64, lr=0.05):
     return leaves, RealBatch(real.to(dtype), targets.to(dtype)), classes
 
 
-def outer_loss(inner, leaves, window, batch, stream, classes):
+def outer_loss(inner, leaves, window, batch, stream, classes, places=()):
     """The outer loss as a function of the leaves, written with torch.autograd alone: no adjoint and no functorch.
+
+    It is the mean of the losses after `places`, numbers of steps from the beginning of the inner run, and at its end.
 
     The steps before the window run on detached leaves, and what they leave is detached.
     """
     frozen = OuterVariables(*(x.detach() for x in leaves))
     state = inner.init(stream.fold("network"), dtype=leaves.images.dtype)
     params = state.params.detach().requires_grad_()
-    optimizer = state.optimizer
+    optimizer, losses = state.optimizer, []
     for t in range(window.stop):
+        if t in places:
+            losses.append(inner.loss(inner.logits(params, batch.images), batch.labels))
         use = leaves if t >= window.start else frozen
         draw = inner.draw(stream.fold("draw").fold(t), classes, SHAPE)
         (gradient,) = torch.autograd.grad(inner.objective(params, use.images, use.labels, draw), params, create_graph=True)
         params, optimizer = inner.update(type(state)(params, optimizer), gradient, use.log_lr)
         if t < window.start:
             params, optimizer = params.detach().requires_grad_(), _detached(optimizer)
-    return inner.loss(inner.logits(params, batch.images), batch.labels)
+    losses.append(inner.loss(inner.logits(params, batch.images), batch.labels))
+    return torch.stack(losses).mean()
 
 
-def reference(inner, leaves, window, batch, stream, classes):
+def reference(inner, leaves, window, batch, stream, classes, places=()):
     """Whole-window autograd: (loss, gradient with respect to each leaf)."""
     leaves = OuterVariables(*(x.clone().requires_grad_() for x in leaves))
-    loss = outer_loss(inner, leaves, window, batch, stream, classes)
+    loss = outer_loss(inner, leaves, window, batch, stream, classes, places)
     gradients = torch.autograd.grad(loss, list(leaves), allow_unused=True)
     return loss.detach(), OuterVariables(*(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=False)))
 

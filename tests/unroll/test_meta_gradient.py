@@ -90,6 +90,27 @@ def test_equals_whole_window_autograd(execution, policy, optimizer, learn_lr, dr
     assert truth.images.norm() > 1e-8  # a zero gradient would agree with anything
 
 
+ENDS = ADJOINTS | {"replay, the last three steps kept": dk.ReplayAdjoint(keep_last=3)}
+
+
+@pytest.mark.parametrize("adjoint", ENDS)
+@pytest.mark.parametrize(("execution", "micro_batches"), [("eager", 1), ("eager", 3), pytest.param("trace", 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("ends", "places"), [(1, ()), (2, (6,)), (3, (4, 7)), (100, range(3, 9))])
+def test_several_ends(adjoint, execution, micro_batches, ends, places):
+    """The mean of the losses on the way and its gradient, by whole-window autograd."""
+    inner = learner(dk.Adam(lr=0.01), batch_per_class=2, learn_lr=True)
+    leaves, batch, classes = problem(lr=0.01)
+    window, stream = dk.Window(2, 9), dk.Stream(5)
+    loss, truth = reference(inner, leaves, window, batch, stream, classes, places)
+    unroller = dk.Unroller(ENDS[adjoint], compile=execution, micro_batches=micro_batches)
+    meta = unroller.meta_gradient(inner, leaves, window, batch, stream, classes, PROGRAMS, ends)
+    assert relative(meta.loss, loss) < 1e-12
+    for found, right in zip(meta[1:], truth, strict=True):
+        assert relative(found, right) < 1e-10
+    at_the_end = reference(inner, leaves, window, batch, stream, classes)[1]
+    assert (relative(truth.images, at_the_end.images) > 0.01) == (ends > 1)  # or all would agree by leaving the ends out
+
+
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_augmentation_is_replayed(adjoint):
     inner = learner(dk.Adam(lr=0.01), augment=dk.FlipRotate(), batch_per_class=2)
