@@ -142,6 +142,9 @@ class ReplayAdjoint:
         keep_last: the last `keep_last` steps of a window hold on to what their step computed, and do not compute it again on the way back:
             nine forward passes a step in place of twelve, for the memory of a step's feature maps each. Needs "reverse-over-reverse".
         offload: where the trajectory waits: "device", or "host" (pinned memory, copied while the device works).
+        decay: go back no further than to where |lam| has fallen below this part of what it was at the end of the window, as if the window
+            had begun there: adaptive truncation (Aicher, Foti and Fox 2019), with a bias that is small where lam goes on falling. 0 goes
+            all the way. On a GPU each step back then waits for its norm.
 
     >>> ReplayAdjoint().hessian_product
     'reverse-over-reverse'
@@ -151,6 +154,7 @@ class ReplayAdjoint:
     checkpoint_every: int = fields.integer(default=1, least=1)
     keep_last: int = fields.integer(default=0, least=0)
     offload: Place = fields.choice(Place, default="device")
+    decay: float = fields.number(default=0.0, least=0, below=1)
 
     def __attrs_post_init__(self) -> None:
         if self.keep_last and self.hessian_product != "reverse-over-reverse":
@@ -194,9 +198,13 @@ class ReplayAdjoint:
         loss, lam = _outer(end, theta, programs)
         sig = [torch.zeros_like(s) for s in split_floating(state)[0]]
         total = OuterVariables(*(torch.zeros_like(x) for x in leaves))
+        loss = sum((one for one, _ in early.values()), loss) / (1 + len(early))
+        least = self.decay * lam.norm()
         for t in reversed(range(replayed, len(steps))):
             lam, sig, total = pullbacks.pop()(lam, sig, total)
             lam = lam + early[t][1] if t in early else lam
+            if self.decay and lam.norm() < least:
+                return loss, total
         prefetched = offload.prefetch(stored.pop()) if stored else None
         for begin in reversed(range(0, replayed, self.checkpoint_every)):
             segment = [offload.get(prefetched)]
@@ -209,7 +217,9 @@ class ReplayAdjoint:
                 back = programs(*self.back_program(problem))
                 lam, sig, total = back(theta, state, leaves, draw, lam, sig, total)
                 lam = lam + early[t][1] if t in early else lam
-        return (sum((one for one, _ in early.values()), loss)) / (1 + len(early)), total
+                if self.decay and lam.norm() < least:
+                    return loss, total
+        return loss, total
 
     def back_program(self, problem: InnerProblem) -> tuple[Any, ...]:
         """The name of the program of one step back, and its function in each way."""

@@ -25,6 +25,8 @@ def table(name: str, source: str) -> str:
     record = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
     if name == "matrix":
         return f"{_matrix(record)}\n\n*All checks and versions: [{source}.json](results/{source}.json).*"
+    if name in ("numbers", "runs"):
+        return {"numbers": _numbers, "runs": _runs}[name](record)
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     hardware = record["hardware"]
     kind = f" (family {hardware['family']}, model {hardware['model']})" if hardware.get("family") else ""
@@ -46,6 +48,40 @@ def _matrix(record: Record) -> str:
     headings = ["cell", "Python", "torch", "numpy", "xarray", "zarr", "checks passed", "of these slower", "failed", "date"]
     processors = dict.fromkeys(_processor(cell["processor"]) for cell in record["cells"].values())
     return "\n\n".join([_markdown(headings, rows), *(["\n".join(remarks)] if remarks else []), f"*Run on {'; '.join(processors)}.*"])
+
+
+def _numbers(record: Record) -> str:
+    """What was published, and the best of ours."""
+    rows = []
+    for one in record["published"]:
+        ours = sorted((run for run in record["ours"] if run["row"] == one["row"]), key=lambda run: run["by_validation"]["mean"])
+        best = [f"{_percent(ours[-1]['by_validation'])}", f"{100 * ours[-1]['by_the_papers_protocol']:.1f}"] if ours else ["", ""]
+        rows.append([one["row"], one["BPTT"], one["RaT-BPTT"], one["AT-BPTT"], *best, one["whole"]])
+    headings = ["data, images per class", "plain BPTT", "RaT-BPTT", "AT-BPTT", "ours, by validation", "ours, by the paper's protocol"]
+    return _markdown([*headings, "whole dataset"], rows)
+
+
+def _runs(record: Record) -> str:
+    """Each run of ours."""
+    rows = [
+        [
+            f"`{run['title']}`, seed {run['seed']}",
+            run["row"],
+            f"{_percent(run['by_validation'])} ({run['by_validation']['n']})",
+            f"{100 * run['by_the_papers_protocol']:.1f}",
+            *(f"{100 * run['beside'][name]:.1f}" for name in ("random real", "k-means real")),
+            run["outer_steps"],
+            f"{run['seconds'] / 60:.0f} min",
+            f"{run['hardware']}, torch {run['torch']}, {run['date']}. {run['note']}",
+        ]
+        for run in record["ours"]
+    ]
+    headings = ["run", "data, images per class", "by validation (networks)", "by the paper's protocol", "random real", "k-means real"]
+    return _markdown([*headings, "outer steps", "their time", "on what"], rows)
+
+
+def _percent(found: Record) -> str:
+    return f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f}"
 
 
 def _processor(found: Record) -> str:

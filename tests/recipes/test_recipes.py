@@ -18,7 +18,7 @@ from distilkit.evaluation.training import cost
 from distilkit.functional.streams import Stream
 from distilkit.spec.text import parse, to_toml
 
-OURS = {"paper/fashion-mnist-boosted"}  # the method of the paper with settings of our own
+OURS = ["paper/fashion-mnist-boosted", "fast/cifar10-ipc1"]  # settings of our own
 NAMES = [name for name in recipes.names() if name not in OURS]
 
 # Rows of the authors' public code: window, horizon (None: a fixed start), start, images of an inner step, real batch,
@@ -160,7 +160,8 @@ def small(name: str, folder: Path) -> list[str]:
         "learner.network.width": 8,
         "images.per_class": min(tree["images"]["per_class"], 2),
         "outer.steps": 2,
-        "outer.batch_size": 4 * tree["unroller"]["micro_batches"],
+        "outer.batch_size": 4 * tree["unroller"].get("micro_batches", 1),
+        "unroller.compile": "trace" if tree["unroller"].get("compile") == "inductor" else tree["unroller"].get("compile", "auto"),
         "evaluation.seeds": 2,
         "evaluation.steps": "[1, 2]",
         "evaluation.every": 1,
@@ -172,8 +173,16 @@ def small(name: str, folder: Path) -> list[str]:
     return [f"{key}={value}" for key, value in changes.items()] + [f"truncation.{change}" for change in truncation]
 
 
+def test_a_fast_recipe_is_judged_by_the_networks_of_the_field():
+    """Plain Adam and the standard ConvNet, whatever the inner problem has."""
+    made = load("fast/cifar10-ipc1")
+    assert made.evaluation.optimizer == dk.Adam(lr=1e-3)
+    assert made.learner.network == dk.ConvNet(width=128, depth=3)
+    assert made.evaluation.select == "validation"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "fast/cifar10-ipc1"])
 def test_runs_end_to_end(name, tmp_path):
     tree = spec.load(name, small(name, tmp_path)).run(tmp_path / "run")
     assert tree["history"].sizes["outer_step"] == 2
@@ -218,7 +227,7 @@ def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize("given", ["paper/cifar10-ipc01", "cifar10-ipc1", "paper/cifar10-ipc1.toml"])
 def test_a_recipe_is_suggested_for_a_name_like_it(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(spec.SpecError, match=r"(?s)no file.*Try: paper/cifar10-ipc1$"):
+    with pytest.raises(spec.SpecError, match=r"(?s)no file.*Try: (paper|fast)/cifar10-ipc1$"):
         load(given)
 
 
@@ -235,8 +244,8 @@ def test_an_unknown_recipe_is_answered_with_the_nearest():
 
 
 def test_the_checkout_has_them_among_the_examples():
-    folder = Path(__file__).parents[2] / "examples" / "paper"
-    assert {f"paper/{file.stem}" for file in folder.glob("*.toml")} == set(NAMES) | OURS
+    examples = Path(__file__).parents[2] / "examples"
+    assert {f"{kind}/{file.stem}" for kind in ("paper", "fast") for file in (examples / kind).glob("*.toml")} == {*NAMES, *OURS}
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
@@ -245,4 +254,4 @@ def test_ours_are_valid_and_say_what_they_are(name):
 
     pipeline = spec.load(name)
     assert recipes.describe(name).per_class == pipeline.per_class
-    assert "our choice" in recipes.describe(name).source
+    assert re.search("our choice|ours", recipes.describe(name).source)

@@ -90,6 +90,24 @@ def test_equals_whole_window_autograd(execution, policy, optimizer, learn_lr, dr
     assert truth.images.norm() > 1e-8  # a zero gradient would agree with anything
 
 
+@pytest.mark.parametrize("ways", [{}, {"keep_last": 3}, {"checkpoint_every": 2}], ids=["plain", "kept", "every second"])
+def test_decay_truncates_the_window(ways):
+    """Each threshold gives, to the bit of rounding, the gradient through some shorter window to the same end; a higher one a shorter."""
+    inner = learner(dk.SGD(lr=0.3), batch_per_class=2)
+    leaves, batch, classes = problem(lr=0.3)
+    stream, found = dk.Stream(5), []
+    by_length = [reference(inner, leaves, dk.Window(start, 10), batch, stream, classes)[1].images for start in range(2, 10)]
+    for decay in (0.0, 0.5, 0.9, 0.99):
+        unroller = dk.Unroller(dk.ReplayAdjoint(decay=decay, **ways), compile="eager")
+        images = unroller.meta_gradient(inner, leaves, dk.Window(2, 10), batch, stream, classes).images
+        same = [start for start, one in enumerate(by_length, 2) if relative(images, one) < 1e-10]
+        assert len(same) == 1
+        found += same
+    assert found == sorted(found)
+    assert found[0] == 2
+    assert found[-1] > 2
+
+
 ENDS = ADJOINTS | {"replay, the last three steps kept": dk.ReplayAdjoint(keep_last=3)}
 
 
