@@ -109,8 +109,8 @@ class Outer:
         schedule: factor on all outer learning rates by step.
         average: decay of a running average of the set over the outer steps, which then is what is validated, tested and stored; at
             step k of a stage it is no more than (1 + k) / (10 + k). 0 for none.
-        ends: places of a window where the outer loss is taken, evenly spread up to its end: networks that are good on the way, and a
-            calmer gradient, for three more forward passes of the real batch each.
+        ends: places of a window where the outer loss is taken, evenly spread up to its end: the set is made for
+            networks on their way too, for three more forward passes of the real batch each.
         clip: clipping of the images' meta-gradient (and, by its own average, of the learning rate's), or None.
         augment: augmentation of the real batch, or None.
     """
