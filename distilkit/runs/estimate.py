@@ -209,10 +209,11 @@ def _adjoint(adjoint: ReplayAdjoint, **changes: int) -> Change:
 
 
 def drawn_windows(distiller: Distiller, stage: Stage) -> list[Window]:
-    """Windows of a stage, as they will be drawn."""
+    """Windows of a stage, as they will be drawn, from its first outer step to its last: a policy may lengthen them."""
     policy, made = stage.truncation.init(), []
     before = sum(other.steps for other in distiller.stages[: stage.number])
-    for k in range(min(WINDOWS, stage.steps)):
+    count = min(WINDOWS, stage.steps)
+    for k in (i * (stage.steps - 1) // max(1, count - 1) for i in range(count)):
         window, policy = stage.truncation.plan(policy, before + k, distiller.stream.fold("window"))
         made.append(window)
     return made

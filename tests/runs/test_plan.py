@@ -281,3 +281,12 @@ def test_a_plan_is_within_a_quarter_of_what_a_run_takes(tmp_path):
     assert [row["spec"] for row in rows] == specs
     for row in rows:
         assert 0.75 < row["memory_ratio"] < 1.25, row["spec"]
+
+
+def test_windows_that_grow_are_planned_at_their_longest():
+    policy = dk.Growing(dk.FixedStart(start=1, window=9), first=0.2, steps=1000)
+    found = dk.plan(dk.Distiller(dk.Digits(), dk.Learner(dk.MLP(hidden=(8,))), policy, outer=dk.Outer(steps=2000)), probe=False)
+    assert found.longest_window == 9
+    total, through = found.inner_steps
+    assert 7 < total < 9.5  # 2 to 10 steps in the first half, then 10
+    assert through == pytest.approx(total - 1)
