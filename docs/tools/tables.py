@@ -55,7 +55,7 @@ def _numbers(record: Record) -> str:
     rows = []
     for one in record["published"]:
         ours = sorted((run for run in record["ours"] if run["row"] == one["row"]), key=lambda run: run["by_validation"]["mean"])
-        best = [f"{_percent(ours[-1]['by_validation'])}", f"{100 * ours[-1]['by_the_papers_protocol']:.1f}"] if ours else ["", ""]
+        best = [_percent(ours[-1]["by_validation"]), _hundred(ours[-1]["by_the_papers_protocol"])] if ours else ["", ""]
         rows.append([one["row"], one["BPTT"], one["RaT-BPTT"], one["AT-BPTT"], *best, one["whole"]])
     headings = ["data, images per class", "plain BPTT", "RaT-BPTT", "AT-BPTT", "ours, by validation", "ours, by the paper's protocol"]
     return _markdown([*headings, "whole dataset"], rows)
@@ -68,8 +68,8 @@ def _runs(record: Record) -> str:
             f"`{run['title']}`, seed {run['seed']}",
             run["row"],
             f"{_percent(run['by_validation'])} ({run['by_validation']['n']})",
-            f"{100 * run['by_the_papers_protocol']:.1f}",
-            *(f"{100 * run['beside'][name]:.1f}" for name in ("random real", "k-means real")),
+            _hundred(run["by_the_papers_protocol"]),
+            *(_hundred(run["beside"].get(name)) for name in ("random real", "k-means real")),
             run["outer_steps"],
             f"{run['seconds'] / 60:.0f} min",
             f"{run['hardware']}, torch {run['torch']}, {run['date']}. {run['note']}",
@@ -78,6 +78,11 @@ def _runs(record: Record) -> str:
     ]
     headings = ["run", "data, images per class", "by validation (networks)", "by the paper's protocol", "random real", "k-means real"]
     return _markdown([*headings, "outer steps", "their time", "on what"], rows)
+
+
+def _hundred(fraction: float | None) -> str:
+    """In percent; blank for what was not measured."""
+    return "" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _percent(found: Record) -> str:
