@@ -8,6 +8,7 @@ was stopped before its end; 1 is a fault of ours, or of a component that a spec 
 from __future__ import annotations
 
 import errno
+import io
 import re
 import sys
 import traceback
@@ -297,6 +298,9 @@ def _folder(title: str) -> Path:
 
 def main() -> None:
     """Entry point of the `distilkit` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that its encoding has no word for is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv[1:]
     try:
         app([word for word in sys.argv[1:] if word != "--debug"])
