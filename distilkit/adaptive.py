@@ -14,7 +14,7 @@ from torch import Tensor
 from distilkit import fields
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
-from distilkit.truncation import Probe, StepInfo, Window
+from distilkit.truncation import Probe, StepInfo, Window, require_window_fits
 
 
 class AdaptiveState(TypedDict):
@@ -59,11 +59,7 @@ class AdaptiveTruncation:
     calm_probes: tuple[float, float] = fields.numbers(default=(0.15, 0.125), length=2, least=0)
 
     def __attrs_post_init__(self) -> None:
-        if self.window > self.horizon:
-            raise CombinationError(
-                f"window = {self.window} is longer than horizon = {self.horizon}: the window is a part of the inner run.",
-                fix=f"window = {self.horizon}",
-            )
+        require_window_fits(self)
         if self.spread >= self.window:
             raise CombinationError(
                 f"spread = {self.spread} would leave windows of {self.window - self.spread} steps: it is below window.",

@@ -191,10 +191,9 @@ class Distiller:
         """The state with the next block added, at the start of the next stage. Earlier rows, and what moves them, stay."""
         stage = self.stages[state.stage + 1]
         old, new = state.leaves, self._block(stage, state.leaves.log_lr)
-        leaves, average = (None if rows is None else with_block(rows, new) for rows in (old, state.average))
+        average = None if state.average is None else with_block(state.average, new)
         optimizers = self.update.add_block(state.optimizers, new)
-        assert leaves is not None
-        return DistillerState(state.step, leaves, optimizers, stage.truncation.init(), stage.number, 0, average)
+        return DistillerState(state.step, with_block(old, new), optimizers, stage.truncation.init(), stage.number, 0, average)
 
     def template(self, stage: int) -> DistillerState:
         """A state of the shape that states have in a stage, for `storage.checkpoint.unflatten`."""
@@ -250,7 +249,7 @@ class Distiller:
         steps = policy.probe_steps(state.policy, state.step) if policy else 0
         if policy is None or not steps:
             return state
-        learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
+        learner, drawn_from = self.stage_learner(stage), self.sampling_groups(stage)
         batch, inner = self.outer_batch(state.step), stream.fold("probe").fold(state.step)
         found = self.resolved_unroller.probe(learner, state.leaves, steps, batch, inner, drawn_from, self.programs)
         return state._replace(policy=policy.observe_probe(state.policy, found))
@@ -260,7 +259,7 @@ class Distiller:
         state = self.enter_stage(state)
         stage, stream = self.stages[state.stage], self._attempt(attempt)
         window, _ = stage.truncation.plan(self._probed(state, stream).policy, state.step, stream.fold("window"))
-        learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
+        learner, drawn_from = self.stage_learner(stage), self.sampling_groups(stage)
         inner = stream.fold("inner").fold(state.step)
         return self.resolved_unroller.where_not_finite(learner, state.leaves, window, inner, drawn_from)
 
@@ -270,7 +269,7 @@ class Distiller:
     def meta_gradient(self, state: DistillerState, window: Window, stream: Stream | None = None) -> MetaGradient:
         """The meta-gradient at a state through a window, on this outer step's real batch and a fresh network, drawn from the stream."""
         batch, stage = self.outer_batch(state.step), self.stages[state.stage]
-        learner, drawn_from = self.stage_learner(stage), sampling_groups(stage, self.boost, self.bundle.num_classes)
+        learner, drawn_from = self.stage_learner(stage), self.sampling_groups(stage)
         inner, ends = (stream or self.stream).fold("inner").fold(state.step), self.outer.ends
         return self.resolved_unroller.meta_gradient(learner, state.leaves, window, batch, inner, drawn_from, self.programs, ends)
 
@@ -292,6 +291,10 @@ class Distiller:
         """The bound learner, with a minibatch that the union of a stage can serve."""
         learner: Learner = with_batch_that_fits(self.bound, [stage.per_class]) if self.boost is not None else self.bound
         return learner
+
+    def sampling_groups(self, stage: Stage) -> Tensor:
+        """The class that each row of a stage's set is drawn as, int64 (N,); see `boosting.sampling_groups`."""
+        return sampling_groups(stage, self.boost, self.bundle.num_classes)
 
     def cpu_threads(self, state: DistillerState) -> int:
         """CPU threads of `run`: what `threads` says, or what a forward pass on the set at a state is worth."""
@@ -322,7 +325,7 @@ class Distiller:
 
     def _execution(self, unroller: Unroller, stage: Stage) -> Execution:
         learner = self.stage_learner(stage)
-        shape = (learner.inner_batch_size(sampling_groups(stage, self.boost, self.bundle.num_classes)), *self.bundle.image_shape)
+        shape = (learner.inner_batch_size(self.sampling_groups(stage)), *self.bundle.image_shape)
         return unroller.execution(learner, shape, self.torch_device)
 
     def distilled(self, state: DistillerState) -> DistilledSet:

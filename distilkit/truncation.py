@@ -114,7 +114,8 @@ class _Stateless:
         return state
 
 
-def _window_fits(policy: Any) -> None:
+def require_window_fits(policy: Any) -> None:
+    """Refuse a window that is longer than the inner run."""
     if policy.window > policy.horizon:
         raise CombinationError(
             f"window = {policy.window} is longer than horizon = {policy.horizon}: the window is a part of the inner run.",
@@ -156,7 +157,7 @@ class TailTruncation(_Stateless):
     window: int = fields.integer(least=1)
 
     def __attrs_post_init__(self) -> None:
-        _window_fits(self)
+        require_window_fits(self)
 
     def plan(self, state: tuple[()], outer_step: int, stream: Stream) -> tuple[Window, tuple[()]]:
         """[T - M, T)."""
@@ -210,7 +211,7 @@ class RandomTruncation(_Stateless):
     stratified: bool = fields.flag(default=False)
 
     def __attrs_post_init__(self) -> None:
-        _window_fits(self)
+        require_window_fits(self)
 
     def plan(self, state: tuple[()], outer_step: int, stream: Stream) -> tuple[Window, tuple[()]]:
         """[s, s + M) with s uniform on 0..T - M."""

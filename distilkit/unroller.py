@@ -129,19 +129,27 @@ class Unroller:
         """
         if not 0 <= window.start < window.stop:
             raise CombinationError(f"Window({window.start}, {window.stop}) holds no step: start must be at least 0 and below stop.")
-        classes = (distilled.labels.argmax(1) if classes is None else classes).cpu()
-        # A constant is a constant: whatever graph the caller has is cut here, so the prefix cannot leak a gradient.
-        leaves = OuterVariables(*(x.detach() for x in distilled))
-        count = self.networks_per_step
-        streams = [stream] if count == 1 else [stream.fold("of many").fold(i) for i in range(count)]
-        rows = learner.inner_batch_size(classes)
-        execution = self.execution(learner, (rows, *leaves.images.shape[1:]), leaves.images.device)
+        classes, leaves, execution = self._prepared(learner, distilled, classes)
+        count, streams = self.networks_per_step, self._streams(stream)
         groups = [streams] if execution.side_by_side else [[one] for one in streams]
         places = {round(window.length * k / ends) for k in range(1, ends)} - {0, window.length}
         end = self._end(learner, real_batch, execution)._replace(also_after=tuple(sorted(places)))
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
             results = [self._one(learner, leaves, window, end, group, classes, execution, programs or self.cache) for group in groups]
         return MetaGradient(*(parts[0] if count == 1 else reduce(add, parts) / count for parts in zip(*results, strict=True)))
+
+    def _prepared(self, learner: Learner, distilled: OuterVariables, classes: Tensor | None) -> tuple[Tensor, OuterVariables, Execution]:
+        """The classes of the rows on the CPU, the outer variables as constants, and how inner steps are run."""
+        classes = (distilled.labels.argmax(1) if classes is None else classes).cpu()
+        # A constant is a constant: whatever graph the caller has is cut here, so the prefix cannot leak a gradient.
+        leaves = OuterVariables(*(x.detach() for x in distilled))
+        shape = (learner.inner_batch_size(classes), *leaves.images.shape[1:])
+        return classes, leaves, self.execution(learner, shape, leaves.images.device)
+
+    def _streams(self, stream: Stream) -> list[Stream]:
+        """One for each network of an outer step."""
+        count = self.networks_per_step
+        return [stream] if count == 1 else [stream.fold("of many").fold(i) for i in range(count)]
 
     def programs(self, learner: Learner, execution: Execution, cache: ProgramCache | None = None) -> Programs:
         """The programs that steps of this learner are run by, of a cache or of this unroller's own."""
@@ -185,9 +193,7 @@ class Unroller:
         programs: ProgramCache | None = None,
     ) -> Probe:
         """Train a fresh network on the distilled set for so many steps; the other arguments are those of `meta_gradient`."""
-        classes = (distilled.labels.argmax(1) if classes is None else classes).cpu()
-        leaves = OuterVariables(*(x.detach() for x in distilled))
-        execution = self.execution(learner, (learner.inner_batch_size(classes), *leaves.images.shape[1:]), leaves.images.device)
+        classes, leaves, execution = self._prepared(learner, distilled, classes)
         execution = execution._replace(side_by_side=False)
         made, norms, right = self.programs(learner, execution, programs), [], []
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
@@ -205,15 +211,13 @@ class Unroller:
         self, learner: Learner, distilled: OuterVariables, window: Window, stream: Stream, classes: Tensor | None = None
     ) -> str:
         """Where the inner run of a meta-gradient stops being finite, as a sentence; the arguments are those of `meta_gradient`."""
-        classes = (distilled.labels.argmax(1) if classes is None else classes).cpu()
-        leaves, count = OuterVariables(*(x.detach() for x in distilled)), self.networks_per_step
-        execution = self.execution(learner, (learner.inner_batch_size(classes), *leaves.images.shape[1:]), leaves.images.device)
+        classes, leaves, execution = self._prepared(learner, distilled, classes)
         execution = execution._replace(kind="eager", side_by_side=False)
         programs = self.programs(learner, execution, ProgramCache())
-        for one in [stream] if count == 1 else [stream.fold("of many").fold(i) for i in range(count)]:
+        for one in self._streams(stream):
             theta, state = start(learner, [one], leaves.images, execution)
             for t, draw in enumerate(draws(learner, [one], window.stop, classes, leaves.images, execution)):
-                with torch.no_grad():
+                with torch.no_grad(), process.products(execution.precision, leaves.images.device):
                     theta, state = step(programs, self.problem(learner, t, execution))(theta, state, leaves, draw)
                 wrong = [name for name, value in learner.layout.unravel(theta).items() if not value.isfinite().all()]
                 if wrong:

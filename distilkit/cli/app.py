@@ -94,8 +94,8 @@ def validate(spec: SpecPath, set_: Overrides = [], trust: Trust = False) -> None
     from distilkit import spec as specs
 
     distiller = specs.load(spec, set_, trust=trust)
-    typer.echo(visible(specs.dumps(distiller)))
-    typer.echo(f"# {visible(str(spec))} is a valid spec.")
+    _say(specs.dumps(distiller))
+    _say(f"# {spec} is a valid spec.")
 
 
 @app.command()
@@ -120,7 +120,7 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder o
 
     checked, wrong = check(run)
     for line in checked:
-        typer.echo(f"whole: {visible(line)}")
+        _say(f"whole: {line}")
     if wrong:
         raise RunError("\n  ".join([f"{run} is damaged:", *wrong]))
 
@@ -196,7 +196,7 @@ def export(
     from distilkit.storage import formats
 
     made = read_set(path, format=format, label_space=label_space, preprocessing=preprocessing)
-    typer.echo(f"{visible(str(formats.write(made, out, to, plain=plain)))}: {len(made)} images, labels as {made.label_space}")
+    _say(f"{formats.write(made, out, to, plain=plain)}: {len(made)} images, labels as {made.label_space}")
 
 
 @app.command()
@@ -269,6 +269,11 @@ def in_words(error: DistilkitError) -> str:
     return f"{error.message}\n  Try: " + "\n  Or:  ".join(map(option, error.changes))
 
 
+def _say(words: str, *, err: bool = False) -> None:
+    """Print a line, in which nothing that came from a file moves the cursor."""
+    typer.echo(visible(words), err=err)
+
+
 def _seconds(words: str | None) -> float | None:
     """Of "90", "90s", "9m", "3.5h" or "1d"."""
     if words is None:
@@ -308,7 +313,7 @@ def main() -> None:
         if debug:
             traceback.print_exception(error)
         code, words = _told(error)
-        typer.echo(f"distilkit: {visible(words)}", err=True)
+        _say(f"distilkit: {words}", err=True)
         sys.exit(code)
 
 

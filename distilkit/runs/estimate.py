@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distilkit import fields, process
-from distilkit.boosting import Stage, sampling_groups
+from distilkit.boosting import Stage
 from distilkit.distiller import Distiller
 from distilkit.errors import Change
 from distilkit.functional.pytrees import split_floating
@@ -105,7 +105,7 @@ def combine_stages(distiller: Distiller, drafts: list[Plan]) -> Plan:
 def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: int = 0, *, keeping: bool = False) -> Plan:
     """The estimate from shapes, for one stage; `keeping`: and of what a step would hold whose graph waits for the way back."""
     device, unroller, data = distiller.torch_device, distiller.resolved_unroller, distiller.bundle
-    learner, classes = distiller.stage_learner(stage), sampling_groups(stage, distiller.boost, data.num_classes)
+    learner, classes = distiller.stage_learner(stage), distiller.sampling_groups(stage)
     leaves = distiller.template(stage.number).leaves
     execution = distiller.execution(stage)
     # In bfloat16, step 0 is in float32, and needs the more.

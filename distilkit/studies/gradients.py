@@ -32,7 +32,6 @@ from filelock import FileLock
 from torch import Tensor
 
 from distilkit import fields, process
-from distilkit.boosting import sampling_groups
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import CombinationError, FieldError
 from distilkit.functional.streams import Stream
@@ -191,7 +190,7 @@ def _unit(
         log_lr = torch.tensor(optimizer.lr, dtype=log_lr.dtype, device=log_lr.device).log()
     leaves = state.leaves._replace(log_lr=log_lr)
     known: dict[tuple[Window, int], Draw] = {}
-    take = _meta_gradient_sampler(pipeline, learner, leaves, sampling_groups(stage, pipeline.boost, pipeline.bundle.num_classes))
+    take = _meta_gradient_sampler(pipeline, learner, leaves, pipeline.sampling_groups(stage))
     take(Window(0, 2), streams[0])  # so that no first call is timed
 
     def draw(window: Window, k: int) -> Draw:

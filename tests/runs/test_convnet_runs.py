@@ -87,7 +87,7 @@ WAYS = {
     ("trace", "on"): "recorded operations, channels last",
     ("auto", "off"): "recorded operations (",
     ("auto", "on"): "recorded operations, channels last",
-    # compiled in the plain layout: .ci/matrix holds it, on every torch
+    ("inductor", "off"): "recorded operations, compiled (",
     ("inductor", "on"): "recorded operations, compiled, channels last",
     ("cudagraph", "off"): "recorded operations, as CUDA graphs (",
     ("cudagraph", "on"): "recorded operations, as CUDA graphs, channels last",

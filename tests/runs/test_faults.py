@@ -10,13 +10,13 @@ import random
 import shutil
 import sys
 
-import numpy as np
 import pytest
 
 import distilkit as dk
 from distilkit.errors import ResourceError, RunError
 from distilkit.runs import run as module
 from distilkit.storage import verify
+from tests.alike import same
 
 
 class Fault:
@@ -82,14 +82,6 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     begun(folder)
     return go(folder)
-
-
-def same(a, b):
-    assert set(a.children) == set(b.children)
-    for group in a.children:
-        for name, array in a[group].to_dataset().variables.items():
-            if name != "seconds":
-                assert np.array_equal(array.values, b[group].to_dataset().variables[name].values), (group, name)
 
 
 def begun(folder):
