@@ -1,6 +1,7 @@
 """The support matrix: its cells are what pyproject.toml allows, a failure is recorded as one, and its table shows it."""
 
 import importlib.util
+import itertools
 import json
 import re
 import sys
@@ -145,6 +146,15 @@ def test_every_check_has_its_name_and_short_ones_are_few():
     short = [check.name for check in checks if check.short]
     assert 6 <= len(short) <= 10
     assert {"tests/unroll/test_meta_gradient.py", "distilkit run examples/digits.toml, and evaluate"} <= set(short)
+
+
+def test_every_two_settings_meet_in_a_compiled_check():
+    names = [check.name.split(", ") for check in matrix_checks.checks() if check.name.startswith("ConvNet") and check.name.count(",") == 4]
+    compiled = [(name, compile, *rest) for name, compile, *rest, _ in names if compile != "trace"]
+    for left, right in itertools.combinations(range(4), 2):
+        met = {(row[left], row[right]) for row in compiled}
+        assert met == {*itertools.product({row[left] for row in compiled}, {row[right] for row in compiled})}
+    assert {way for *_, way in names} == {"plain", *matrix_checks.WAYS}
 
 
 def broken():

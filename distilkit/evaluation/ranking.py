@@ -29,8 +29,9 @@ from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError, FieldError
 from distilkit.evaluation.baselines import chosen_images, full_data
+from distilkit.evaluation.measuring import Table, training_set
 from distilkit.evaluation.protocol import Evaluation
-from distilkit.evaluation.scoring import Score, Table, score, training_set
+from distilkit.evaluation.scoring import Score, score
 from distilkit.evaluation.training import TrainingSet, mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner

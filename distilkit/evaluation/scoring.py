@@ -1,110 +1,27 @@
 """Scores of training sets: networks are trained on one and measured, and of their numbers of training steps one is selected.
 
-All go through `trained`, which gives networks after each of the protocol's numbers of training steps. `score` selects a number on the
-validation split and tests there; `score_sets` does the same for many sets at once; `measure` selects none and gives the whole table.
+`score` selects a number on the validation split and tests there, and can be stopped between two networks; `score_sets` does the same for
+many sets at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 import numpy as np
 import torch
-from torch import Tensor
 
 from distilkit.boosting import with_batch_that_fits
-from distilkit.data.bundle import DataBundle, Split
-from distilkit.data.distilled import DistilledSet
-from distilkit.data.preprocessing import require_same
-from distilkit.errors import CombinationError
-from distilkit.evaluation.baselines import chosen_images, full_data, members_of_classes
+from distilkit.data.bundle import DataBundle
+from distilkit.evaluation.measuring import Table, Trained, selection_split, streams, trained
 from distilkit.evaluation.protocol import Evaluation
-from distilkit.evaluation.training import Mode, TrainingSet, accuracy, mean_or_zero, train
+from distilkit.evaluation.training import TrainingSet, groups, mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.progress import SILENT, Progress
-from distilkit.unroll.execution import ProgramCache, require_values
+from distilkit.unroll.execution import ProgramCache
 
-Table = np.ndarray[Any, np.dtype[np.float64]]
-
-SELECTION_IMAGES = 10_000  # training images that choices are made on where there is no validation split
-
-
-class Trained(NamedTuple):
-    """Networks that were trained on a set.
-
-    Args:
-        steps: for how many training steps.
-        learner: whose networks they are, bound.
-        params: (networks, P).
-        mode: how they are run.
-    """
-
-    steps: int
-    learner: Learner
-    params: Tensor
-    mode: Mode
-
-    def accuracy(self, split: Split) -> Table:
-        """Fractions (networks,); NaN for a network that diverged."""
-        found: Table = accuracy(self.learner, self.params, split, self.mode).numpy()
-        return found
-
-
-def trained(
-    learner: Learner, training: TrainingSet, evaluation: Evaluation, streams: Sequence[Stream], programs: ProgramCache | None = None
-) -> Iterator[Trained]:
-    """Train networks as a protocol says, and give them after each of its numbers of training steps.
-
-    Args:
-        learner: bound to the data.
-        training: what to train on: one set for all networks, or a set for each.
-        evaluation: the protocol.
-        streams: one for each network.
-        programs: where what is built is kept, such as `Distiller.programs`; None builds anew.
-    """
-    learner, training = evaluation.trainer(learner, training)
-    mode = evaluation.mode(programs)
-    for steps, params in train(learner, training, streams, evaluation.steps, mode=mode):
-        yield Trained(steps, learner, params, mode)
-
-
-def measure(
-    learner: Learner,
-    training: TrainingSet,
-    splits: Mapping[str, Split],
-    evaluation: Evaluation,
-    stream: Stream,
-    progress: Progress = SILENT,
-    programs: ProgramCache | None = None,
-) -> dict[str, Table]:
-    """Train networks on a training set and measure them after each number of steps, without choosing one.
-
-    Args:
-        learner: bound to the data.
-        training: what to train on.
-        splits: what to measure on, by name.
-        evaluation: the protocol.
-        stream: of the evaluation; network i takes `stream.fold(i)`.
-        progress: is told the accuracies after each number of steps.
-        programs: as for `trained`.
-
-    Returns:
-        fractions (lengths, seeds) by the name of the split.
-    """
-    rows: dict[str, list[Table]] = {name: [] for name in splits}
-    for networks in trained(learner, training, evaluation, streams(evaluation, stream), programs):
-        for name, split in splits.items():
-            rows[name].append(networks.accuracy(split))
-            progress.value(f"{name} accuracy after {networks.steps} steps", rows[name][-1].tolist())
-    return {name: np.stack(row) for name, row in rows.items()}
-
-
-def streams(evaluation: Evaluation, stream: Stream) -> list[Stream]:
-    """One stream for each network."""
-    return [stream.fold(i) for i in range(evaluation.seeds)]
+KEPT = 2**30  # bytes of parameters that are kept from the training to the test; networks beyond that are trained once more
 
 
 @attrs.frozen
@@ -129,6 +46,23 @@ class Score:
         return best
 
 
+@attrs.define(eq=False)
+class PartialScore:
+    """What is there of a score that is not complete, by groups of networks that are trained side by side: large ones are each a group.
+
+    Args:
+        validation: of each group that was trained, fractions (lengths, networks).
+        test: of each group that was tested, fractions (networks,).
+    """
+
+    validation: list[Table] = attrs.Factory(list)
+    test: list[Table] = attrs.Factory(list)
+
+
+def _go_on() -> None:
+    """Do nothing between two groups of networks."""
+
+
 def score(
     learner: Learner,
     training: TrainingSet,
@@ -138,6 +72,8 @@ def score(
     *,
     test: bool,
     programs: ProgramCache | None = None,
+    partial: PartialScore | None = None,
+    between: Callable[[], None] = _go_on,
 ) -> Score:
     """Train networks on a training set, select the number of training steps, and test there.
 
@@ -150,8 +86,10 @@ def score(
         stream: of the evaluation; network i takes `stream.fold(i)`.
         test: measure on the test split, at the selected number of steps.
         programs: where what is built is kept, such as `Distiller.programs`; None builds anew.
+        partial: what an earlier call had found; filled as this one goes on.
+        between: called after each group of networks; may raise, to stop.
     """
-    return _scores(learner, training, 1, data, evaluation, stream, test=test, programs=programs)[0]
+    return _scores(learner, training, 1, data, evaluation, stream, test, programs, partial or PartialScore(), between)[0]
 
 
 def score_sets(
@@ -182,16 +120,8 @@ def score_sets(
         images=torch.stack([s.images for s in sets]).repeat_interleave(seeds, 0),
         labels=torch.stack([s.labels for s in sets]).repeat_interleave(seeds, 0),
     )
-    return _scores(
-        with_batch_that_fits(learner, counts[counts > 0].tolist()),
-        stacked,
-        len(sets),
-        data,
-        evaluation,
-        stream,
-        test=True,
-        programs=programs,
-    )
+    learner = with_batch_that_fits(learner, counts[counts > 0].tolist())
+    return _scores(learner, stacked, len(sets), data, evaluation, stream, True, programs, PartialScore(), _go_on)
 
 
 def _scores(
@@ -201,81 +131,54 @@ def _scores(
     data: DataBundle,
     evaluation: Evaluation,
     stream: Stream,
-    *,
     test: bool,
     programs: ProgramCache | None,
+    partial: PartialScore,
+    between: Callable[[], None],
 ) -> list[Score]:
-    """Of so many sets, whose networks follow each other; of each set's networks those after the best number of steps are kept."""
+    """Of so many sets, whose networks follow each other. Each group of networks is trained to its end before the next one begins."""
     seeds, choosing = evaluation.seeds, data.test if evaluation.select == "paper" else selection_split(data)
-    own = streams(evaluation, stream) * sets
-    rows, best, kept = [], np.full(sets, -1.0), None
-    for networks in trained(learner, training, evaluation, own, programs):
-        rows.append(networks.accuracy(choosing).reshape(sets, seeds))
-        mean = mean_or_zero(rows[-1])
-        better = torch.from_numpy((mean > best).repeat(seeds)).to(networks.params.device)
-        kept = networks if kept is None else networks._replace(params=torch.where(better[:, None], networks.params, kept.params))
-        best = np.maximum(best, mean)
-    tables = np.stack(rows)
+    own, programs = streams(evaluation, stream) * sets, programs or ProgramCache()
+    parts = groups(*evaluation.trainer(learner, training), own)
+    if any(row.shape[1] != len(own[part]) for row, part in zip(partial.validation, parts, strict=False)):
+        partial.validation, partial.test = [], []  # found on a machine where other networks go side by side
+    kept: dict[int, list[Trained]] = {}
+
+    def group(i: int) -> Iterator[Trained]:
+        return trained(learner, training.part(parts[i]), evaluation, own[parts[i]], programs, len(own))
+
+    room = KEPT if test and choosing is not data.test else 0
+    for i in range(len(partial.validation), len(parts)):
+        rows: list[Table] = []
+        for networks in group(i):
+            rows.append(networks.accuracy(choosing))
+            room -= networks.params.nbytes
+            if room >= 0:
+                kept.setdefault(i, []).append(networks)
+        partial.validation.append(np.stack(rows))
+        between()
+    tables = np.concatenate(partial.validation, 1).reshape(len(evaluation.steps), sets, seeds)
     picked = mean_or_zero(tables).argmax(0)
-    if not test or kept is None:
+    if not test:
         tested = np.zeros((sets, 0))
     elif choosing is data.test:
         tested = tables[picked, np.arange(sets)]
     else:
-        tested = kept.accuracy(data.test).reshape(sets, seeds)
+        steps = np.asarray(evaluation.steps)[picked].repeat(seeds)  # of each network
+        for i in range(len(partial.test), len(parts)):
+            complete = len(kept.get(i, ())) == len(evaluation.steps)  # or else they are trained again, to the same bits
+            partial.test.append(_after(steps[parts[i]], kept.pop(i) if complete else group(i)).accuracy(data.test))
+            between()
+        tested = np.concatenate(partial.test).reshape(sets, seeds)
     return [Score(tables[:, i], tested[i], evaluation.steps[picked[i]]) for i in range(sets)]
 
 
-def selection_split(data: DataBundle) -> Split:
-    """What choices are made on: the validation split; where that is empty, some training images, never the test split."""
-    if len(data.validation):
-        return data.validation
-    rows = Stream(0, ("selection",)).permutation(len(data.train))[:SELECTION_IMAGES].to(data.train.labels.device)
-    return Split(data.train.images[rows], data.train.labels[rows])
-
-
-def training_set(distilled: DistilledSet, data: DataBundle) -> TrainingSet:
-    """A distilled set as something to train on, on the device of the data.
-
-    Raises:
-        CombinationError: it was made under other preprocessing than the data's, or does not fit its images or classes.
-    """
-    if (distilled.image_shape, len(distilled.class_names)) != (data.image_shape, data.num_classes):
-        raise CombinationError(
-            f"The distilled set has images of shape {distilled.image_shape} and {len(distilled.class_names)} classes, and the data "
-            f"{data.name!r} has {data.image_shape} and {data.num_classes}."
-        )
-    require_same(distilled.preprocessing, data.preprocessing)
-    device = data.train.images.device
-    log_lr = None if distilled.inner_lr is None else torch.tensor(distilled.inner_lr, device=device).log()
-    return TrainingSet(
-        distilled.images.to(device), distilled.labels.to(device), distilled.classes, log_lr=log_lr, label_space=distilled.label_space
-    )
-
-
-def baseline_set(name: str, data: DataBundle, per_class: int, evaluation: Evaluation, stream: Stream) -> TrainingSet:
-    """What a baseline trains on: all real images, or `per_class` of each class, another draw from `stream` for every network."""
-    if name == "full data":
-        return full_data(data, evaluation.batch_size)
-    return chosen_images(name, data, per_class, evaluation.seeds, stream)
-
-
-def require_feasible(evaluation: Evaluation, learner: Learner, data: DataBundle, per_class: int) -> None:
-    """Refuse at the start what would end a run at its end.
-
-    Args:
-        evaluation: the protocol.
-        learner: bound.
-        data: the real data.
-        per_class: images of each class that the small baselines get.
-
-    Raises:
-        CombinationError: a baseline of real images wants more of a class than there are; networks cannot be run as `evaluation.compile`
-            says; a part of the learner is not a value.
-    """
-    device = data.train.images.device
-    if evaluation.compile == "cudagraph" and device.type != "cuda":
-        raise CombinationError(f'evaluation.compile = "cudagraph" needs a GPU, and the work is on {device}.', fix='compile = "auto"')
-    require_values(learner, evaluation.optimizer, evaluation.augment)
-    if set(evaluation.baselines) - {"full data"}:
-        members_of_classes(data, per_class)
+def _after(steps: Table, networks: Iterable[Trained]) -> Trained:
+    """Each network after its own number of steps."""
+    chosen: Trained | None = None
+    for found in networks:
+        mine = torch.from_numpy(steps == found.steps).to(found.params.device)[:, None]
+        chosen = found if chosen is None else found._replace(params=torch.where(mine, found.params, chosen.params))
+        if found.steps >= steps.max():
+            return chosen
+    raise ValueError(f"no networks after {steps.max()} steps")

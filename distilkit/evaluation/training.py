@@ -99,6 +99,7 @@ def train(
     *,
     together: int | None = None,
     mode: Mode = PLAIN,
+    networks: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Train one fresh network for each stream, and stop to look after each of the lengths.
 
@@ -110,27 +111,41 @@ def train(
         lengths: numbers of training steps, rising.
         together: how many networks to train side by side; None picks by `side_by_side`.
         mode: how to run them.
+        networks: how many there will be in all, where these are some of them: building programs for few is not worth it.
 
     Yields:
         (length, parameters (networks, P)).
     """
     batch = training.batch(learner, streams[0])
-    if together is None:
-        together = side_by_side(learner, batch, len(streams))
+    parts = groups(learner, training, streams, together)
+    together = len(streams[parts[0]])
     require_values(learner)
-    calls = max(lengths, default=0) * -(-len(streams) // together)
+    calls = max(lengths, default=0) * -(-(networks or len(streams)) // together)
     execution = _execution(learner, tuple(batch.shape), batch.device, together, mode, calls)
     programs = (mode.programs or ProgramCache()).of(execution, learner)
-    starts = range(0, len(streams), together)
-    groups = [_Group.start(learner, training.part(slice(i, i + together)), streams[i : i + together], execution, programs) for i in starts]
+    started = [_Group.start(learner, training.part(part), streams[part], execution, programs) for part in parts]
     done = 0
     for length in lengths:
         with torch.no_grad(), process.keep_freed_memory(), process.products(mode.precision, batch.device):
-            for group in groups:
+            for group in started:
                 for t in range(done, length):
                     group.advance(t)
         done = length
-        yield length, torch.cat([group.params for group in groups])
+        yield length, torch.cat([group.params for group in started])
+
+
+def groups(learner: Learner, training: TrainingSet, streams: Sequence[Stream], together: int | None = None) -> list[slice]:
+    """Which of the networks are trained side by side.
+
+    Args:
+        learner: bound.
+        training: what to train on.
+        streams: one for each network.
+        together: how many; None picks by `side_by_side`.
+    """
+    if together is None:
+        together = side_by_side(learner, training.batch(learner, streams[0]), len(streams))
+    return [slice(i, min(i + together, len(streams))) for i in range(0, len(streams), together)]
 
 
 def _execution(learner: Learner, shape: tuple[int, ...], device: torch.device, together: int, mode: Mode, calls: int) -> Execution:
@@ -178,7 +193,7 @@ def cost(learner: Learner, images: Tensor) -> Cost:
     return Cost(work, sum(kept.values()) + logits.nbytes)
 
 
-def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN) -> Tensor:
+def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN, networks: int | None = None) -> Tensor:
     """Fraction of images whose largest logit is their class.
 
     Args:
@@ -186,6 +201,7 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN)
         params: (networks, P).
         split: real images and their classes.
         mode: how to run the networks.
+        networks: how many there will be in all, as for `train`.
 
     Returns:
         float64 (networks,), on the CPU; NaN for a network whose outputs are not all finite.
@@ -199,7 +215,7 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN)
     least = -(-len(images) // batch)
     # Of equal size where that can be: a network with batch norm sees its batch, and every size has a program of its own.
     parts = next((n for n in range(least, 2 * least) if len(images) % n == 0), least)
-    calls = parts * -(-len(params) // together)
+    calls = parts * -(-(networks or len(params)) // together)
     shape = (-(-len(images) // parts), *images.shape[1:])
     execution = _execution(learner, shape, images.device, together, mode, calls)
     forward = _forward(learner, execution, (mode.programs or ProgramCache()).of(execution, learner))

@@ -1,8 +1,8 @@
 """Going on: the checkpoints of a run, and whether what lies in a folder is the run that is asked for.
 
 A checkpoint is one safetensors file, RUN/checkpoints/step-N.safetensors, with all that a run has gathered: the state of the distiller,
-history, validation, the best set, and the sets and baselines that are tested already. Random numbers are drawn by name and step
-(`Stream`), so that there is no generator to save. The last two checkpoints are kept.
+history, validation, the best set, the sets and baselines that are tested already, and the networks of the one that is being tested. Random
+numbers are drawn by name and step (`Stream`), so that there is no generator to save. The last two checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from distilkit import fields
 from distilkit.data.preprocessing.base import hash_tensor
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import Change, DistilkitError, RunError, listing
-from distilkit.evaluation import Score
+from distilkit.evaluation import PartialScore, Score
 from distilkit.runs.record import BASELINE, Record
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import checkpoint, holds_results
@@ -41,6 +41,7 @@ WAYS = (
     *(f"unroller.{name}" for name in ("adjoint", "channels_last", "compile", "micro_batches")),
 )
 COLUMNS = ("outer_step", "outer_loss", "meta_gradient_norm", "clip_scale", "seconds", "stage", "attempts")  # of a StepInfo
+PARTS = ("validation", "test")  # of a PartialScore
 
 
 def save(record: Record, pipeline: Mapping[str, Any], directory: Path) -> None:
@@ -57,6 +58,10 @@ def save(record: Record, pipeline: Mapping[str, Any], directory: Path) -> None:
     for name, score in record.scores.items():
         tensors |= {f"score.{name}.validation": torch.from_numpy(score.validation), f"score.{name}.test": torch.from_numpy(score.test)}
         meta["scores"][name] = score.steps
+    if record.partial:
+        name, partial = record.partial
+        meta["partial"] = name
+        tensors |= {f"partial.{kind}.{i}": torch.from_numpy(row) for kind in PARTS for i, row in enumerate(getattr(partial, kind))}
     checkpoint.save(directory / FOLDER, record.state.step + len(record.scores), tensors, meta)
 
 
@@ -77,6 +82,10 @@ def load(distiller: Distiller, found: checkpoint.Checkpoint) -> Record:
         record.best = (meta["best"]["accuracy"], attrs.evolve(distiller.distilled(state), **about))
     for name, steps in meta["scores"].items():
         record.scores[name] = Score(tensors[f"score.{name}.validation"].numpy(), tensors[f"score.{name}.test"].numpy(), steps)
+    if "partial" in meta:
+        parts = {kind: _below(f"partial.{kind}.", tensors) for kind in PARTS}
+        rows = {kind: [found[str(i)].numpy() for i in range(len(found))] for kind, found in parts.items()}
+        record.partial = (meta["partial"], PartialScore(**rows))
     return record
 
 
@@ -120,7 +129,8 @@ def begun(
     changed = {name: pair for name, pair in changed.items() if name not in ways}
     if set(changed) == {"outer.steps"} and distiller.boost is None and changed["outer.steps"][1] > changed["outer.steps"][0]:
         kept = {name: steps for name, steps in found.meta["scores"].items() if name.startswith(BASELINE)}
-        return distiller, attrs.evolve(found, meta=found.meta | {"scores": kept, "finished": False})
+        meta = {name: value for name, value in found.meta.items() if name != "partial"}
+        return distiller, attrs.evolve(found, meta=meta | {"scores": kept, "finished": False})
     if changed:
         lines = [f"    {name}: {json.dumps(old)} there, {json.dumps(new)} here" for name, (old, new) in changed.items()]
         words = "\n".join([f"{directory} holds a run of another spec:", *lines, "Only outer.steps may grow, of a run without [boost]."])

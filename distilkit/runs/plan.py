@@ -16,7 +16,7 @@ import torch
 from distilkit import fields, process
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.evaluation import selection_split, training_set
-from distilkit.evaluation.scoring import streams, trained
+from distilkit.evaluation.measuring import streams, trained
 from distilkit.evaluation.training import TEST_BATCH
 from distilkit.progress import SILENT, Progress
 from distilkit.runs.estimate import Plan, combine_stages, drawn_windows, stage_from_shapes, waiting_bytes

@@ -17,12 +17,12 @@ from distilkit import fields, report, storage
 from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import DistilkitError
-from distilkit.evaluation import Score
+from distilkit.evaluation import PartialScore, Score
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
 from distilkit.truncation import StepInfo
 
-FINAL, PREFIX, BASELINE = "final", "prefix:", "baseline:"  # how the names of scores begin
+FINAL, PREFIX, BASELINE, VALIDATION = "final", "prefix:", "baseline:", "validation:"  # how the names of scores begin
 
 
 @attrs.define
@@ -36,6 +36,7 @@ class Record:
         best: validation accuracy of the best set, and that set.
         finished: whether nothing is left to do.
         scores: tests: "final", "prefix:N" for the first N images of each class, "baseline:NAME".
+        partial: the score that is being made, one of these or "validation:STEP", and what is there of it.
     """
 
     state: DistillerState
@@ -43,6 +44,7 @@ class Record:
     validation: dict[int, np.ndarray[Any, Any]] = attrs.Factory(dict)
     best: tuple[float, DistilledSet] | None = None
     scores: dict[str, Score] = attrs.Factory(dict)
+    partial: tuple[str, PartialScore] | None = None
     finished: bool = False
 
     @property

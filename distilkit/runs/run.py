@@ -27,7 +27,7 @@ from distilkit import process, storage
 from distilkit.data.preprocessing import to_words
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import Change, GradientError, ResourceError, RunError
-from distilkit.evaluation import TrainingSet, baseline_set, require_feasible, score, training_set
+from distilkit.evaluation import PartialScore, Score, TrainingSet, baseline_set, require_feasible, score, training_set
 from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
@@ -36,7 +36,7 @@ from distilkit.runs import checkpoints
 from distilkit.runs.checkpoints import Resume
 from distilkit.runs.claim import claimed
 from distilkit.runs.estimate import advice_for, from_shapes
-from distilkit.runs.record import BASELINE, FINAL, PREFIX, Record, save_figures, write_results, write_spec
+from distilkit.runs.record import BASELINE, FINAL, PREFIX, VALIDATION, Record, save_figures, write_results, write_spec
 from distilkit.runs.stop import GivenUp, Stop
 from distilkit.storage import checkpoint
 from distilkit.truncation import StepInfo
@@ -170,6 +170,7 @@ class _Run:
             with self.stop.shielded():
                 record.state = state
                 record.infos.append(info)
+            self.stop.progressed = True
             self.progress.value("loss", info.outer_loss)
             self.progress.value("|g|", info.meta_gradient_norm)
             self.progress.advance(state.step, steps)
@@ -206,28 +207,52 @@ class _Run:
         made, data = distiller.distilled(record.state), distiller.bundle
         stream = distiller.stream.fold("evaluation").fold("validation")
         stage = distiller.stages[record.state.stage]
-        learner, training = distiller.stage_learner(stage), training_set(made, data)
-        result = score(learner, training, data, distiller.evaluation, stream, test=False, programs=distiller.programs)
+        learner, name = distiller.stage_learner(stage), f"{VALIDATION}{record.state.step}"
+        result = self._score(name, learner, training_set(made, data), stream, test=False)
         mean = float(mean_or_zero(result.selected))
         with self.stop.shielded():
-            record.validation[record.state.step] = result.selected
+            record.validation[record.state.step], record.partial = result.selected, None
             if stage is distiller.stages[-1] and (record.best is None or mean > record.best[0]):
                 record.best = (mean, made)
         self.progress.value("validation accuracy", result.selected.tolist())
 
     def _test(self) -> None:
         """Test the selected set once, and the baselines beside it; what was tested before the run was stopped is not tested again."""
-        distiller, record = self.distiller, self.record
+        record = self.record
         for name, words, learner, training, stream in self._tests():
             if name in record.scores:
                 continue
             if self.stop.asked:
                 raise _Stopped
             self.progress.phase(f"testing {words}")
-            found = score(learner, training(), distiller.bundle, distiller.evaluation, stream, test=True, programs=distiller.programs)
+            found = self._score(name, learner, training(), stream, test=True)
             with self.stop.shielded():
-                record.scores[name] = found
+                record.scores[name], record.partial = found, None
             self._write_if_due()
+
+    def _score(self, name: str, learner: Learner, training: TrainingSet, stream: Stream, *, test: bool) -> Score:
+        """The score of a set, from the network on before which the run was stopped."""
+        distiller, record = self.distiller, self.record
+        if record.partial is None or record.partial[0] != name:
+            record.partial = (name, PartialScore())
+
+        def between() -> None:
+            self.stop.progressed = True
+            self._write_if_due()
+            if self.stop.asked:
+                raise _Stopped
+
+        return score(
+            learner,
+            training,
+            distiller.bundle,
+            distiller.evaluation,
+            stream,
+            test=test,
+            programs=distiller.programs,
+            partial=record.partial[1],
+            between=between,
+        )
 
     def _tests(self) -> Iterator[tuple[str, str, Learner, Callable[[], TrainingSet], Stream]]:
         """What is tested: name of the score, words for people, the learner, the training set when it is asked for, and the stream."""

@@ -2,6 +2,8 @@
 
 What asks for a stop is noted, and the run ends with the outer step that it is in. One that takes longer than a few seconds is given
 up: its state from before is whole. A second Ctrl-C does that at once. While results are written, nothing interrupts.
+
+A time that was given ends nothing before something was done, so that short pieces come to the end as well.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ class Stop:
     def __init__(self, after: float | None = None) -> None:
         self.reason: str | None = None
         self.timed = False  # whether it was the time that was given
+        self.progressed = False  # whether there is more than when this began; told from outside
         self._deadline = None if after is None else time.monotonic() + after
         self._shielded = 0
         self._pending = False
@@ -58,8 +61,8 @@ class Stop:
     @property
     def asked(self) -> bool:
         """Whether to stop now."""
-        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.reason, self.timed = "the time that was given is over", True
+        if self.progressed and self._deadline is not None and time.monotonic() >= self._deadline:
+            self._time_is_over()
         return self.reason is not None
 
     @contextmanager
@@ -89,8 +92,12 @@ class Stop:
                 signal.setitimer(signal.ITIMER_REAL, GRACE)
 
     def _enough(self, number: int, frame: FrameType | None) -> None:
-        _ = self.asked  # the time that was given may be why
+        self._time_is_over()  # or else something was asked for before
         self._give_up()
+
+    def _time_is_over(self) -> None:
+        if self.reason is None:
+            self.reason, self.timed = "the time that was given is over", True
 
     def _give_up(self) -> None:
         if self._shielded:

@@ -21,7 +21,7 @@ from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation, score_sets, training_set
 from distilkit.evaluation.baselines import full_data
-from distilkit.evaluation.scoring import streams, trained
+from distilkit.evaluation.measuring import streams, trained
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit import spec, storage
+from distilkit import process, spec, storage
 from distilkit.errors import GradientError, ResourceError, RunError
+from distilkit.evaluation import scoring
 from distilkit.runs import checkpoints, record, run as running, stop
 from distilkit.storage import checkpoint
 from tests import alike
@@ -223,11 +224,33 @@ def test_the_data_are_read_once(tmp_path, monkeypatch):
     assert len(read) == 2
 
 
-def test_time_that_is_over_ends_a_run(tmp_path):
-    tree = dk.run(tiny(), tmp_path / "run", stop_after=0)
-    assert tree["history"].sizes["outer_step"] == 0
-    assert not tree.attrs["finished"]
-    assert dk.run(tiny(), tmp_path / "run")["history"].sizes["outer_step"] == 6
+@pytest.mark.parametrize("kept", [2**30, 0], ids=["parameters kept", "trained again for the test"])
+@pytest.mark.parametrize("together", [True, False], ids=["networks side by side", "one by one"])
+def test_pieces_of_no_time_come_to_the_end(together, kept, tmp_path, monkeypatch):
+    """Each does one thing: an outer step, or the training or the test of networks that are trained together."""
+    if not together:
+        monkeypatch.setattr(process, "SMALL_WORK", {"cpu": 0})
+    tiny().run(tmp_path / "whole")
+    monkeypatch.setattr(scoring, "KEPT", kept)
+    pieces = 1
+    while not dk.run(tiny(), tmp_path / "parts", stop_after=0).attrs["finished"]:
+        pieces += 1
+    # 6 outer steps and 3 looks at validation; the set and two baselines are trained on and tested on.
+    assert 6 < pieces <= 6 + (3 + 2 * 3) * (1 if together else 2) + 1
+    assert together or pieces > 6 + (3 + 2 * 3)
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_longer_run_does_not_go_on_with_the_test_of_another_set(tmp_path, monkeypatch):
+    """It was stopped between two networks of its final test; then more outer steps are asked for."""
+    monkeypatch.setattr(process, "SMALL_WORK", {"cpu": 0})
+    outer = dk.Outer(steps=4, batch_size=64)
+    while (found := checkpoint.latest(tmp_path / "run" / checkpoints.FOLDER)) is None or found.meta.get("partial") != record.FINAL:
+        dk.run(tiny(outer=outer), tmp_path / "run", stop_after=0)
+    longer = attrs.evolve(outer, steps=6)
+    tiny(outer=longer).run(tmp_path / "run")
+    tiny(outer=longer).run(tmp_path / "whole")
+    same(tmp_path / "whole", tmp_path / "run")
 
 
 class Sends(dk.Silent):
