@@ -66,7 +66,8 @@ def run(
         progress: is told how the run goes on.
         resume: "auto" goes on with the run of the same spec that is there, or of one that differs by fewer `outer.steps`; what is finished
             is given back as it is. "never" refuses.
-        stop_after: seconds after which to stop. What is there is stored and given back; the same call goes on.
+        stop_after: seconds after which to stop, though not before an outer step, or the networks that are trained together, are done.
+            What is there is stored and given back; the same call goes on.
         checkpoint_every: seconds between two checkpoints, with each of which the results are written too.
 
     Returns:

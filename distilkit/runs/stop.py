@@ -3,7 +3,7 @@
 What asks for a stop is noted, and the run ends with the outer step that it is in. One that takes longer than a few seconds is given
 up: its state from before is whole. A second Ctrl-C does that at once. While results are written, nothing interrupts.
 
-A time that was given ends nothing before something was done, so that short pieces come to the end as well.
+A time that was given ends nothing before something was done, so that pieces come to the end however short they are.
 """
 
 from __future__ import annotations
@@ -92,6 +92,9 @@ class Stop:
                 signal.setitimer(signal.ITIMER_REAL, GRACE)
 
     def _enough(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is None and not self.progressed:
+            signal.setitimer(signal.ITIMER_REAL, GRACE)
+            return
         self._time_is_over()  # or else something was asked for before
         self._give_up()
 

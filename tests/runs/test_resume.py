@@ -224,30 +224,49 @@ def test_the_data_are_read_once(tmp_path, monkeypatch):
     assert len(read) == 2
 
 
-@pytest.mark.parametrize("kept", [2**30, 0], ids=["parameters kept", "trained again for the test"])
-@pytest.mark.parametrize("together", [True, False], ids=["networks side by side", "one by one"])
+@pytest.mark.parametrize("kept", [pytest.param(2**30, marks=pytest.mark.slow), 0], ids=["parameters kept", "trained again for the test"])
+@pytest.mark.parametrize("together", [pytest.param(True, marks=pytest.mark.slow), False], ids=["networks side by side", "one by one"])
 def test_pieces_of_no_time_come_to_the_end(together, kept, tmp_path, monkeypatch):
     """Each does one thing: an outer step, or the training or the test of networks that are trained together."""
     if not together:
         monkeypatch.setattr(process, "SMALL_WORK", {"cpu": 0})
-    tiny().run(tmp_path / "whole")
+    short = {
+        "outer": dk.Outer(steps=2, batch_size=64),
+        "evaluation": dk.Evaluation(seeds=2, steps=(5, 10), every=2, baselines=["random real"]),
+    }
+    tiny(**short).run(tmp_path / "whole")
     monkeypatch.setattr(scoring, "KEPT", kept)
     pieces = 1
-    while not dk.run(tiny(), tmp_path / "parts", stop_after=0).attrs["finished"]:
+    while not dk.run(tiny(**short), tmp_path / "parts", stop_after=0).attrs["finished"]:
         pieces += 1
-    # 6 outer steps and 3 looks at validation; the set and two baselines are trained on and tested on.
-    assert 6 < pieces <= 6 + (3 + 2 * 3) * (1 if together else 2) + 1
-    assert together or pieces > 6 + (3 + 2 * 3)
+    # One look at validation; then the set and the baseline are each trained on and tested on.
+    networks = (1 + 2 * 2) * (1 if together else 2)
+    assert 2 + networks - 1 <= pieces <= 2 + networks + 1
     same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_time_that_is_over_waits_for_the_first_step(tmp_path, monkeypatch):
+    """It takes longer than the time and the grace together; no other one is begun."""
+    real = dk.Distiller.step
+    monkeypatch.setattr(stop, "GRACE", 0.1)
+
+    def slow(distiller, state, attempt=1):
+        time.sleep(0.5 if state.step == 0 else 60)
+        return real(distiller, state, attempt)
+
+    monkeypatch.setattr(dk.Distiller, "step", slow)
+    began = time.monotonic()
+    assert dk.run(tiny(), tmp_path / "run", stop_after=0)["history"].sizes["outer_step"] == 1
+    assert time.monotonic() - began < 30
 
 
 def test_a_longer_run_does_not_go_on_with_the_test_of_another_set(tmp_path, monkeypatch):
     """It was stopped between two networks of its final test; then more outer steps are asked for."""
     monkeypatch.setattr(process, "SMALL_WORK", {"cpu": 0})
-    outer = dk.Outer(steps=4, batch_size=64)
+    outer = dk.Outer(steps=2, batch_size=64)
     while (found := checkpoint.latest(tmp_path / "run" / checkpoints.FOLDER)) is None or found.meta.get("partial") != record.FINAL:
         dk.run(tiny(outer=outer), tmp_path / "run", stop_after=0)
-    longer = attrs.evolve(outer, steps=6)
+    longer = attrs.evolve(outer, steps=4)
     tiny(outer=longer).run(tmp_path / "run")
     tiny(outer=longer).run(tmp_path / "whole")
     same(tmp_path / "whole", tmp_path / "run")
