@@ -132,11 +132,10 @@ def seeds(count: int, work: Path, whole: list[Path]) -> Iterator[Trial]:
 
 
 def stops(count: int, work: Path) -> Iterator[Trial]:
-    """One run in so many pieces or more; the pieces are as long as they must be for that."""
+    """One run in so many pieces or more: a piece has so much time for all that its outer steps took, and loads the data in it too."""
     given, out = ("digits.toml", ["outer.steps=400"]), work / "pieces"
-    began = time.monotonic()
     subprocess.run(command(*given, "--out", str(work / "one piece")), check=True, capture_output=True)
-    piece, pieces, code = (time.monotonic() - began) / (2 * count), 0, 130
+    piece, pieces, code = float(dk.open(work / "one piece")["history"]["seconds"].sum()) / count, 0, 130
     while code == 130 and pieces < 20 * count:
         words = command(*given, "--out", str(out), "--stop-after", f"{piece:.2f}s")
         pieces, code = pieces + 1, subprocess.run(words, check=False, capture_output=True).returncode

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from distilkit.data.preprocessing import Fitted, Identity
 from distilkit.errors import CombinationError, FieldError, listing
+from distilkit.functional.pytrees import aligned
 
 LABEL_SPACES = ("one-hot", "probability", "logit", "centred")
 LabelSpace = Literal["one-hot", "probability", "logit", "centred"]
@@ -44,8 +45,8 @@ class DistilledSet:
     (2, 1, torch.uint8)
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: torch.Tensor = attrs.field(converter=aligned)
+    labels: torch.Tensor = attrs.field(converter=aligned)
     classes: torch.Tensor
     class_names: tuple[str, ...] = attrs.field(converter=_names)
     label_space: LabelSpace = "one-hot"

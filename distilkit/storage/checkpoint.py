@@ -150,13 +150,15 @@ def load(folder: str | os.PathLike[str], step: int) -> Checkpoint:
     """
     from safetensors import SafetensorError, safe_open
 
+    from distilkit.functional.pytrees import aligned
+
     path = _path(Path(folder), step)
     if not path.is_file():
         raise RunError(f"There is no checkpoint {path}; the folder has the steps {steps(folder)}.")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {name: aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         text, digest = header["meta"], header["digest"]
         meta = json.loads(text)
     except (SafetensorError, OSError, KeyError, ValueError) as error:

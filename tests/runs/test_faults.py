@@ -90,9 +90,24 @@ def begun(folder):
     return dk.open(folder)
 
 
+WAYS = [(number, stays) for number in (errno.ENOSPC, errno.EIO) for stays in (False, True)]
+
+
+def points(total, way):
+    """Which operations fail in this way: two of them; or every fourth, so that in the four ways each fails once; or all."""
+    wanted, k = os.environ.get("DISTILKIT_TEST_FAULTS", "two"), WAYS.index(way)
+    if wanted == "two":
+        return sorted(random.Random(k).sample(range(1, total + 1), 2))
+    return range(1 + k, total + 1, 4) if wanted == "each once" else range(1, total + 1)  # a quarter of an hour; an hour
+
+
+def test_each_operation_fails_in_one_of_the_ways(monkeypatch):
+    monkeypatch.setenv("DISTILKIT_TEST_FAULTS", "each once")
+    assert sorted(at for way in WAYS for at in points(301, way)) == [*range(1, 302)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stays", [False, True], ids=["once", "crash"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
+@pytest.mark.parametrize(("number", "stays"), WAYS, ids=["ENOSPC once", "ENOSPC crash", "EIO once", "EIO crash"])
 def test_an_operation_that_fails_costs_nothing_older(number, stays, whole, tmp_path):
     before = begun(tmp_path / "begun")
     shutil.copytree(tmp_path / "begun", tmp_path / "counted")
@@ -100,8 +115,7 @@ def test_an_operation_that_fails_costs_nothing_older(number, stays, whole, tmp_p
     go(tmp_path / "counted")
     total = FAULT.disarm()
     assert total > 100
-    points = min(total, int(os.environ.get("DISTILKIT_TEST_FAULTS", "2")))  # a thousand takes all of them, and an hour
-    for at in sorted(random.Random(10 * number + stays).sample(range(1, total + 1), points)):
+    for at in points(total, (number, stays)):
         folder = tmp_path / str(at)
         shutil.copytree(tmp_path / "begun", folder)
         FAULT.arm(folder, at, number, stays)

@@ -170,6 +170,17 @@ def test_more_steps_go_on(tmp_path):
         tiny(outer=attrs.evolve(outer, steps=4)).run(tmp_path / "run")
 
 
+@pytest.mark.parametrize("hidden", [8, 12])
+def test_a_run_goes_on_to_the_same_bits_where_nothing_is_recorded(hidden, tmp_path):
+    """What is read from a file may lie where sums are rounded in another way."""
+    parts = {"learner": dk.Learner(dk.MLP(hidden=(hidden,)), dk.Adam(lr=0.01)), "unroller": dk.Unroller(compile="eager")}
+    evaluation = dk.Evaluation(compile="eager", seeds=1, steps=(3,), every=1, baselines=())
+    tiny(outer=dk.Outer(steps=4, batch_size=32), evaluation=evaluation, **parts).run(tmp_path / "whole")
+    for steps in range(1, 5):
+        tiny(outer=dk.Outer(steps=steps, batch_size=32), evaluation=evaluation, **parts).run(tmp_path / "run")
+    same(tmp_path / "whole", tmp_path / "run")
+
+
 def test_another_spec_is_refused_with_what_differs(tmp_path):
     tiny(outer=dk.Outer(steps=1)).run(tmp_path / "run")
     with pytest.raises(RunError, match=r"seed: 0 there, 1 here(.|\n)*run-2"):
