@@ -24,12 +24,22 @@ ROOT = "zarr.json"
 CHECKED = {"compressors": (ZstdCodec(level=0, checksum=True),)}  # the encoding of every array
 
 
+def sealed(root: bytes) -> bytes:
+    """The metadata of a root, with the digest over them."""
+    metadata = json.loads(root)
+    metadata["attributes"]["digest"] = _digest(metadata)
+    return json.dumps(metadata, indent=1).encode()
+
+
 def seal(store: Path) -> None:
     """Put the digest into the root of a store that is written, and have the disk hold all of it."""
     path = store / ROOT
-    root = json.loads(path.read_text(encoding="utf-8"))
-    root["attributes"]["digest"] = _digest(root)
-    path.write_text(json.dumps(root, indent=1), encoding="utf-8")
+    path.write_bytes(sealed(path.read_bytes()))
+    sync(store)
+
+
+def sync(store: Path) -> None:
+    """Have the disk hold all that is in a folder."""
     for file in store.rglob("*"):
         if file.is_dir():
             sync_folder(file)

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from distilkit.errors import Change, RunError, nearest
 from distilkit.storage.checkpoint import sync_folder
-from distilkit.storage.integrity import CHECKED, damage, seal
+from distilkit.storage.integrity import CHECKED, ROOT, damage, sealed, sync
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.sets import from_group
 
@@ -58,7 +60,7 @@ def write(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     for left in (old, new):
         _remove(left)
     _write_whole(tree, new)
-    seal(new)
+    sync(new)
     if store.exists():
         os.rename(store, old)
     os.rename(new, store)
@@ -200,6 +202,9 @@ def _remove(path: Path) -> None:
 
 
 def _write_whole(tree: xr.DataTree, path: Path) -> None:
+    """By way of memory: on its way to a folder, zarr would write most of a hundred small files two or three times."""
+    held: dict[str, Buffer] = {}
+    made = MemoryStore(held)
     encoding: dict[str, dict[str, dict[str, object]]] = {}
     for node in tree.subtree:
         for name, array in node.to_dataset(inherit=False).variables.items():
@@ -212,5 +217,9 @@ def _write_whole(tree: xr.DataTree, path: Path) -> None:
         # Without consolidated metadata xarray warns whenever anybody opens the store; with it zarr warns once, here.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         tree.to_zarr(
-            path, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_inherited_coords=True, write_empty_chunks=True
+            made, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_inherited_coords=True, write_empty_chunks=True
         )
+    for key, content in held.items():
+        file = path / key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(sealed(content.to_bytes()) if key == ROOT else content.to_bytes())

@@ -163,17 +163,17 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int, when: str) -> None:
             elif when == "half" and real is real_rmtree:
                 for file in sorted(p for p in Path(args[0]).rglob("*") if p.is_file())[::2]:
                     file.unlink()
-            elif when == "half" and real is real_zarr:
+            elif when == "half" and real is real_whole:
                 real(*args, **kwargs)
                 shutil.rmtree(Path(args[1]) / "distilled")
             raise Killed
 
         return call
 
-    real_rmtree, real_zarr = shutil.rmtree, xr.DataTree.to_zarr
+    real_rmtree, real_whole = shutil.rmtree, store._write_whole
     monkeypatch.setattr(os, "rename", deadly(os.rename))
     monkeypatch.setattr(shutil, "rmtree", deadly(real_rmtree))
-    monkeypatch.setattr(xr.DataTree, "to_zarr", deadly(real_zarr))
+    monkeypatch.setattr(store, "_write_whole", deadly(real_whole))
 
 
 def write_until_killed(monkeypatch: pytest.MonkeyPatch, tree: xr.DataTree, run: Path, number: int, when: str) -> bool:
