@@ -1,5 +1,6 @@
 """Every benchmark runs, in small, and leaves numbers and a picture."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -22,3 +23,31 @@ def test_runs_in_small(script, tmp_path):
     assert record["rows"]
     assert {"question", "n", "versions", "hardware", "date"} <= set(record)
     assert (tmp_path / f"{script.stem}.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_the_ablation_goes_on(tmp_path):
+    """Three runs in two calls: what is there is not run again. A seed more takes fewer steps or more, and is drawn in the same figure."""
+    script, out = ROOT / "examples/ablation.py", tmp_path / "ablation.json"
+    command = [sys.executable, str(script), "--data", "digits", "--seconds", "0.5", "--networks", "2", "--threads", "1", "--out", str(out)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    for ways, seeds in ((["RaT-BPTT"], ["0", "1"]), (["RaT-BPTT", "grows"], ["0"])):
+        done = subprocess.run([*command, "--seeds", *seeds, "--only", *ways], capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert [(one["way"], one["seed"]) for one in found] == [("RaT-BPTT", 0), ("RaT-BPTT", 1), ("grows", 0)]
+    for one in found:
+        looks = one["looks"]
+        assert looks["outer_step"][-1] == one["outer_steps"]
+        assert looks["seconds"][-1] == pytest.approx(one["seconds"])
+        assert sorted(looks["seconds"]) == looks["seconds"]
+        assert 0.1 < one["mean"] <= 1
+    assert (tmp_path / "ablation-digits.png").stat().st_size > 5000
+
+
+def test_every_way_of_the_ablation_is_a_pipeline(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    ablation = importlib.import_module("ablation")
+    for data in ablation.SPECS:
+        made = [ablation.pipeline(data, way, 0, 30, 2, 1) for way in ablation.WAYS]
+        assert len({repr(one) for one in made}) == len(made)

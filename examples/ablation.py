@@ -1,0 +1,166 @@
+"""Which way to the meta-gradient gives the best set in the same time?
+
+    python examples/ablation.py --data cifar10 --seconds 900                          # all, one after the other
+    python examples/ablation.py --data fashion-mnist --only RaT-BPTT "AT-BPTT" --seeds 0 1 2
+
+Each run is the example of its data with a ConvNet of the field's size, and with what stands in `WAYS`. How many outer steps go into the
+time is measured on a few of them, so that the cosine of the learning rate ends with it. Looks at validation and the test are not counted,
+nor is the building of programs. What is found is added to docs/results/ablation.json, run by run, so that a call that was stopped goes
+on; the page "The numbers" shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from headline import processor
+
+import distilkit as dk
+from distilkit import spec
+from distilkit.cli.display import Console, Display
+from distilkit.report.drawing import new_figure, save
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results" / "ablation.json"
+SPECS = {"cifar10": "cifar10.toml", "fashion-mnist": "fashion_mnist.toml", "digits": "digits.toml"}
+FIELD = ["learner.network.width=128", 'unroller.precision="bfloat16"', "outer.batch_size=500", "outer.optimizer.lr=0.01"]
+LOOKS = 6  # at validation, in equal distances
+TRIED = 6  # outer steps, of which the first two build programs and are not counted
+CALM = "learner.optimizer.eps_root=1e-6"
+WITHOUT_FIRST = 'truncation={kind="FixedStart",start=1,window=39}'
+WAYS: dict[str, list[str]] = {
+    "RaT-BPTT": ['truncation={kind="RandomTruncation",horizon=40,window=15}'],
+    "RaT-BPTT, the paper's 200 and 60": ['truncation={kind="RandomTruncation",horizon=200,window=60}'],
+    "RaT-BPTT, stratified": ['truncation={kind="RandomTruncation",horizon=40,window=15,stratified=true}'],
+    "AT-BPTT": ['truncation={kind="AdaptiveTruncation",horizon=40,window=15,spread=5}'],
+    "full unroll": ['truncation={kind="FullUnroll",horizon=40}'],
+    "full unroll, eps_root": ['truncation={kind="FullUnroll",horizon=40}', CALM],
+    "without step 0": [WITHOUT_FIRST],
+    "without step 0, eps_root": [WITHOUT_FIRST, CALM],
+    "three ends": [WITHOUT_FIRST, CALM, "outer.ends=3"],
+    "ends where the cotangent dies out": [WITHOUT_FIRST, CALM, 'unroller.adjoint={kind="ReplayAdjoint",decay=0.01}'],
+    "grows": ['truncation={kind="Growing",first=0.25,steps=%d,policy={kind="FixedStart",start=1,window=59}}', CALM],
+    "average of the set": [WITHOUT_FIRST, CALM, "outer.average=0.99"],
+    "two networks a step": [WITHOUT_FIRST, CALM, "unroller.networks_per_step=2"],
+    "learned rate": [WITHOUT_FIRST, CALM, "learner.learn_lr=true"],
+    "hard labels": [WITHOUT_FIRST, CALM, "labels.learn=false"],
+}
+
+
+def pipeline(data: str, way: str, seed: int, steps: int, networks: int, threads: int | None) -> dk.Distiller:
+    """The example of some data, with another way to the meta-gradient and so many outer steps."""
+    changes = [*([] if data == "digits" else FIELD), *(one % max(1, steps // 2) if "%d" in one else one for one in WAYS[way])]
+    changes += [f"seed={seed}", f"outer.steps={steps}", f"evaluation.every={max(1, math.ceil(steps / LOOKS))}"]
+    changes += [f"evaluation.seeds={networks}", "evaluation.steps=[50,100,200,400]", "evaluation.baselines=[]"]
+    return spec.load(ROOT / "examples" / SPECS[data], [*changes, *([f"threads={threads}"] if threads else [])])
+
+
+def seconds_of_a_step(distiller: dk.Distiller) -> float:
+    """Of one outer step, its programs built: the mean of some that lie over the whole run, as windows may grow."""
+    state, steps = distiller.init(), distiller.outer_steps
+    spent = []
+    for at in np.linspace(0, steps - 1, TRIED).astype(int).tolist():
+        _, info = distiller.step(state._replace(step=at, stage_step=at))
+        spent.append(info.seconds)
+    return statistics.fmean(spent[2:])
+
+
+def run(data: str, way: str, seed: int, seconds: float, networks: int, threads: int | None, display: dk.Progress) -> dict[str, Any]:
+    """One run of so many seconds of outer steps, and what it gave."""
+    display.phase(f"{data}, {way}, seed {seed}: trying some outer steps")
+    one = seconds_of_a_step(pipeline(data, way, seed, 1000, networks, threads))
+    steps = max(LOOKS, round(seconds / one))
+    folder = Path(tempfile.mkdtemp())
+    tree = dk.run(pipeline(data, way, seed, steps, networks, threads), folder / "run", display)
+    shutil.rmtree(folder)
+    accuracy, history, validation = (
+        tree["evaluation"]["accuracy"].values,
+        tree["history"]["seconds"].values,
+        tree["evaluation"]["validation_accuracy"],
+    )
+    done = validation["outer_step"].values.tolist()
+    return {
+        "data": data,
+        "way": way,
+        "seed": seed,
+        "budget": seconds,
+        "mean": float(np.mean(accuracy)),
+        "values": accuracy.tolist(),
+        "outer_steps": steps,
+        "seconds": float(history.sum()),
+        "looks": {
+            "outer_step": done,
+            "seconds": [float(history[:k].sum()) for k in done],
+            "accuracy": validation.mean("seed").values.tolist(),
+        },
+        "hardware": processor(),
+        "threads": threads or torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def draw(found: list[dict[str, Any]], data: str, path: Path) -> None:
+    """Validation accuracy against seconds and against outer steps: a colour for each way, a line for each seed."""
+    figure = new_figure(11, 4.5)
+    left, right = figure.subplots(1, 2, sharey=True)
+    ways = list(dict.fromkeys(one["way"] for one in found))
+    for one in found:
+        number, looks = ways.index(one["way"]), one["looks"]
+        style: dict[str, Any] = {"marker": ".", "color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
+        height = 100 * np.array(looks["accuracy"])
+        left.plot(np.array(looks["seconds"]) / 60, height, label=one["way"], **style)
+        right.plot(looks["outer_step"], height, **style)
+    left.set(xlabel="minutes of outer steps", ylabel="validation accuracy, %", title=f"{data}, one image a class")
+    right.set(xlabel="outer steps")
+    handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))  # one for each way
+    figure.legend(handles.values(), handles, loc="outside right center", fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """What was found before."""
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return found
+
+
+def main() -> None:
+    """Run what is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=SPECS, default="cifar10")
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="; ".join(WAYS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seconds", type=float, default=900.0, help="of outer steps (default: %(default)s)")
+    parser.add_argument("--networks", type=int, default=5, help="that judge a set")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    for seed in given.seeds:
+        for way in given.only:
+            found = read(given.out)
+            key = {"data": given.data, "way": way, "seed": seed, "budget": given.seconds}
+            if any(key.items() <= one.items() for one in found):
+                continue
+            with Display(Console()) as display:
+                one = run(given.data, way, seed, given.seconds, given.networks, given.threads, display)
+            print(
+                f"{way}, seed {seed}: {100 * one['mean']:.1f} after {one['outer_steps']} outer steps in {one['seconds']:.0f} s", flush=True
+            )
+            found = read(given.out)  # again: another process may have added to it
+            given.out.write_text(json.dumps([*found, one], indent=1) + "\n", encoding="utf-8")
+            mine = [row for row in [*found, one] if (row["data"], row["budget"]) == (given.data, given.seconds)]
+            draw(mine, given.data, given.out.with_name(f"{given.out.stem}-{given.data}.png"))
+
+
+if __name__ == "__main__":
+    main()
