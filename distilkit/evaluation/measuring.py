@@ -55,6 +55,8 @@ def trained(
     evaluation: Evaluation,
     streams: Sequence[Stream],
     programs: ProgramCache | None = None,
+    *,
+    together: int | None = None,
     networks: int | None = None,
 ) -> Iterator[Trained]:
     """Train networks as a protocol says, and give them after each of its numbers of training steps.
@@ -65,12 +67,13 @@ def trained(
         evaluation: the protocol.
         streams: one for each network.
         programs: where what is built is kept, such as `Distiller.programs`; None builds anew.
+        together: how many to train side by side, as for `train`.
         networks: how many there will be in all, where these are some of them.
     """
     learner, training = evaluation.trainer(learner, training)
     mode = evaluation.mode(programs)
     in_all = networks or len(streams)
-    for steps, params in train(learner, training, streams, evaluation.steps, mode=mode, networks=in_all):
+    for steps, params in train(learner, training, streams, evaluation.steps, together=together, mode=mode, networks=in_all):
         yield Trained(steps, learner, params, mode, in_all)
 
 

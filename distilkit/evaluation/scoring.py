@@ -139,22 +139,22 @@ def _scores(
     """Of so many sets, whose networks follow each other. Each group of networks is trained to its end before the next one begins."""
     seeds, choosing = evaluation.seeds, data.test if evaluation.select == "paper" else selection_split(data)
     own, programs = streams(evaluation, stream) * sets, programs or ProgramCache()
-    parts = groups(*evaluation.trainer(learner, training), own)
-    if any(row.shape[1] != len(own[part]) for row, part in zip(partial.validation, parts, strict=False)):
-        partial.validation, partial.test = [], []  # found on a machine where other networks go side by side
-    kept: dict[int, list[Trained]] = {}
+    parts = _groups(learner, training, evaluation, own, [row.shape[1] for row in partial.validation])
+    kept: dict[int, list[Trained]] = {}  # of a group after each number of steps
 
     def group(i: int) -> Iterator[Trained]:
-        return trained(learner, training.part(parts[i]), evaluation, own[parts[i]], programs, len(own))
+        some = own[parts[i]]
+        return trained(learner, training.part(parts[i]), evaluation, some, programs, together=len(some), networks=len(own))
 
     room = KEPT if test and choosing is not data.test else 0
     for i in range(len(partial.validation), len(parts)):
         rows: list[Table] = []
         for networks in group(i):
+            if not rows and room >= (size := networks.params.nbytes * len(evaluation.steps)):
+                kept[i], room = [], room - size
+            if i in kept:
+                kept[i].append(networks)
             rows.append(networks.accuracy(choosing))
-            room -= networks.params.nbytes
-            if room >= 0:
-                kept.setdefault(i, []).append(networks)
         partial.validation.append(np.stack(rows))
         between()
     tables = np.concatenate(partial.validation, 1).reshape(len(evaluation.steps), sets, seeds)
@@ -166,11 +166,24 @@ def _scores(
     else:
         steps = np.asarray(evaluation.steps)[picked].repeat(seeds)  # of each network
         for i in range(len(partial.test), len(parts)):
-            complete = len(kept.get(i, ())) == len(evaluation.steps)  # or else they are trained again, to the same bits
-            partial.test.append(_after(steps[parts[i]], kept.pop(i) if complete else group(i)).accuracy(data.test))
+            after = kept.pop(i, None) or group(i)  # trained again, to the same bits
+            partial.test.append(_after(steps[parts[i]], after).accuracy(data.test))
             between()
         tested = np.concatenate(partial.test).reshape(sets, seeds)
     return [Score(tables[:, i], tested[i], evaluation.steps[picked[i]]) for i in range(sets)]
+
+
+def _groups(learner: Learner, training: TrainingSet, evaluation: Evaluation, own: Sequence[Stream], known: Sequence[int]) -> list[slice]:
+    """Which networks are trained side by side: as in the groups that are known, and the others as there is room now."""
+    ends = np.cumsum([0, *known]).tolist()
+    rest = groups(*evaluation.trainer(learner, training), own[ends[-1] :]) if ends[-1] < len(own) else []
+    return [*map(slice, ends, ends[1:]), *(slice(part.start + ends[-1], part.stop + ends[-1]) for part in rest)]
+
+
+def kept_bytes(learner: Learner, evaluation: Evaluation) -> int:
+    """Of parameters that wait for the test of a set, at most."""
+    size = evaluation.seeds * len(evaluation.steps) * learner.layout.size * torch.float32.itemsize
+    return 0 if evaluation.select == "paper" else min(KEPT, size)
 
 
 def _after(steps: Table, networks: Iterable[Trained]) -> Trained:

@@ -1,8 +1,8 @@
 """Going on: the checkpoints of a run, and whether what lies in a folder is the run that is asked for.
 
 A checkpoint is one safetensors file, RUN/checkpoints/step-N.safetensors, with all that a run has gathered: the state of the distiller,
-history, validation, the best set, the sets and baselines that are tested already, and the networks of the one that is being tested. Random
-numbers are drawn by name and step (`Stream`), so that there is no generator to save. The last two checkpoints are kept.
+history, validation, the best set, the scores of what is tested already, and the accuracies so far of what is being tested. Random numbers
+are drawn by name and step (`Stream`), so that there is no generator to save. The last two checkpoints are kept.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from distilkit import fields, process
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.evaluation import selection_split, training_set
 from distilkit.evaluation.measuring import streams, trained
-from distilkit.evaluation.training import TEST_BATCH
+from distilkit.evaluation.scoring import kept_bytes
+from distilkit.evaluation.training import TEST_BATCH, groups
 from distilkit.progress import SILENT, Progress
 from distilkit.runs.estimate import Plan, combine_stages, drawn_windows, stage_from_shapes, waiting_bytes
 from distilkit.truncation import Window
@@ -89,6 +90,7 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
             if not process.is_out_of_memory(error):
                 raise
             return attrs.evolve(draft, step_peak=max(draft.step_peak, draft.available))  # it did not fit, and now that is known
+    kept = kept_bytes(distiller.bound, distiller.evaluation)
     mean, length = draft.inner_steps
     seconds = max(base + (length - short) * through + (mean - length) * before, base / 2)  # differences of short times may be off
     timed = attrs.evolve(draft, seconds=seconds, build_seconds=first)
@@ -103,16 +105,17 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
         rest = int((draft.longest_window - short) * max(0, grown - work) / more) if more else 0
     else:
         work, rest = max(work, grown - waiting(short + more) + waiting(short)), waiting(draft.longest_window) - waiting(short)
-    return attrs.evolve(timed, step_peak=work, trajectory_bytes=rest, evaluation_peak=evaluated[0] - draft.baseline_bytes)
+    return attrs.evolve(timed, step_peak=work, trajectory_bytes=rest, evaluation_peak=evaluated[0] - draft.baseline_bytes + kept)
 
 
 def _evaluate(distiller: Distiller, state: DistillerState) -> None:
-    """A few training steps of the networks that judge the set, and one look at some real images."""
+    """A few training steps of those networks that are trained together to judge the set, and one look at some real images."""
     data, evaluation = distiller.bundle, distiller.evaluation
     learner = distiller.stage_learner(distiller.stages[state.stage])
     split, training = selection_split(data), training_set(distiller.distilled(state), data)
     few, networks = fields.evolve(evaluation, steps=(2,)), streams(evaluation, distiller.stream.fold("plan"))
-    for found in trained(learner, training, few, networks, distiller.programs):
+    part = groups(*evaluation.trainer(learner, training), networks)[0]
+    for found in trained(learner, training.part(part), few, networks[part], distiller.programs, networks=len(networks)):
         found.accuracy(attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH]))
 
 

@@ -1,7 +1,7 @@
 """Stopping a run: by Ctrl-C, by the signals of terminals and schedulers, or after a time that was given.
 
-What asks for a stop is noted, and the run ends with the outer step that it is in. One that takes longer than a few seconds is given
-up: its state from before is whole. A second Ctrl-C does that at once. While results are written, nothing interrupts.
+What asks for a stop is noted, and the run ends with the outer step that it is in, or the networks. What takes longer than a few seconds is
+given up: the state from before is whole. A second Ctrl-C does that at once. While results are written, nothing interrupts.
 
 A time that was given ends nothing before something was done, so that pieces come to the end however short they are.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-GRACE = 5.0  # seconds that an outer step, or the test of a set, may still take
+GRACE = 5.0  # seconds that an outer step, or networks that are trained together, may still take
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -36,6 +36,7 @@ class Stop:
         self.timed = False  # whether it was the time that was given
         self.progressed = False  # whether there is more than when this began; told from outside
         self._deadline = None if after is None else time.monotonic() + after
+        self._over = False  # nothing is to be interrupted any more
         self._shielded = 0
         self._pending = False
         self._before: dict[int, Any] = {}
@@ -53,6 +54,7 @@ class Stop:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over = True
         if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
@@ -79,6 +81,7 @@ class Stop:
 
     def ending(self) -> None:
         """From here on nothing interrupts: what is left is to write."""
+        self._over = True
         if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         self._shielded += 1
@@ -92,6 +95,8 @@ class Stop:
                 signal.setitimer(signal.ITIMER_REAL, GRACE)
 
     def _enough(self, number: int, frame: FrameType | None) -> None:
+        if self._over:
+            return
         if self.reason is None and not self.progressed:
             signal.setitimer(signal.ITIMER_REAL, GRACE)
             return

@@ -8,10 +8,22 @@ import pytest
 import torch
 
 import distilkit as dk
+from distilkit import process
 from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError
-from distilkit.evaluation import Evaluation, baseline_set, measure, score, selection_split, train, training_set
+from distilkit.evaluation import (
+    Evaluation,
+    PartialScore,
+    baseline_set,
+    measure,
+    score,
+    scoring,
+    selection_split,
+    train,
+    training as module,
+    training_set,
+)
 from distilkit.evaluation.protocol import OPTIMISTIC, targets
 
 LEARNER = dk.Learner(dk.MLP(hidden=(32,)), dk.Adam(lr=0.01)).bind((1, 8, 8), 10)
@@ -125,3 +137,42 @@ def test_combinations_that_make_no_sense_are_refused(ten: DistilledSet, digits: 
         training_set(attrs.evolve(ten, preprocessing=dk.Identity()), digits)
     with pytest.raises(CombinationError, match=r"\(1, 4, 4\)"):
         training_set(attrs.evolve(ten, images=ten.images[..., :4, :4]), digits)
+
+
+@pytest.mark.parametrize("lengths_that_fit", [0, 1, 2, 3, 6])
+def test_what_is_not_kept_for_the_test_is_trained_again_to_the_same_bits(
+    lengths_that_fit: int, digits: DataBundle, ten: DistilledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three networks one by one, after two numbers of steps each: none, one or all of them wait for the test."""
+    monkeypatch.setattr(process, "SMALL_WORK", {"cpu": 0})
+    learner, training = LEARNER, training_set(ten, digits)
+    protocol = attrs.evolve(PROTOCOL, seeds=3, steps=(5, 10))
+    expected = score(learner, training, digits, protocol, STREAM, test=True)
+    monkeypatch.setattr(scoring, "KEPT", lengths_that_fit * 4 * learner.layout.size)
+    real, started = scoring.trained, []
+    monkeypatch.setattr(scoring, "trained", lambda *given, **options: started.append(1) or real(*given, **options))
+    found = score(learner, training, digits, protocol, STREAM, test=True)
+    assert len(started) == 3 + 3 - lengths_that_fit // 2
+    assert found == expected
+    assert np.array_equal(found.test, expected.test)
+
+
+def test_a_score_goes_on_from_groups_of_other_sizes(digits: DataBundle, ten: DistilledSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU whose memory somebody else took meanwhile: what is known stays, and the others go on as there is room."""
+    learner, training = LEARNER, training_set(ten, digits)
+    protocol = attrs.evolve(PROTOCOL, seeds=5)
+    expected = score(learner, training, digits, protocol, STREAM, test=True)
+    partial = PartialScore()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    for together in (2, 1, 3):
+        monkeypatch.setattr(module, "side_by_side", lambda learner, batch, networks, most=together: min(networks, most))
+        with pytest.raises(KeyboardInterrupt):
+            score(learner, training, digits, protocol, STREAM, test=True, partial=partial, between=stop)
+    assert [row.shape[1] for row in partial.validation] == [2, 1, 2]
+    found = score(learner, training, digits, protocol, STREAM, test=True, partial=partial)
+    assert [len(row) for row in partial.test] == [2, 1, 2]
+    np.testing.assert_allclose(found.validation, expected.validation, atol=0.01)
+    np.testing.assert_allclose(found.test, expected.test, atol=0.01)

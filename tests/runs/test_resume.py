@@ -17,7 +17,6 @@ import torch
 import distilkit as dk
 from distilkit import process, spec, storage
 from distilkit.errors import GradientError, ResourceError, RunError
-from distilkit.evaluation import scoring
 from distilkit.runs import checkpoints, record, run as running, stop
 from distilkit.storage import checkpoint
 from tests import alike
@@ -235,9 +234,8 @@ def test_the_data_are_read_once(tmp_path, monkeypatch):
     assert len(read) == 2
 
 
-@pytest.mark.parametrize("kept", [pytest.param(2**30, marks=pytest.mark.slow), 0], ids=["parameters kept", "trained again for the test"])
 @pytest.mark.parametrize("together", [pytest.param(True, marks=pytest.mark.slow), False], ids=["networks side by side", "one by one"])
-def test_pieces_of_no_time_come_to_the_end(together, kept, tmp_path, monkeypatch):
+def test_pieces_of_no_time_come_to_the_end(together, tmp_path, monkeypatch):
     """Each does one thing: an outer step, or the training or the test of networks that are trained together."""
     if not together:
         monkeypatch.setattr(process, "SMALL_WORK", {"cpu": 0})
@@ -246,7 +244,6 @@ def test_pieces_of_no_time_come_to_the_end(together, kept, tmp_path, monkeypatch
         "evaluation": dk.Evaluation(seeds=2, steps=(5, 10), every=2, baselines=["random real"]),
     }
     tiny(**short).run(tmp_path / "whole")
-    monkeypatch.setattr(scoring, "KEPT", kept)
     pieces = 1
     while not dk.run(tiny(**short), tmp_path / "parts", stop_after=0).attrs["finished"]:
         pieces += 1
@@ -274,12 +271,15 @@ def test_time_that_is_over_waits_for_the_first_step(tmp_path, monkeypatch):
 def test_a_longer_run_does_not_go_on_with_the_test_of_another_set(tmp_path, monkeypatch):
     """It was stopped between two networks of its final test; then more outer steps are asked for."""
     monkeypatch.setattr(process, "SMALL_WORK", {"cpu": 0})
-    outer = dk.Outer(steps=2, batch_size=64)
-    while (found := checkpoint.latest(tmp_path / "run" / checkpoints.FOLDER)) is None or found.meta.get("partial") != record.FINAL:
-        dk.run(tiny(outer=outer), tmp_path / "run", stop_after=0)
-    longer = attrs.evolve(outer, steps=4)
-    tiny(outer=longer).run(tmp_path / "run")
-    tiny(outer=longer).run(tmp_path / "whole")
+    evaluation = dk.Evaluation(seeds=2, steps=(5, 10), every=0, baselines=())  # a look at validation would come between
+
+    def pipeline(steps):
+        return tiny(outer=dk.Outer(steps=steps, batch_size=64), evaluation=evaluation)
+
+    while (found := checkpoint.latest(tmp_path / "run" / checkpoints.FOLDER)) is None or "partial.test.0" not in found.tensors:
+        dk.run(pipeline(2), tmp_path / "run", stop_after=0)
+    pipeline(4).run(tmp_path / "run")
+    pipeline(4).run(tmp_path / "whole")
     same(tmp_path / "whole", tmp_path / "run")
 
 

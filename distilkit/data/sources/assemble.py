@@ -10,6 +10,7 @@ import torch
 from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.preprocessing import Fitted
 from distilkit.errors import CombinationError, FieldError, listing
+from distilkit.functional.pytrees import aligned
 from distilkit.functional.streams import Stream
 
 TEST_STREAM = Stream(20231123).fold("test split")  # fixed: the test images must never depend on the seed of a run
@@ -77,7 +78,7 @@ def assemble(name: str, raw: Raw, *, preprocessing: Any, validation: float, stre
                 "flat colour.",
                 fix="preprocessing=dk.Identity()",
             )
-        return Split(made, numbers)
+        return Split(aligned(made), numbers)
 
     return DataBundle(
         name=name,
