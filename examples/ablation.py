@@ -6,7 +6,7 @@
 Each run is the example of its data with a ConvNet of the field's size, and with what stands in `WAYS`. How many outer steps go into the
 time is measured on a few of them, so that the cosine of the learning rate ends with it. Looks at validation and the test are not counted,
 nor is the building of programs. What is found is added to docs/results/ablation.json, run by run, so that a call that was stopped goes
-on; the page "The numbers" shows it.
+on, and drawn beside it.
 """
 
 from __future__ import annotations
@@ -83,11 +83,8 @@ def run(data: str, way: str, seed: int, seconds: float, networks: int, threads: 
     folder = Path(tempfile.mkdtemp())
     tree = dk.run(pipeline(data, way, seed, steps, networks, threads), folder / "run", display)
     shutil.rmtree(folder)
-    accuracy, history, validation = (
-        tree["evaluation"]["accuracy"].values,
-        tree["history"]["seconds"].values,
-        tree["evaluation"]["validation_accuracy"],
-    )
+    accuracy, validation = tree["evaluation"]["accuracy"].values, tree["evaluation"]["validation_accuracy"]
+    history = tree["history"]["seconds"].values
     done = validation["outer_step"].values.tolist()
     return {
         "data": data,

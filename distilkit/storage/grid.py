@@ -18,7 +18,6 @@ import itertools
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from filelock import FileLock, Timeout
 from distilkit import __version__
 from distilkit.errors import Change, RunError
 from distilkit.progress import SILENT, Progress
-from distilkit.storage.integrity import CHECKED, damage, seal
+from distilkit.storage.integrity import CHECKED, damage, write_sealed
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.store import NAME, require_writable
 
@@ -184,12 +183,9 @@ def _prepare(folder: Path, template: xr.Dataset, units: Mapping[str, int], ident
             for name, array in template.data_vars.items():
                 if array.dtype.kind in "fiub" and array.ndim and array.size:
                     encoding[str(name)] |= {"chunks": tuple(units.get(str(d), array.sizes[d]) for d in array.dims), "_FillValue": None}
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-                template.assign_attrs(attributes).to_zarr(
-                    new, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_empty_chunks=True
-                )
-            seal(new)
+            if new.exists():
+                shutil.rmtree(new)  # of a process that was killed
+            write_sealed(template.assign_attrs(attributes), new, encoding)
             if store.exists():
                 shutil.rmtree(store)  # a grid that was never begun
             new.rename(store)

@@ -11,11 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
 import zarr
 from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from distilkit.storage import checkpoint
 from distilkit.storage.checkpoint import sync_folder
@@ -24,22 +29,29 @@ ROOT = "zarr.json"
 CHECKED = {"compressors": (ZstdCodec(level=0, checksum=True),)}  # the encoding of every array
 
 
-def sealed(root: bytes) -> bytes:
-    """The metadata of a root, with the digest over them."""
-    metadata = json.loads(root)
-    metadata["attributes"]["digest"] = _digest(metadata)
-    return json.dumps(metadata, indent=1).encode()
+def write_sealed(data: xr.DataTree | xr.Dataset, store: Path, encoding: Mapping[str, Any], **options: Any) -> None:
+    """Write a store with the digest in its root, and have the disk hold all of it.
 
+    By way of memory: on its way to a folder, zarr would write most of a hundred small files two or three times.
 
-def seal(store: Path) -> None:
-    """Put the digest into the root of a store that is written, and have the disk hold all of it."""
-    path = store / ROOT
-    path.write_bytes(sealed(path.read_bytes()))
-    sync(store)
-
-
-def sync(store: Path) -> None:
-    """Have the disk hold all that is in a folder."""
+    Args:
+        data: what to store.
+        store: a folder that is not there.
+        encoding: of the arrays, as for `to_zarr`; each with `CHECKED`.
+        options: more of `to_zarr`.
+    """
+    held: dict[str, Buffer] = {}
+    with warnings.catch_warnings():
+        # Without consolidated metadata xarray warns whenever anybody opens the store; with it zarr warns once, here.
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        made: Any = MemoryStore(held)
+        data.to_zarr(made, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_empty_chunks=True, **options)
+    root = json.loads(held[ROOT].to_bytes())
+    root["attributes"]["digest"] = _digest(root)
+    for key, content in held.items():
+        file = store / key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(json.dumps(root, indent=1).encode() if key == ROOT else content.to_bytes())
     for file in store.rglob("*"):
         if file.is_dir():
             sync_folder(file)

@@ -17,17 +17,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from distilkit.errors import Change, RunError, nearest
 from distilkit.storage.checkpoint import sync_folder
-from distilkit.storage.integrity import CHECKED, ROOT, damage, sealed, sync
+from distilkit.storage.integrity import CHECKED, damage, write_sealed
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.sets import from_group
 
@@ -60,7 +57,6 @@ def write(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     for left in (old, new):
         _remove(left)
     _write_whole(tree, new)
-    sync(new)
     if store.exists():
         os.rename(store, old)
     os.rename(new, store)
@@ -202,9 +198,6 @@ def _remove(path: Path) -> None:
 
 
 def _write_whole(tree: xr.DataTree, path: Path) -> None:
-    """By way of memory: on its way to a folder, zarr would write most of a hundred small files two or three times."""
-    held: dict[str, Buffer] = {}
-    made = MemoryStore(held)
     encoding: dict[str, dict[str, dict[str, object]]] = {}
     for node in tree.subtree:
         for name, array in node.to_dataset(inherit=False).variables.items():
@@ -213,13 +206,4 @@ def _write_whole(tree: xr.DataTree, path: Path) -> None:
                 rows = max(1, array.shape[0] * LARGEST_CHUNK // array.nbytes)
                 settings["chunks"] = (rows, *array.shape[1:])
             encoding.setdefault(node.path, {})[str(name)] = settings
-    with warnings.catch_warnings():
-        # Without consolidated metadata xarray warns whenever anybody opens the store; with it zarr warns once, here.
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        tree.to_zarr(
-            made, mode="w", encoding=encoding, zarr_format=3, consolidated=True, write_inherited_coords=True, write_empty_chunks=True
-        )
-    for key, content in held.items():
-        file = path / key
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(sealed(content.to_bytes()) if key == ROOT else content.to_bytes())
+    write_sealed(tree, path, encoding, write_inherited_coords=True)

@@ -93,7 +93,7 @@ def begun(folder):
 
 
 WAYS = [(number, stays) for number in (errno.ENOSPC, errno.EIO) for stays in (False, True)]
-POINTS = os.environ.get("DISTILKIT_TEST_FAULTS", "two")  # or "each once", which takes twenty minutes
+POINTS = os.environ.get("DISTILKIT_TEST_FAULTS", "two")  # or "each once", which takes five minutes
 
 
 def points(total, way, wanted=POINTS):

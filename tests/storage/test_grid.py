@@ -16,7 +16,7 @@ import xarray as xr
 import distilkit as dk
 from distilkit.errors import RunError
 from distilkit.progress import Silent
-from distilkit.storage import require_writable, verify
+from distilkit.storage import grid, require_writable, verify
 from distilkit.storage.grid import done, fill
 
 TEMPLATE = xr.Dataset(
@@ -191,11 +191,15 @@ def test_looking_whether_a_folder_can_be_made_takes_none_away(tmp_path):
 
 
 def test_a_kill_while_the_grid_is_made(tmp_path, monkeypatch):
-    def killed(store):
+    real = grid.write_sealed
+
+    def killed(data, store, encoding):
+        real(data, store, encoding)
+        (store / "zarr.json").unlink()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("distilkit.storage.grid.seal", killed)
+        patch.setattr(grid, "write_sealed", killed)
         with pytest.raises(KeyboardInterrupt):
             fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path)
     assert same(fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path), fill(TEMPLATE, UNITS, compute, identity={}))
