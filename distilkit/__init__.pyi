@@ -39,6 +39,7 @@ from .functional.optimizers import (
 )
 from .functional.schedules import Constant as Constant, Cosine as Cosine, Schedule as Schedule
 from .functional.streams import Stream as Stream
+from .growth import Growth as Growth
 from .learner import Learner as Learner
 from .networks.alexnet import AlexNet as AlexNet
 from .networks.base import Network as Network

@@ -25,6 +25,7 @@ from distilkit.data.distilled import DistilledSet
 from distilkit.errors import Change, CombinationError, GradientError
 from distilkit.evaluation import Evaluation
 from distilkit.functional.streams import Stream
+from distilkit.growth import Growth, Piece, pieces
 from distilkit.learner import Learner
 from distilkit.outer import Images, Labels, Outer, OuterState, OuterUpdate, VariableUpdate, averaged, require_finite, with_block
 from distilkit.progress import SILENT, Progress
@@ -71,6 +72,7 @@ class Distiller:
         truncation: which inner steps the meta-gradient flows through, such as `RandomTruncation(horizon=40, window=20)`.
         unroller: how the meta-gradient is taken.
         boost: stages in which the set grows, or None to distil it at once.
+        growth: cheaper outer steps at first, by narrower networks and smaller real batches, or None.
         images: how many, and what they start as.
         labels: fixed or learned.
         outer: the outer optimisation.
@@ -97,6 +99,7 @@ class Distiller:
     truncation: TruncationPolicy[Any] = fields.slot("truncation")
     unroller: Unroller = fields.part(Unroller, default=Unroller())
     boost: BoostSchedule | None = fields.part(BoostSchedule, default=None, optional=True)
+    growth: Growth | None = fields.part(Growth, default=None, optional=True)
     images: Images = fields.part(Images, default=Images())
     labels: Labels = fields.part(Labels, default=Labels())
     outer: Outer = fields.part(Outer, default=Outer())
@@ -114,6 +117,7 @@ class Distiller:
                 fix=f"per_class = {self.boost.per_class}",
             )
         require_minibatch(self.stages[-1], self.boost, self.learner)
+        self.pieces[0].learner(self.learner)  # a network that cannot grow is told here
         if self.device != "auto":
             _known_device(self.device)
 
@@ -123,6 +127,11 @@ class Distiller:
         if self.boost is None:
             return single_stage(self.images.per_class, self.outer.steps, self.truncation)
         return self.boost.stages(self.outer.steps, self.truncation)
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The stages, each in the parts of `growth`."""
+        return pieces(self.stages, self.growth)
 
     @property
     def per_class(self) -> int:
@@ -249,8 +258,8 @@ class Distiller:
         steps = policy.probe_steps(state.policy, state.step) if policy else 0
         if policy is None or not steps:
             return state
-        learner, drawn_from = self.stage_learner(stage), self.sampling_groups(stage)
-        batch, inner = self.outer_batch(state.step), stream.fold("probe").fold(state.step)
+        learner, drawn_from = self.piece_learner(self.piece(state)), self.sampling_groups(stage)
+        batch, inner = self.outer_batch(state), stream.fold("probe").fold(state.step)
         found = self.resolved_unroller.probe(learner, state.leaves, steps, batch, inner, drawn_from, self.programs)
         return state._replace(policy=policy.observe_probe(state.policy, found))
 
@@ -259,7 +268,7 @@ class Distiller:
         state = self.enter_stage(state)
         stage, stream = self.stages[state.stage], self._attempt(attempt)
         window, _ = stage.truncation.plan(self._probed(state, stream).policy, state.step, stream.fold("window"))
-        learner, drawn_from = self.stage_learner(stage), self.sampling_groups(stage)
+        learner, drawn_from = self.piece_learner(self.piece(state)), self.sampling_groups(stage)
         inner = stream.fold("inner").fold(state.step)
         return self.resolved_unroller.where_not_finite(learner, state.leaves, window, inner, drawn_from)
 
@@ -268,15 +277,16 @@ class Distiller:
 
     def meta_gradient(self, state: DistillerState, window: Window, stream: Stream | None = None) -> MetaGradient:
         """The meta-gradient at a state through a window, on this outer step's real batch and a fresh network, drawn from the stream."""
-        batch, stage = self.outer_batch(state.step), self.stages[state.stage]
-        learner, drawn_from = self.stage_learner(stage), self.sampling_groups(stage)
+        batch, stage = self.outer_batch(state), self.stages[state.stage]
+        learner, drawn_from = self.piece_learner(self.piece(state)), self.sampling_groups(stage)
         inner, ends = (stream or self.stream).fold("inner").fold(state.step), self.outer.ends
         return self.resolved_unroller.meta_gradient(learner, state.leaves, window, batch, inner, drawn_from, self.programs, ends)
 
-    def outer_batch(self, step: int) -> RealBatch:
-        """The real batch of an outer step."""
-        rows = self.outer.batch_rows(step, len(self.bundle.train), self.stream.fold("batch"))
-        return self.real_batch(rows, self.stream.fold("augment").fold(step))
+    def outer_batch(self, state: DistillerState) -> RealBatch:
+        """The real batch of the outer step from a state."""
+        outer = fields.evolve(self.outer, batch_size=self.piece(state).batch_size(self.outer.batch_size))
+        rows = outer.batch_rows(state.step, len(self.bundle.train), self.stream.fold("batch"))
+        return self.real_batch(rows, self.stream.fold("augment").fold(state.step))
 
     def real_batch(self, rows: Tensor, stream: Stream) -> RealBatch:
         """Real training images at these rows, int64 (B,), augmented with draws from the stream, and their labels."""
@@ -292,6 +302,14 @@ class Distiller:
         learner: Learner = with_batch_that_fits(self.bound, [stage.per_class]) if self.boost is not None else self.bound
         return learner
 
+    def piece(self, state: DistillerState) -> Piece:
+        """The piece of the run that the outer step from a state lies in."""
+        return [one for one in self.pieces if one.stage.number == state.stage and one.first <= state.stage_step][-1]
+
+    def piece_learner(self, piece: Piece) -> Learner:
+        """The learner of a stage, with the network of a part of `growth`."""
+        return piece.learner(self.stage_learner(piece.stage))
+
     def sampling_groups(self, stage: Stage) -> Tensor:
         """The class that each row of a stage's set is drawn as, int64 (N,); see `boosting.sampling_groups`."""
         return sampling_groups(stage, self.boost, self.bundle.num_classes)
@@ -305,16 +323,16 @@ class Distiller:
 
         return self.threads or process.threads_for(forward)
 
-    def execution(self, stage: Stage) -> Execution:
-        """How the inner steps of a stage are run: what the unroller's "auto" stands for there."""
-        return self._execution(self.resolved_unroller, stage)
+    def execution(self, piece: Piece) -> Execution:
+        """How the inner steps of a piece are run: what the unroller's "auto" stands for there."""
+        return self._execution(self.resolved_unroller, piece)
 
     @cached_property
     def resolved_unroller(self) -> Unroller:
-        """The unroller with `precision = "auto"` decided, for all stages by the last: what a run computes in is part of its spec."""
+        """The unroller with `precision = "auto"` decided, for the whole run by its end: what a run computes in is part of its spec."""
         if self.unroller.precision != "auto":
             return self.unroller
-        found = self._execution(self.unroller, self.stages[-1])
+        found = self._execution(self.unroller, self.pieces[-1])
         logger.info("precision: %s (%s)", found.precision, found.why)
         return fields.evolve(self.unroller, precision=found.precision)
 
@@ -323,9 +341,9 @@ class Distiller:
         """The programs that are built for this pipeline: for inner steps, and for networks that are judged on the way."""
         return ProgramCache()
 
-    def _execution(self, unroller: Unroller, stage: Stage) -> Execution:
-        learner = self.stage_learner(stage)
-        shape = (learner.inner_batch_size(self.sampling_groups(stage)), *self.bundle.image_shape)
+    def _execution(self, unroller: Unroller, piece: Piece) -> Execution:
+        learner = self.piece_learner(piece)
+        shape = (learner.inner_batch_size(self.sampling_groups(piece.stage)), *self.bundle.image_shape)
         return unroller.execution(learner, shape, self.torch_device)
 
     def distilled(self, state: DistillerState) -> DistilledSet:

@@ -128,14 +128,20 @@ def choices(of: Any, *, default: Sequence[str]) -> Any:
 
 
 def numbers(
-    *, default: Any = attrs.NOTHING, length: int, least: float | None = None, most: float | None = None, below: float | None = None
+    *,
+    default: Any = attrs.NOTHING,
+    length: int | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Any:
-    """A fixed count of real numbers, kept as a tuple; TOML arrays arrive as lists."""
-    allowed = f"{length} numbers in a list, each{_bounds(least, most, None, below)}"
+    """Real numbers, of a fixed count or at least one, kept as a tuple; TOML arrays arrive as lists."""
+    allowed = f"{f'{length} ' if length else ''}numbers in a list, each{_bounds(least, most, above, below)}"
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        good = isinstance(value, tuple) and len(value) == length
-        if not good or not all(_is_real(v) and _within(v, least, most, None, below) for v in value):
+        good = isinstance(value, tuple) and (len(value) == length if length else bool(value))
+        if not good or not all(_is_real(v) and _within(v, least, most, above, below) for v in value):
             raise FieldError(attribute.name, list(value) if isinstance(value, tuple) else value, allowed)
 
     return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})

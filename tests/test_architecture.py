@@ -21,6 +21,7 @@ GROUPS = [
     {"errors", "fields", "process", "progress"},
     {"functional", "programs", "networks", "data"},
     {"learner", "truncation", "boosting", "adaptive"},
+    {"growth"},
     {"unroll"},
     {"unroller", "outer"},
     {"evaluation", "storage"},

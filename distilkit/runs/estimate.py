@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from distilkit import fields, process
-from distilkit.boosting import Stage
 from distilkit.distiller import Distiller
 from distilkit.errors import Change
 from distilkit.functional.pytrees import split_floating
+from distilkit.growth import Piece
 from distilkit.programs.liveness import peak_bytes
 from distilkit.programs.partition import partition
 from distilkit.truncation import Window
@@ -87,13 +87,13 @@ class Plan:
 
 def from_shapes(distiller: Distiller) -> Plan:
     """The part of `plan` that trains nothing. The programs that it records are those that a run begins with, and are kept for that."""
-    return combine_stages(distiller, [stage_from_shapes(distiller, stage, drawn_windows(distiller, stage)) for stage in distiller.stages])
+    return combine_pieces(distiller, [piece_from_shapes(distiller, one, drawn_windows(distiller, one)) for one in distiller.pieces])
 
 
-def combine_stages(distiller: Distiller, drafts: list[Plan]) -> Plan:
-    """One plan for all stages: memory is that of the worst, time the mean over all outer steps."""
+def combine_pieces(distiller: Distiller, drafts: list[Plan]) -> Plan:
+    """One plan for all pieces of a run: memory is that of the worst, time the mean over all outer steps."""
     worst = max(drafts, key=lambda draft: draft.peak)
-    steps = [stage.steps for stage in distiller.stages]
+    steps = [piece.steps for piece in distiller.pieces]
     times = [draft.seconds for draft in drafts if draft.seconds is not None]
     seconds = sum(n * t for n, t in zip(steps, times, strict=True)) / sum(steps) if len(times) == len(drafts) else None
     firsts = [draft.build_seconds for draft in drafts if draft.build_seconds is not None]
@@ -102,18 +102,18 @@ def combine_stages(distiller: Distiller, drafts: list[Plan]) -> Plan:
     return attrs.evolve(found, advice=advice_for(distiller, found))
 
 
-def stage_from_shapes(distiller: Distiller, stage: Stage, drawn: list[Window], loading: int = 0, *, keeping: bool = False) -> Plan:
-    """The estimate from shapes, for one stage; `keeping`: and of what a step would hold whose graph waits for the way back."""
+def piece_from_shapes(distiller: Distiller, piece: Piece, drawn: list[Window], loading: int = 0, *, keeping: bool = False) -> Plan:
+    """The estimate from shapes, for one piece; `keeping`: and of what a step would hold whose graph waits for the way back."""
     device, unroller, data = distiller.torch_device, distiller.resolved_unroller, distiller.bundle
-    learner, classes = distiller.stage_learner(stage), distiller.sampling_groups(stage)
-    leaves = distiller.template(stage.number).leaves
-    execution = distiller.execution(stage)
+    learner, classes = distiller.piece_learner(piece), distiller.sampling_groups(piece.stage)
+    leaves = distiller.template(piece.stage.number).leaves
+    execution = distiller.execution(piece)
     # In bfloat16, step 0 is in float32, and needs the more.
     problem = unroller.problem(learner, 0 if any(w.start == 0 for w in drawn) else 1, execution)
     own = [distiller.stream.fold("plan").fold(i) for i in range(unroller.networks_per_step if execution.side_by_side else 1)]
     fresh = start(learner, own, leaves.images, execution)
     one_step = (fresh.params, fresh.optimizer, leaves, draws(learner, own, 1, classes, leaves.images, execution)[0])
-    batch = min(distiller.outer.batch_size, len(data.train))
+    batch = min(piece.batch_size(distiller.outer.batch_size), len(data.train))
     real = distiller.real_batch(torch.arange(unroller.micro_batch(batch), device=device), distiller.stream.fold("plan"))
     try:
         programs = unroller.programs(learner, execution, distiller.programs)
@@ -208,12 +208,13 @@ def _adjoint(adjoint: ReplayAdjoint, **changes: int) -> Change:
     return Change("unroller.adjoint", {"kind": "ReplayAdjoint", **options})
 
 
-def drawn_windows(distiller: Distiller, stage: Stage) -> list[Window]:
-    """Windows of a stage, as they will be drawn, from its first outer step to its last: a policy may lengthen them."""
+def drawn_windows(distiller: Distiller, piece: Piece) -> list[Window]:
+    """Windows of a piece, as they will be drawn, from its first outer step to its last: a policy may lengthen them."""
+    stage = piece.stage
     policy, made = stage.truncation.init(), []
-    before = sum(other.steps for other in distiller.stages[: stage.number])
-    count = min(WINDOWS, stage.steps)
-    for k in (i * (stage.steps - 1) // max(1, count - 1) for i in range(count)):
+    before = piece.first + sum(other.steps for other in distiller.stages[: stage.number])
+    count = min(WINDOWS, piece.steps)
+    for k in (i * (piece.steps - 1) // max(1, count - 1) for i in range(count)):
         window, policy = stage.truncation.plan(policy, before + k, distiller.stream.fold("window"))
         made.append(window)
     return made

@@ -20,7 +20,7 @@ from distilkit.evaluation.measuring import streams, trained
 from distilkit.evaluation.scoring import kept_bytes
 from distilkit.evaluation.training import TEST_BATCH, groups
 from distilkit.progress import SILENT, Progress
-from distilkit.runs.estimate import Plan, combine_stages, drawn_windows, stage_from_shapes, waiting_bytes
+from distilkit.runs.estimate import Plan, combine_pieces, drawn_windows, piece_from_shapes, waiting_bytes
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import AutogradAdjoint
 
@@ -46,15 +46,16 @@ def plan(distiller: Distiller, *, probe: bool = True, progress: Progress = SILEN
     count = distiller.cpu_threads(state)
     drafts = []
     with process.thread_limit(count):
-        for stage in distiller.stages:
-            drawn = drawn_windows(distiller, stage)
-            progress.phase("working out shapes" if len(distiller.stages) == 1 else f"working out shapes of stage {stage.number + 1}")
-            draft = stage_from_shapes(distiller, stage, drawn, *loading, keeping=True)
+        for number, piece in enumerate(distiller.pieces, 1):
+            drawn = drawn_windows(distiller, piece)
+            progress.phase("working out shapes" + (f", {number} of {len(distiller.pieces)}" if len(distiller.pieces) > 1 else ""))
+            draft = piece_from_shapes(distiller, piece, drawn, *loading, keeping=True)
             if probe and draft.baseline_bytes + draft.step_peak < draft.available:
                 progress.phase("probing: windows of a few inner steps")
-                draft = _probe(distiller, distiller.template(stage.number), draft, drawn)
+                state = distiller.template(piece.stage.number)
+                draft = _probe(distiller, state._replace(stage_step=piece.first), draft, drawn)
             drafts.append(draft)
-    return combine_stages(distiller, drafts)
+    return combine_pieces(distiller, drafts)
 
 
 def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list[Window]) -> Plan:

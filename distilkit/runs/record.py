@@ -84,7 +84,7 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
                     "outer_step", np.array([i.attempts for i in record.infos], np.int64), "windows drawn until the numbers were finite"
                 ),
             },
-        ).assign_attrs(_how(distiller, record.state.stage)),
+        ).assign_attrs(_how(distiller, record.state)),
     }
     if record.best:
         accuracy, best = record.best
@@ -123,9 +123,10 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
     return tree
 
 
-def _how(distiller: Distiller, stage: int) -> dict[str, str]:
-    """How inner steps were run: as planned in this stage, and in all stages so far, what fell back from that."""
-    executions = [(distiller.stage_learner(one), distiller.execution(one)) for one in distiller.stages[: stage + 1]]
+def _how(distiller: Distiller, state: DistillerState) -> dict[str, str]:
+    """How inner steps were run: as planned in this piece, and in all pieces so far, what fell back from that."""
+    so_far = distiller.pieces[: distiller.pieces.index(distiller.piece(state)) + 1]
+    executions = [(distiller.piece_learner(one), distiller.execution(one)) for one in so_far]
     unroller, cache = distiller.resolved_unroller, distiller.programs
     fallbacks = {name: how for one in executions for name, how in unroller.programs(*one, cache).fallbacks.items()}
     return {

@@ -24,6 +24,7 @@ WORTH_COMPILING = 1e9
 WORTH_BUILDING = 5e12  # operations of a whole training, forward passes alone, from which on a minute of compiling is won back
 WORTH_RECORDING = 30  # steps from which on recording one, which takes as long as about ten, is won back
 WORTH_ROUNDING = 0.75  # of its time in float32 that a convolution may take in bfloat16, for "auto" to take that
+WORTH_WORDS = 2.0  # from so many times on bfloat16 that was asked for is called slow: processors without AVX-512 take 10 to 80 times
 
 
 logger = logging.getLogger("distilkit")
@@ -144,6 +145,8 @@ def choose(
     if precision == "auto":
         precision, reason = _precision(kind, last, device)
         why = f"{why}; {reason}"
+    elif precision == "bfloat16" and device.type == "cpu" and (share := _share(last, device)) >= WORTH_WORDS:
+        why = f'{why}; slow: {_taking(share)}, and precision = "auto" would take float32'
     return Execution(kind, last, together, precision, why)
 
 
@@ -151,10 +154,18 @@ def _precision(kind: str, channels_last: bool, device: torch.device) -> tuple[st
     """What `precision = "auto"` stands for, and why: the faster one, as a convolution here tells."""
     if kind not in ("inductor", "cudagraph"):  # what is only recorded spends its time elsewhere, and norms are slow in bfloat16
         return "float32", "float32, since nothing is compiled"
+    share = _share(channels_last, device)
+    return ("bfloat16" if share <= WORTH_ROUNDING else "float32"), _taking(share)
+
+
+def _share(channels_last: bool, device: torch.device) -> float:
+    """Of a convolution's time in float32 that one in bfloat16 takes here."""
     full, rounded = (convolution_seconds(dtype, channels_last, device) for dtype in (torch.float32, torch.bfloat16))
-    share = rounded / full
-    words = f"a convolution in bfloat16 takes {share:.2f} times as long as in float32"
-    return ("bfloat16" if share <= WORTH_ROUNDING else "float32"), words
+    return rounded / full
+
+
+def _taking(share: float) -> str:
+    return f"a convolution in bfloat16 takes {share:.2f} times as long as in float32"
 
 
 def _flop(work: float) -> str:

@@ -39,12 +39,14 @@ def _matrix(record: Record) -> str:
     rows, remarks = [], []
     for name, cell in record["cells"].items():
         versions = [cell["versions"].get(package, "-") for package in ("python", "torch", "numpy", "xarray", "zarr")]
-        slower = [check for check in cell["checks"] if check["note"]]
+        narrow = [check for check in cell["checks"] if check["note"].startswith("of width")]
+        slower = [check for check in cell["checks"] if check["note"] and check not in narrow]
         rows.append(
             [f"{name}, a few checks" if cell["short"] else name, *versions, cell["passed"], len(slower), cell["failed"], cell["date"]]
         )
         remarks += [f"- {name}, {check['name']}: failed. {_escaped(check['error'])}" for check in cell["checks"] if not check["passed"]]
         remarks += [f"- {name}, {check['name']}: {_escaped(check['note'])}" for check in slower]
+        remarks += [f"- {name}, its {len(narrow)} checks in bfloat16: {narrow[0]['note']}"] if narrow else []
     headings = ["cell", "Python", "torch", "numpy", "xarray", "zarr", "checks passed", "of these slower", "failed", "date"]
     processors = dict.fromkeys(_processor(cell["processor"]) for cell in record["cells"].values())
     return "\n\n".join([_markdown(headings, rows), *(["\n".join(remarks)] if remarks else []), f"*Run on {'; '.join(processors)}.*"])

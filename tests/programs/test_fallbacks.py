@@ -216,6 +216,18 @@ def test_auto_precision_is_the_faster_one(seconds, expected, monkeypatch):
     assert recorded.precision == "float32"
 
 
+@pytest.mark.parametrize(("seconds", "said"), [((1.0, 0.4), False), ((1.0, 8.0), True)])
+@pytest.mark.parametrize("kind", ["inductor", "trace", "eager"])
+def test_slow_bfloat16_that_was_asked_for_is_told(seconds, said, kind, monkeypatch):
+    monkeypatch.setattr("distilkit.unroll.execution.convolution_seconds", lambda dtype, *_: seconds[dtype is torch.bfloat16])
+    choose.cache_clear()
+    learner = dk.Learner(dk.ConvNet(width=8)).bind((3, 8, 8), 2)
+    found = dk.Unroller(precision="bfloat16", compile=kind).execution(learner, (4, 3, 8, 8), torch.device("cpu"))
+    choose.cache_clear()
+    assert found.precision == "bfloat16"
+    assert ("slow: a convolution in bfloat16 takes 8.00 times" in str(found)) == said
+
+
 def test_the_probe_measures_both_precisions():
     device = torch.device("cpu")
     assert all(0 < convolution_seconds(dtype, True, device) < 60 for dtype in (torch.float32, torch.bfloat16))

@@ -94,6 +94,16 @@ def test_every_stage_is_planned_for(monkeypatch):
     assert estimate.from_shapes(boosted).step_peak == direct.step_peak > estimate.from_shapes(digits(truncation=dk.FullUnroll(4))).step_peak
 
 
+def test_every_part_of_growth_is_planned_for():
+    """The time is between that of narrow networks alone and that of wide ones alone, and memory is that of the wide ones."""
+    wide = {"learner": dk.Learner(dk.ConvNet(width=32, depth=1)), "truncation": dk.FullUnroll(3), "unroller": dk.Unroller(compile="eager")}
+    growing = digits(**wide, growth=dk.Growth(until=(0.5,), widths=(1,), batch_sizes=(10,)))
+    narrow, whole = (estimate.piece_from_shapes(growing, one, estimate.drawn_windows(growing, one)) for one in growing.pieces)
+    assert narrow.step_peak < whole.step_peak == estimate.from_shapes(digits(**wide)).step_peak == estimate.from_shapes(growing).step_peak
+    timed = [attrs.evolve(draft, seconds=seconds) for draft, seconds in ((narrow, 1.0), (whole, 3.0))]
+    assert estimate.combine_pieces(growing, timed).seconds == 2.0
+
+
 MEMORY = """
 import json
 import distilkit as dk

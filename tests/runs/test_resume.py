@@ -91,6 +91,12 @@ PIPELINES = {
         "outer": dk.Outer(steps=6, batch_size=64, average=0.5),
         "learner": dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=0.1, momentum=0.9), batch_per_class=1),
     },
+    "networks and batches that grow": {
+        "data": images(),
+        "learner": dk.Learner(dk.ConvNet(width=8, depth=2)),
+        "growth": dk.Growth(until=(0.4,), widths=(4,), batch_sizes=(8,)),
+        "outer": dk.Outer(steps=6, batch_size=16),
+    },
     "ConvNet, learned rate, bfloat16": CONVNET | {"unroller": dk.Unroller(compile="trace", precision="bfloat16", channels_last="on")},
     "networks side by side": {"unroller": dk.Unroller(networks_per_step=2, side_by_side="on")},
     "augmented, minibatches": {
