@@ -230,6 +230,9 @@ def gradients(
         list[str], typer.Option(metavar="TABLE", help="Such as '{kind = \"TailTruncation\", horizon = 40, window = 10}'.")
     ] = [],  # noqa: B006
     optimizer: Annotated[list[str], typer.Option(metavar="TABLE", help="Inner optimiser, such as '{kind = \"SGD\", lr = 0.1}'.")] = [],  # noqa: B006
+    with_: Annotated[
+        list[str], typer.Option("--with", metavar="KEY=VALUE", help="Beside the policies, the spec with this change, such as outer.ends=3.")
+    ] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-gradients.")] = None,
     set_: Overrides = [],  # noqa: B006
     trust: Trust = False,
@@ -240,7 +243,8 @@ def gradients(
 
     pipeline = specs.load(spec, set_, trust=trust)
     points = _numbers("--at", at, least=0)
-    show_gradients(pipeline, points, replicates, policy, optimizer, out or _folder(f"{pipeline.title}-gradients"))
+    changed = {one: specs.load(spec, [*set_, one], trust=trust) for one in with_}
+    show_gradients(pipeline, points, replicates, policy, optimizer, changed, out or _folder(f"{pipeline.title}-gradients"))
 
 
 @study_commands.command()

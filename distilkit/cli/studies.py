@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +55,24 @@ def show_intercorrelation(pipeline: Distiller, draws: int, influence_at: int | N
 
 
 def show_gradients(
-    pipeline: Distiller, at: Sequence[int], replicates: int, policies: Sequence[str], optimizers: Sequence[str], out: Path
+    pipeline: Distiller,
+    at: Sequence[int],
+    replicates: int,
+    policies: Sequence[str],
+    optimizers: Sequence[str],
+    changed: Mapping[str, Distiller],
+    out: Path,
 ) -> None:
-    """Run the gradient study and draw it; see `distilkit.gradient_study`. Policies and optimisers are inline TOML tables."""
-    from distilkit.studies.gradients import gradient_study
+    """Run the gradient study and draw it; see `distilkit.gradient_study`.
+
+    Policies and optimisers are inline TOML tables; `changed` are pipelines that stand beside the policies, by name.
+    """
+    from distilkit.studies.gradients import gradient_study, usual_policies
 
     console = wide_console()
-    chosen = {_words(text): _component("truncation", text) for text in policies}
+    chosen: dict[str, Any] = {_words(text): _component("truncation", text) for text in policies}
+    if changed:
+        chosen = (chosen or usual_policies(pipeline.truncation)) | dict(changed)
     inner = {_words(text): _component("optimizer", text) for text in optimizers}
     with stoppable(out), Display(console) as display:
         display.phase("taking meta-gradients")

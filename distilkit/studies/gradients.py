@@ -1,4 +1,4 @@
-"""The gradient study: norm, variance, bias and cost of the meta-gradient, by truncation policy.
+"""The gradient study: norm, variance, bias and cost of the meta-gradient, by truncation policy or other way of taking it.
 
 At chosen points of a distillation the images S are kept as they are, and K meta-gradients are taken with each policy, each on a
 fresh network, a fresh real batch and a fresh window. With g_k the gradient with respect to all images, as one vector:
@@ -32,8 +32,9 @@ from filelock import FileLock
 from torch import Tensor
 
 from distilkit import fields, process
+from distilkit.boosting import Stage
 from distilkit.distiller import Distiller, DistillerState
-from distilkit.errors import CombinationError, FieldError
+from distilkit.errors import CombinationError, FieldError, listing
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
@@ -41,8 +42,9 @@ from distilkit.storage import checkpoint, require_writable
 from distilkit.storage.grid import Region, fill
 from distilkit.studies.gradients_layout import VARIABLES, gradients_template
 from distilkit.studies.statistics import clipped, cosine, jackknife, relative_variance, squared_mean
-from distilkit.truncation import FullUnroll, RandomHorizon, RandomTruncation, TailTruncation, Window
+from distilkit.truncation import FullUnroll, RandomHorizon, RandomTruncation, TailTruncation, Window, probing
 from distilkit.unroll.adjoints import OuterVariables
+from distilkit.unroller import RealBatch, Unroller
 
 
 class Draw(NamedTuple):
@@ -69,6 +71,44 @@ def usual_policies(truncation: Any) -> dict[str, Any]:
     }
 
 
+class Way(NamedTuple):
+    """A way of taking the meta-gradient of a pipeline's images.
+
+    policy: truncation policy. unroller, ends: as `Distiller.unroller` and `Outer.ends`. learner: bound; its optimiser is the study's.
+    plain: whether policy is all that differs from the pipeline.
+    """
+
+    policy: Any
+    unroller: Unroller
+    ends: int
+    learner: Learner
+    plain: bool
+
+
+def _way(pipeline: Distiller, given: Any, stage: Stage) -> Way:
+    """That of a truncation policy, or of another pipeline, at a stage of the boost schedule."""
+    learner = pipeline.stage_learner(stage)
+    if not isinstance(given, Distiller):
+        return Way(given, pipeline.unroller, pipeline.outer.ends, learner, True)
+    other = given.pieces[0].learner(learner)
+    same = (given.unroller, given.outer.ends, other) == (pipeline.unroller, pipeline.outer.ends, learner)
+    return Way(given.truncation, given.unroller, given.outer.ends, other, same)
+
+
+def _require_same(pipeline: Distiller, name: str, other: Distiller) -> None:
+    """Refuse a pipeline that differs in what the study holds fixed: the difference would do nothing, and pass for one that did."""
+    outer = fields.evolve(other.outer, ends=pipeline.outer.ends)
+    rest = fields.evolve(other, truncation=pipeline.truncation, unroller=pipeline.unroller, growth=pipeline.growth, outer=outer)
+    of: Any = Distiller
+    wrong = [one.name for one in attrs.fields(of) if repr(getattr(rest, one.name)) != repr(getattr(pipeline, one.name))]
+    if wrong:
+        raise CombinationError(
+            f"{name!r} differs from the pipeline in its {listing(wrong, 'and')}, and of another pipeline the study takes truncation, "
+            "unroller, outer.ends and growth only.",
+            fix='optimizers={"another": dk.Adam(...)}' if wrong == ["learner"] else None,
+        )
+
+
 def gradient_study(
     pipeline: Distiller,
     policies: Mapping[str, Any] | None = None,
@@ -84,7 +124,10 @@ def gradient_study(
 
     Args:
         pipeline: is distilled with its own policy up to the last of the outer steps. It gives data, learner and adjoint.
-        policies: truncation policies by name; the four of `usual_policies` when left out. Each is asked in its first state.
+        policies: truncation policies by name; the four of `usual_policies` when left out. Each is asked in its first state, and after
+            its trial run if it asks for one. A `Distiller` may stand for one, such as
+            `dk.evolve(pipeline, outer=dk.evolve(pipeline.outer, ends=3))`: its truncation, `unroller`, `outer.ends` and the first part
+            of its `growth` count then, and data, images and optimiser are those of the study.
         optimizers: inner optimisers by name, that the meta-gradients are taken through; the pipeline's when left out.
         outer_steps: points of the distillation.
         replicates: K, at least 3.
@@ -96,13 +139,16 @@ def gradient_study(
         the variables in `gradients_layout.VARIABLES` over (policy, optimizer, outer_step, ...).
 
     Raises:
-        CombinationError: fewer than 3 replicates, or an outer step beyond the pipeline's last.
+        CombinationError: fewer than 3 replicates, an outer step beyond the pipeline's last, or a pipeline that differs in more.
     """
     if out is not None:
         require_writable(out)
     chosen = dict(policies or usual_policies(pipeline.truncation))
     inner = dict(optimizers or {type(pipeline.learner.optimizer).__name__: pipeline.learner.optimizer})
     points = sorted(set(outer_steps))
+    for name, one in chosen.items():
+        if isinstance(one, Distiller):
+            _require_same(pipeline, name, one)
     if replicates < 3:
         raise CombinationError(f"replicates = {replicates} are too few for a variance and its error.", fix="replicates=16")
     if not points or points[0] < 0:
@@ -112,14 +158,14 @@ def gradient_study(
             f"outer step {points[-1]} is beyond the run's {pipeline.outer_steps}.", fix=f"outer_steps={[0, pipeline.outer_steps]}"
         )
     streams = [pipeline.stream.fold("gradient study").fold(k) for k in range(replicates)]
-    windows = {name: [_plan(policy, stream) for stream in streams] for name, policy in chosen.items()}
-    longest = horizon or max(w.stop for row in windows.values() for w in [*row, _plan(pipeline.truncation, streams[0])])
+    asked = [one.truncation if isinstance(one, Distiller) else one for one in (*chosen.values(), pipeline)]
+    longest = horizon or max(_plan(policy, policy.init(), stream).stop for policy in asked for stream in streams)
     folder = None if out is None else Path(out)
     states = _States(pipeline, folder)
 
     def compute(region: Region) -> dict[str, np.ndarray]:
         name, point = list(inner)[region["optimizer"].start], points[region["outer_step"].start]
-        taken = _unit(pipeline, states.at(point), inner[name], windows, streams, longest)
+        taken = _unit(pipeline, states.at(point), inner[name], list(chosen.values()), streams, longest)
         return {key: values[:, None, None] for key, values in taken.items()}
 
     identity = {
@@ -136,9 +182,9 @@ def gradient_study(
     return fill(template, units, compute, identity=identity, folder=folder, progress=progress)
 
 
-def _plan(policy: Any, stream: Stream) -> Window:
+def _plan(policy: Any, state: Any, stream: Stream) -> Window:
     """The window of a policy at its first step, with the replicate's own randomness."""
-    window: Window = policy.plan(policy.init(), 0, stream.fold("window"))[0]
+    window: Window = policy.plan(state, 0, stream.fold("window"))[0]
     return window
 
 
@@ -175,34 +221,37 @@ class _States:
 
 
 def _unit(
-    pipeline: Distiller,
-    state: DistillerState,
-    optimizer: Any,
-    windows: Mapping[str, Sequence[Window]],
-    streams: Sequence[Stream],
-    horizon: int,
+    pipeline: Distiller, state: DistillerState, optimizer: Any, given: Sequence[Any], streams: Sequence[Stream], horizon: int
 ) -> dict[str, np.ndarray]:
-    """All policies and replicates at one outer step, with one inner optimiser: arrays with the policies first."""
+    """All ways and replicates at one outer step, with one inner optimiser: arrays with the ways first."""
     stage = pipeline.stages[state.stage]
-    learner = fields.evolve(pipeline.stage_learner(stage), optimizer=optimizer)
     log_lr = state.leaves.log_lr
     if optimizer != pipeline.learner.optimizer:
         log_lr = torch.tensor(optimizer.lr, dtype=log_lr.dtype, device=log_lr.device).log()
-    leaves = state.leaves._replace(log_lr=log_lr)
-    known: dict[tuple[Window, int], Draw] = {}
-    take = _meta_gradient_sampler(pipeline, learner, leaves, pipeline.sampling_groups(stage))
+    leaves, groups = state.leaves._replace(log_lr=log_lr), pipeline.sampling_groups(stage)
+    ways = [way._replace(learner=fields.evolve(way.learner, optimizer=optimizer)) for way in (_way(pipeline, g, stage) for g in given)]
+    plain = _way(pipeline, pipeline.truncation, stage)
+    take = _meta_gradient_sampler(pipeline, plain._replace(learner=fields.evolve(plain.learner, optimizer=optimizer)), leaves, groups)
     take(Window(0, 2), streams[0])  # so that no first call is timed
+    known: dict[tuple[Window, int], Draw] = {}
+
+    def inner(k: int) -> Stream:
+        return streams[k].fold("inner").fold(state.step)
 
     def draw(window: Window, k: int) -> Draw:
         if (window, k) not in known:
-            known[window, k] = take(window, streams[k].fold("inner").fold(state.step))
+            known[window, k] = take(window, inner(k))
         return known[window, k]
 
     count = range(len(streams))
     full = torch.stack([draw(Window(0, horizon), k).vector for k in count])
     rows: list[dict[str, Any]] = []
-    for planned in windows.values():
-        draws = [draw(window, k) for k, window in enumerate(planned)]
+    for way in ways:
+        planned, own = _windows(pipeline, way, leaves, groups, streams, state.step), take
+        if not way.plain:
+            own = _meta_gradient_sampler(pipeline, way, leaves, groups)
+            own(planned[0], streams[0])
+        draws = [draw(window, k) if way.plain else own(window, inner(k)) for k, window in enumerate(planned)]
         exact = [draw(Window(0, window.stop), k).vector for k, window in enumerate(planned)]
         vectors = torch.stack([d.vector for d in draws])
         gram, cross = (vectors @ vectors.T).numpy(), (vectors @ full.T).numpy()
@@ -225,23 +274,36 @@ def _unit(
                 "cosine": cosine(gram, reference, cross),
                 "cosine_error": jackknife(cosine, gram, reference, cross),
                 "mean_norm": np.sqrt(max(squared_mean(gram), 0.0)),
-                "peak_memory": process.peak_of_tensors(lambda w=longest: take(w, streams[0]), pipeline.torch_device),  # type: ignore[misc]
+                "peak_memory": process.peak_of_tensors(lambda own=own, w=longest: own(w, streams[0]), pipeline.torch_device),  # type: ignore[misc]
             }
         )
     return {key: np.stack([np.asarray(row[key], np.float64) for row in rows]) for key in VARIABLES}
 
 
-def _meta_gradient_sampler(
-    pipeline: Distiller, learner: Learner, leaves: OuterVariables, drawn_from: Tensor
-) -> Callable[[Window, Stream], Draw]:
+def _windows(pipeline: Distiller, way: Way, leaves: OuterVariables, groups: Tensor, streams: Sequence[Stream], step: int) -> list[Window]:
+    """The window of each replicate, after the trial run that a policy may ask for."""
+    policy = probing(way.policy)
+    state = way.policy.init()
+    steps = policy.probe_steps(state, 0) if policy else 0
+    if policy is not None and steps:
+        stream = pipeline.stream.fold("gradient study").fold("probe").fold(step)
+        batch = _real_batch(pipeline, stream)
+        state = policy.observe_probe(state, way.unroller.probe(way.learner, leaves, steps, batch, stream, groups, pipeline.programs))
+    return [_plan(way.policy, state, stream) for stream in streams]
+
+
+def _real_batch(pipeline: Distiller, stream: Stream) -> RealBatch:
+    rows = stream.fold("batch").permutation(len(pipeline.bundle.train))[: pipeline.outer.batch_size]
+    return pipeline.real_batch(rows, stream.fold("augment"))
+
+
+def _meta_gradient_sampler(pipeline: Distiller, way: Way, leaves: OuterVariables, drawn_from: Tensor) -> Callable[[Window, Stream], Draw]:
     """What takes one meta-gradient: a fresh network, fresh draws and a fresh real batch from the stream."""
-    size = len(pipeline.bundle.train)
 
     def take(window: Window, stream: Stream) -> Draw:
-        rows = stream.fold("batch").permutation(size)[: pipeline.outer.batch_size]
-        batch = pipeline.real_batch(rows, stream.fold("augment"))
+        batch = _real_batch(pipeline, stream)
         began = time.perf_counter()
-        meta = pipeline.unroller.meta_gradient(learner, leaves, window, batch, stream, drawn_from, pipeline.programs, pipeline.outer.ends)
+        meta = way.unroller.meta_gradient(way.learner, leaves, window, batch, stream, drawn_from, pipeline.programs, way.ends)
         loss = float(meta.loss)  # waits for the device
         return Draw(meta.images.flatten().double().cpu(), loss, time.perf_counter() - began)
 

@@ -38,7 +38,7 @@ def gradients_template(policies: list[str], optimizers: list[str], points: list[
             for name, (dims, words, units) in VARIABLES.items()
         },
         {
-            "policy": coordinate("policy", policies, "truncation policy"),
+            "policy": coordinate("policy", policies, "truncation policy, or another way of taking the meta-gradient"),
             "optimizer": coordinate("optimizer", optimizers, "inner optimiser"),
             "outer_step": coordinate("outer_step", np.array(points, np.int64)),
             "replicate": coordinate("replicate", np.arange(replicates), "independent meta-gradient"),

@@ -113,6 +113,11 @@ BAD = {
         CombinationError,
         "no boost schedule",
     ),
+    "another optimiser": (
+        lambda s, p: dk.gradient_study(p, {"x": dk.evolve(p, learner=dk.evolve(p.learner, optimizer=dk.SGD(lr=0.1)))}),
+        CombinationError,
+        "'x' differs from the pipeline in its learner",
+    ),
     "two replicates": (lambda s, p: dk.gradient_study(p, replicates=2), CombinationError, "too few"),
     "beyond the run": (lambda s, p: dk.gradient_study(p, outer_steps=[5]), CombinationError, "beyond the run's 4"),
 }
@@ -177,6 +182,35 @@ def test_intercorrelation_study_goes_on_and_is_whole(tmp_path):
 
 def test_usual_policies_take_horizon_and_window_from_the_policy():
     assert usual_policies(dk.FullUnroll(8))["tail"] == dk.TailTruncation(8, 4)
+
+
+def test_other_ways_are_rows_of_the_gradient_study():
+    """Each is the meta-gradient of a pipeline that has it, of the same draws; the plain one is the study's own."""
+    pipeline = tiny(boost=None, outer=dk.Outer(steps=1, batch_size=64), truncation=dk.FullUnroll(6))
+    ends, decay = dk.evolve(pipeline.outer, ends=2), dk.Unroller(dk.ReplayAdjoint(decay=0.9))
+    ways = {
+        "plain": pipeline,
+        "two ends": dk.evolve(pipeline, outer=ends),
+        "decay": dk.evolve(pipeline, unroller=decay),
+        "two networks": dk.evolve(pipeline, unroller=dk.Unroller(networks_per_step=2)),
+        "AT-BPTT": dk.AdaptiveTruncation(6, 3, spread=1),
+    }
+    study = dk.gradient_study(pipeline, ways, outer_steps=[0], replicates=4)
+    assert study["norm"].notnull().all()
+    leaves = pipeline.init().leaves
+    for name in ("plain", "two ends", "decay", "two networks"):
+        way = ways[name]
+        for k, norm in enumerate(study["norm"].sel(policy=name).values.flatten()):
+            inner = pipeline.stream.fold("gradient study").fold(k).fold("inner").fold(0)
+            batch = pipeline.real_batch(inner.fold("batch").permutation(len(pipeline.bundle.train))[:64], inner.fold("augment"))
+            found = way.unroller.meta_gradient(pipeline.bound, leaves, Window(0, 6), batch, inner, ends=way.outer.ends)
+            assert norm == pytest.approx(float(found.images.norm()), rel=1e-5), name
+    assert np.allclose(study["cosine"].sel(policy="plain"), 1)
+    assert (study["same_end_cosine"].sel(policy=["two ends", "two networks"]).min("replicate") < 0.99999).all()
+    adaptive = study.sel(policy="AT-BPTT")
+    lengths = (adaptive["window_stop"] - adaptive["window_start"]).values
+    assert lengths.min() >= 1
+    assert lengths.max() <= 4
 
 
 def test_gradient_study(tmp_path):
