@@ -56,6 +56,10 @@ def gradients(study: Path) -> None:
         print(data[name].mean("outer_step").to_pandas().round(3).to_string())
     print("seconds")
     print(data["seconds"].median(("outer_step", "replicate")).to_pandas().round(4).to_string())
+    each = data[[name for name, array in data.items() if array.dims == ("policy", "optimizer", "outer_step")]]
+    each["seconds_median"] = data["seconds"].median("replicate")
+    order = ["optimizer", "outer_step", "policy"]
+    each.to_dataframe(dim_order=order).to_csv(study / "analysis.csv", float_format="%.5g")
     made = figure(4 * data.sizes["optimizer"] + 1, 3.5)
     for axes, name in zip(made.subplots(1, data.sizes["optimizer"], squeeze=False, sharey=True)[0], data.optimizer.values, strict=True):
         data["variance"].sel(optimizer=name).plot.line(x="outer_step", hue="policy", yscale="log", marker="o", ax=axes)

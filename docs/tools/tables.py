@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -21,7 +22,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def table(name: str, source: str) -> str:
-    """A table of a JSON file, and what that was measured on."""
+    """A table of a file, and what that was measured on where the file says so."""
+    if name == "gradients":
+        return _gradients(source)
     record = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
     if name == "matrix":
         return f"{_matrix(record)}\n\n*All checks and versions: [{source}.json](results/{source}.json).*"
@@ -39,17 +42,34 @@ def _matrix(record: Record) -> str:
     rows, remarks = [], []
     for name, cell in record["cells"].items():
         versions = [cell["versions"].get(package, "-") for package in ("python", "torch", "numpy", "xarray", "zarr")]
-        narrow = [check for check in cell["checks"] if check["note"].startswith("of width")]
-        slower = [check for check in cell["checks"] if check["note"] and check not in narrow]
+        narrow = [check for check in cell["checks"] if "of width" in check["note"]]
+        slower = [check for check in cell["checks"] if check["note"] and not check["note"].startswith("of width")]
         rows.append(
             [f"{name}, a few checks" if cell["short"] else name, *versions, cell["passed"], len(slower), cell["failed"], cell["date"]]
         )
         remarks += [f"- {name}, {check['name']}: failed. {_escaped(check['error'])}" for check in cell["checks"] if not check["passed"]]
         remarks += [f"- {name}, {check['name']}: {_escaped(check['note'])}" for check in slower]
-        remarks += [f"- {name}, its {len(narrow)} checks in bfloat16: {narrow[0]['note']}"] if narrow else []
+        remarks += [f"- {name}, its {len(narrow)} checks in bfloat16: {narrow[0]['note'].split('; ')[-1]}"] if narrow else []
     headings = ["cell", "Python", "torch", "numpy", "xarray", "zarr", "checks passed", "of these slower", "failed", "date"]
     processors = dict.fromkeys(_processor(cell["processor"]) for cell in record["cells"].values())
     return "\n\n".join([_markdown(headings, rows), *(["\n".join(remarks)] if remarks else []), f"*Run on {'; '.join(processors)}.*"])
+
+
+def _gradients(source: str) -> str:
+    """A gradient study, as examples/analysis.py writes it: a row for each way, and its variance and direction at each outer step."""
+    path = RESULTS / f"{source.replace('_', '-')}.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    steps = list(dict.fromkeys(one["outer_step"] for one in found))
+    rows: dict[tuple[str, str], list[str]] = {}
+    for one in found:
+        told = float(one["variance_error"]) < float(one["variance"])  # else the draws do not tell it apart from zero or infinity
+        words = f"{float(one['variance']):.2g} ± {float(one['variance_error']):.1g}" if told else "not told"
+        cells = [words, f"{float(one['variance_clipped']):.2g}", f"{float(one['cosine']):.2f}"]
+        rows.setdefault((one["optimizer"], one["policy"]), []).extend(cells)
+    headings = [f"{words}, step {step}" for step in steps for words in ("variance", "clipped", "cosine")]
+    table = _markdown(["inner optimiser", "way", *headings], ([*key, *cells] for key, cells in rows.items()))
+    return f"{table}\n\n*All numbers: [{path.name}](results/{path.name}).*"
 
 
 def _numbers(record: Record) -> str:
