@@ -64,7 +64,7 @@ def _gradients(source: str) -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for one in found:
         told = float(one["variance_error"]) < float(one["variance"])  # else the draws do not tell it apart from zero or infinity
-        words = f"{float(one['variance']):.2g} ± {float(one['variance_error']):.1g}" if told else "not told"
+        words = f"{float(one['variance']):.3g} ± {float(one['variance_error']):.2g}" if told else "not told"
         cells = [words, f"{float(one['variance_clipped']):.2g}", f"{float(one['cosine']):.2f}"]
         rows.setdefault((one["optimizer"], one["policy"]), []).extend(cells)
     headings = [f"{words}, step {step}" for step in steps for words in ("variance", "clipped", "cosine")]
