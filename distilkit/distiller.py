@@ -186,7 +186,8 @@ class Distiller:
 
     def init(self) -> DistillerState:
         """The state before the first outer step."""
-        leaves = self._block(self.stages[0], torch.tensor(self.learner.optimizer.lr, dtype=torch.float32).log())
+        rate, several = torch.tensor(self.learner.optimizer.lr, dtype=torch.float32).log(), self.learner.lr_steps
+        leaves = self._block(self.stages[0], rate.repeat(several) if several > 1 else rate)
         average = leaves if self.outer.average else None
         return DistillerState(0, leaves, self.update.init(leaves), self.stages[0].truncation.init(), average=average)
 
@@ -235,7 +236,7 @@ class Distiller:
         leaves, optimizers, scale = self.update.update(state.leaves, gradient, state.optimizers, factor, rows, stage.scales)
         # One wait for the device, at the end.
         # Finite, unless an entry is not, or the learning rate is one that no float32 holds: the set could not be stored.
-        moved = torch.stack([variable.sum() for variable in leaves]).sum() + 0 * (leaves.log_lr.exp() + (-leaves.log_lr).exp())
+        moved = torch.stack([variable.sum() for variable in leaves]).sum() + 0 * (leaves.log_lr.exp() + (-leaves.log_lr).exp()).sum()
         loss_value, scale_value, norm_value, *others, moved_value = torch.stack(
             [meta.loss, scale, *self.update.norms(gradient), moved]
         ).tolist()
@@ -356,7 +357,7 @@ class Distiller:
             block=stage.block(self.bundle.num_classes),
             class_names=self.bundle.class_names,
             label_space="probability" if self.labels.learn else "one-hot",
-            inner_lr=float(leaves.log_lr.exp()) if self.learner.learn_lr else None,
+            inner_lr=leaves.log_lr.exp().tolist() if self.learner.learn_lr else None,
             preprocessing=self.bundle.preprocessing,
             provenance={"title": self.title, "data": self.bundle.name, "seed": self.seed, "outer_step": state.step},
         )

@@ -34,10 +34,12 @@ class Draw(NamedTuple):
     """What is random in one inner step.
 
     rows: int64 (B,), the rows of the distilled set, or None for all of them. augment: the augmentation's draw, or None.
+    rate: int64 (), which of several learned learning rates the step takes, or None where there is one at most.
     """
 
     rows: Tensor | None = None
     augment: dict[str, Tensor] | None = None
+    rate: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Draw:
         """The same draw on a device."""
@@ -72,7 +74,7 @@ class TrainingData(Protocol):
 
     @property
     def log_lr(self) -> Tensor | None:
-        """(), or None where the learning rate is not learned."""
+        """(), or (steps,) for a rate of each of the first steps; None where the learning rate is not learned."""
         ...
 
 
@@ -88,6 +90,8 @@ class Learner:
         batch_per_class: distilled images of each class in an inner step, drawn without replacement; None takes all.
         classes_per_step: classes in an inner step, drawn without replacement; None takes all.
         learn_lr: learn the inner learning rate too; it starts at `optimizer.lr`.
+        lr_steps: with `learn_lr`, how many rates are learned, one for each of the first inner steps; later steps take the last. 1 learns
+            one for all steps.
 
     >>> from distilkit.networks.mlp import MLP
     >>> learner = Learner(MLP(hidden=(8,)), optimizers.SGD(lr=0.1)).bind((1, 4, 4), 3)
@@ -102,6 +106,11 @@ class Learner:
     batch_per_class: int | None = fields.integer(default=None, least=1, optional=True)
     classes_per_step: int | None = fields.integer(default=None, least=1, optional=True)
     learn_lr: bool = fields.flag(default=False)
+    lr_steps: int = fields.integer(default=1, least=1)
+
+    def __attrs_post_init__(self) -> None:
+        if self.lr_steps > 1 and not self.learn_lr:
+            raise CombinationError(f"lr_steps = {self.lr_steps} learns no rate where learn_lr = false.", fix="learn_lr = true")
 
     def bind(self, image_shape: tuple[int, ...], classes: int) -> Learner:
         """This learner with its network made for images of this shape and this many classes."""
@@ -122,13 +131,14 @@ class Learner:
         params: Tensor = to_device(self.layout.ravel(self.network.init(stream)).to(dtype), device)
         return LearnerState(params, optimizers.init(self.optimizer, params))
 
-    def draw(self, stream: Stream, classes: Tensor, image_shape: tuple[int, ...]) -> Draw:
+    def draw(self, stream: Stream, classes: Tensor, image_shape: tuple[int, ...], step: int = 0) -> Draw:
         """Draw what is random in one inner step.
 
         Args:
             stream: of this step.
             classes: int64 (N,), the class of each distilled image.
             image_shape: (C, H, W) of one image.
+            step: its number, which is told where there are several learned rates.
 
         Returns:
             the draw, on the CPU.
@@ -141,7 +151,11 @@ class Learner:
             rows = draw_rows(stream.fold("rows"), classes, self.batch_per_class, self.classes_per_step)
         count = len(classes) if rows is None else len(rows)
         augment = None if self.augment is None else self.augment.sample(stream.fold("augment"), (count, *image_shape))
-        return Draw(rows, augment)
+        return Draw(rows, augment, self.which_rate(step))
+
+    def which_rate(self, step: int) -> Tensor | None:
+        """int64 (): which of several learned rates an inner step takes; None where there are not several."""
+        return torch.tensor(min(step, self.lr_steps - 1)) if self.lr_steps > 1 else None
 
     def inner_batch_size(self, classes: Tensor) -> int:
         """Number of distilled images in an inner step, of images of these classes, int64 (N,)."""
@@ -189,7 +203,16 @@ class Learner:
 
     def step(self, state: LearnerState, distilled: TrainingData, draw: Draw) -> LearnerState:
         """Gradient and update: one inner step."""
-        return self.update(state, self.grad(state.params, distilled, draw), distilled.log_lr)
+        log_lr = None if distilled.log_lr is None else rate_of(distilled.log_lr, draw)
+        return self.update(state, self.grad(state.params, distilled, draw), log_lr)
+
+
+def rate_of(log_lr: Tensor, draw: Draw) -> Tensor:
+    """The logarithm () of the learned learning rate that a step takes: of the one that there is, (), or of several, (steps,).
+
+    Side by side, the draws of several networks in one step, `draw.rate` (networks,) holds one number.
+    """
+    return log_lr if draw.rate is None else log_lr.gather(0, draw.rate.reshape(-1)[:1]).squeeze(0)
 
 
 def draw_rows(stream: Stream, classes: Tensor, batch_per_class: int | None, classes_per_step: int | None) -> Tensor:

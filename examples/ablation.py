@@ -54,6 +54,7 @@ WAYS: dict[str, list[str]] = {
     "average of the set": [WITHOUT_FIRST, CALM, "outer.average=0.99"],
     "two networks a step": [WITHOUT_FIRST, CALM, "unroller.networks_per_step=2"],
     "learned rate": [WITHOUT_FIRST, CALM, "learner.learn_lr=true"],
+    "learned rate of each step": [WITHOUT_FIRST, CALM, "learner.learn_lr=true", "learner.lr_steps=40"],
     "hard labels": [WITHOUT_FIRST, CALM, "labels.learn=false"],
 }
 

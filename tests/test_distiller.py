@@ -31,6 +31,18 @@ def test_only_what_is_learned_moves():
     assert distiller.distilled(after).inner_lr == pytest.approx(after.leaves.log_lr.exp().item())
 
 
+def test_a_rate_of_each_step_is_learned_stored_and_judged_with(tmp_path):
+    distiller = tiny(learner=attrs.evolve(tiny().learner, learn_lr=True, lr_steps=4), truncation=dk.FullUnroll(6))
+    tree = distiller.run(tmp_path / "run")
+    assert tree["distilled"]["inner_lr"].dims == ("inner_step",)
+    made = dk.load(tmp_path / "run", which="last")
+    assert len(made.inner_lr) == len(set(made.inner_lr)) == 4
+    judged = dk.evaluate(made, distiller.bundle, distiller.learner, distiller.evaluation)
+    one = dk.evaluate(attrs.evolve(made, inner_lr=made.inner_lr[0]), distiller.bundle, distiller.learner, distiller.evaluation)
+    assert judged["accuracy"].notnull().all()
+    assert (judged["accuracy"] != one["accuracy"]).any()
+
+
 def test_a_state_is_not_changed_by_its_step():
     distiller = tiny()
     state = distiller.init()

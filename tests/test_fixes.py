@@ -442,6 +442,8 @@ CASES = {
     "sparse": Case(foreign(images=torch.zeros(2, 1, 4, 4).to_sparse()), names={"images": torch.zeros(2)}),
     "pickle": Case(lambda path: formats.read(hostile(path))),
     "is there": Case(lambda path: formats.write(distilled(), text(path / "a.safetensors"))),
+    "several rates": Case(lambda path: formats.write(attrs.evolve(distilled(), inner_lr=(0.1, 0.2)), path / "x", "mtt")),
+    "no rate to learn": Case(lambda _: dk.Learner(dk.MLP(), lr_steps=3), dk.Learner),
     "folder is there": Case(lambda path: (text(path / "x"), formats.write(distilled(), path, "mtt"))),
     "other safetensors": Case(lambda path: formats.read(spoilt_safetensors(path))),
     "labels of another kind": Case(lambda path: formats.write(distilled(), path / "a.npz", "frepo")),

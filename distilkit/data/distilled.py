@@ -23,6 +23,14 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _rates(given: Any) -> float | tuple[float, ...] | None:
+    """One learning rate, or several in a list or an array."""
+    if isinstance(given, (list, tuple, np.ndarray)) and np.size(given) != 1:
+        return tuple(float(rate) for rate in given)
+    given = given[0] if isinstance(given, (list, tuple)) else given
+    return None if given is None else float(given)
+
+
 @attrs.frozen(eq=False)
 class DistilledSet:
     """Synthetic images and labels, with all that is needed to train on them and to look at them.
@@ -35,7 +43,8 @@ class DistilledSet:
         label_space: what the numbers in `labels` are: "one-hot"; "probability", soft targets of a cross-entropy, which are not
             negative and need not add up to one (learned labels are such); "logit"; or "centred" (one-hot less 1/K).
         block: int64 (N,), the boost block of each row; zeros when left out.
-        inner_lr: the learned inner learning rate, when there is one.
+        inner_lr: the learned inner learning rate, when there is one; or one for each of the first training steps, of which later steps
+            take the last.
         preprocessing: fitted; its inverse makes the images visible.
         provenance: where the set came from; a JSON-able dict.
 
@@ -53,7 +62,7 @@ class DistilledSet:
     block: torch.Tensor = attrs.field(
         default=attrs.Factory(lambda self: torch.zeros_like(self.classes), takes_self=True),
     )
-    inner_lr: float | None = None
+    inner_lr: float | tuple[float, ...] | None = attrs.field(default=None, converter=_rates)
     preprocessing: Fitted = attrs.Factory(Identity)
     provenance: dict[str, Any] = attrs.Factory(dict)
 
@@ -69,8 +78,9 @@ class DistilledSet:
         for name, values in (("images", self.images), ("labels", self.labels)):
             if not bool(torch.isfinite(values).all()):
                 raise CombinationError(f"The {name} of a distilled set must be finite; some are NaN or infinite.")
-        if self.inner_lr is not None and not (math.isfinite(self.inner_lr) and self.inner_lr > 0):
-            raise FieldError("inner_lr", self.inner_lr, "a number above 0")
+        rates = self.inner_lr if isinstance(self.inner_lr, tuple) else () if self.inner_lr is None else (self.inner_lr,)
+        if self.inner_lr == () or not all(math.isfinite(rate) and rate > 0 for rate in rates):
+            raise FieldError("inner_lr", self.inner_lr, "a number above 0, or some of them")
         if any("\0" in name for name in self.class_names):  # numpy's text, and so the store, loses it at the end of a name
             raise FieldError("class_names", self.class_names, "names without the character NUL")
         for name, value in (("classes", self.classes), ("block", self.block)):
@@ -96,7 +106,7 @@ class DistilledSet:
 
     @property
     def log_lr(self) -> torch.Tensor | None:
-        """Logarithm of the learned inner learning rate, as a `Learner` takes it; None when it was not learned."""
+        """Logarithm of the learned inner learning rate, (), or (steps,), as a `Learner` takes it; None when it was not learned."""
         return None if self.inner_lr is None else torch.tensor(self.inner_lr, device=self.images.device).log()
 
     def pixels(self) -> torch.Tensor:

@@ -109,9 +109,10 @@ class Evaluation:
     def trainer(self, learner: Learner, training: TrainingSet) -> tuple[Learner, TrainingSet]:
         """How a set is trained on under this protocol: the learner, with optimiser, augmentation and loss, and the set with its targets."""
         if self.optimizer is not None:
-            learner = fields.evolve(learner, optimizer=self.optimizer, learn_lr=False)
+            learner = fields.evolve(learner, optimizer=self.optimizer, learn_lr=False, lr_steps=1)
         else:
-            learner = fields.evolve(learner, learn_lr=training.log_lr is not None)
+            rates = 1 if training.log_lr is None else training.log_lr.numel()
+            learner = fields.evolve(learner, learn_lr=training.log_lr is not None, lr_steps=rates)
         augment = (self.augment if self.augment is not None else learner.augment) if self.augmented else None
         learner = fields.evolve(learner, augment=augment)
         if self.labels == "soft" and training.label_space == "centred":

@@ -45,7 +45,7 @@ class TrainingSet:
         labels: (N, K) or (networks, N, K).
         classes: int64 (N,), the class of each row; the same for every network.
         batch_size: rows of a training step, drawn from all without replacement; None leaves it to the learner.
-        log_lr: logarithm of the learned learning rate, if there is one.
+        log_lr: logarithm of the learned learning rate, (), or of those of the first steps, (steps,), if it is learned.
         label_space: what the labels are; see `DistilledSet`.
     """
 
@@ -256,13 +256,14 @@ def _forward(learner: Learner, execution: Execution, programs: Programs) -> Call
     return programs(name, *ways)
 
 
-def draw(learner: Learner, training: TrainingSet, stream: Stream) -> Draw:
+def draw(learner: Learner, training: TrainingSet, stream: Stream, step: int = 0) -> Draw:
     """What is random in one training step of one network."""
     if training.batch_size is None:
-        return learner.draw(stream, training.classes, training.image_shape)
+        return learner.draw(stream, training.classes, training.image_shape, step)
     rows = stream.fold("rows").permutation(len(training.classes))[: training.batch_size]
     shape = (len(rows), *training.image_shape)
-    return Draw(rows, None if learner.augment is None else learner.augment.sample(stream.fold("augment"), shape))
+    augment = None if learner.augment is None else learner.augment.sample(stream.fold("augment"), shape)
+    return Draw(rows, augment, learner.which_rate(step))
 
 
 @attrs.define
@@ -295,7 +296,7 @@ class _Group:
 
     def advance(self, t: int) -> None:
         """Training step `t` of every network."""
-        draws = [draw(self.learner, self.training, s.fold("draw").fold(t)) for s in self.streams]
+        draws = [draw(self.learner, self.training, s.fold("draw").fold(t), t) for s in self.streams]
         made = (stack(draws) if self.stacked else draws[0]).to(self.leaves.images.device)
         self.state = LearnerState(*self.step(*self.state, self.leaves, made))
 

@@ -2,7 +2,7 @@
 
     /             attrs: title, distilkit_version, format_version, torch, device, spec (JSON), seed, created, references
     /distilled    image (sample, channel, y, x), label (sample, class), pixel (sample, channel, y, x), block and label_class (sample)
-                  preprocessing_NAME: arrays that undo and redo the preprocessing; inner_lr () when it was learned
+                  preprocessing_NAME: arrays that undo and redo the preprocessing; inner_lr () or (inner_step) when it was learned
                   attrs: label_space, preprocessing (JSON), provenance (JSON), outer_step
     /best         the same for the iterate selected on validation (attrs outer_step, validation_accuracy), when there was one;
                   attr preprocessing_group names the group that holds its preprocessing arrays

@@ -47,7 +47,7 @@ class SetArrays:
     label_space: str
     pixel: np.ndarray
     block: np.ndarray | None = None
-    inner_lr: float | None = None
+    inner_lr: float | tuple[float, ...] | None = None
     preprocessing: Mapping[str, Any] = attrs.field(factory=dict)
     preprocessing_arrays: Mapping[str, np.ndarray] = attrs.field(factory=dict)
     provenance: Mapping[str, Any] = attrs.field(factory=dict)
@@ -92,7 +92,11 @@ def distilled_group(
     coords["label_class"] = variable("sample", arrays.label_class, "index of the class that the sample stands for")
     coords["block"] = variable("sample", block, "boost block of the sample, from 0")
     if arrays.inner_lr is not None:
-        data["inner_lr"] = variable((), np.float64(arrays.inner_lr), "learned learning rate of the inner optimiser")
+        dims = ["inner_step"] if np.ndim(arrays.inner_lr) else []
+        data["inner_lr"] = variable(dims, np.asarray(arrays.inner_lr, np.float64), "learned learning rate of the inner optimiser")
+        coords |= {
+            dim: coordinate(dim, np.arange(np.size(arrays.inner_lr)), "training step; later ones take the last rate") for dim in dims
+        }
     for name, array in {} if preprocessing_group else arrays.preprocessing_arrays.items():
         dims = [f"preprocessing_{name}_{axis}" for axis in range(np.ndim(array))]
         data[f"preprocessing_{name}"] = variable(dims, array, f"{name} of the preprocessing")
@@ -156,7 +160,7 @@ def from_group(tree: xr.DataTree, group: str = "distilled") -> DistilledSet:
         class_names=names,
         label_space=data.attrs["label_space"],
         block=_tensor(data["block"]),
-        inner_lr=float(data["inner_lr"]) if "inner_lr" in data else None,
+        inner_lr=data["inner_lr"].values.tolist() if "inner_lr" in data else None,
         preprocessing=from_arrays(json.loads(data.attrs["preprocessing"]), arrays),
         provenance=json.loads(data.attrs["provenance"]),
     )

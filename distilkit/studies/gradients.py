@@ -227,7 +227,7 @@ def _unit(
     stage = pipeline.stages[state.stage]
     log_lr = state.leaves.log_lr
     if optimizer != pipeline.learner.optimizer:
-        log_lr = torch.tensor(optimizer.lr, dtype=log_lr.dtype, device=log_lr.device).log()
+        log_lr = torch.full_like(log_lr, optimizer.lr).log()
     leaves, groups = state.leaves._replace(log_lr=log_lr), pipeline.sampling_groups(stage)
     ways = [way._replace(learner=fields.evolve(way.learner, optimizer=optimizer)) for way in (_way(pipeline, g, stage) for g in given)]
     plain = _way(pipeline, pipeline.truncation, stage)

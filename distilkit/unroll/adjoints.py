@@ -29,7 +29,8 @@ Place = Literal["device", "host"]
 class OuterVariables(NamedTuple):
     """The outer variables: the floating tensors that a meta-gradient is taken with respect to.
 
-    images (N, ...) and labels (N, K) enter the inner loss; log_lr (), the logarithm of the inner learning rate, the update.
+    images (N, ...) and labels (N, K) enter the inner loss; log_lr (), the logarithm of the inner learning rate, or (steps,) where each of
+    the first steps has one of its own, the update.
     """
 
     images: Tensor
@@ -40,13 +41,13 @@ class OuterVariables(NamedTuple):
 class InnerProblem(NamedTuple):
     """The inner problem as pure functions.
 
-    loss(theta, images, labels, draw) -> ();  update(theta, state, gradient, log_lr) -> (theta, state);
+    loss(theta, images, labels, draw) -> ();  update(theta, state, gradient, log_lr, draw) -> (theta, state);
     outer(theta, images, labels) -> ().  `name` tells problems apart that are one but for their precision. `plain` is the same problem
     with images in the usual layout, to fall back to; None where this one has that layout.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
-    update: Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
+    update: Callable[[Tensor, Any, Tensor, Tensor, Any], tuple[Tensor, Any]]
     outer: Callable[[Tensor, Tensor, Tensor], Tensor]
     name: str = ""
     plain: InnerProblem | None = None
@@ -59,12 +60,12 @@ class InnerProblem(NamedTuple):
     def step(self, theta: Tensor, state: Any, leaves: OuterVariables, draw: Any) -> tuple[Tensor, Any]:
         """One inner step: the new (theta, state)."""
         gradient = torch.func.grad(self.loss)(theta, leaves.images, leaves.labels, draw)
-        return self.update(theta, state, gradient, leaves.log_lr)
+        return self.update(theta, state, gradient, leaves.log_lr, draw)
 
     def measured_step(self, theta: Tensor, state: Any, leaves: OuterVariables, draw: Any) -> tuple[Tensor, Any, Tensor]:
         """One inner step, and the norm () of its gradient."""
         gradient = torch.func.grad(self.loss)(theta, leaves.images, leaves.labels, draw)
-        return *self.update(theta, state, gradient, leaves.log_lr), gradient.norm()
+        return *self.update(theta, state, gradient, leaves.log_lr, draw), gradient.norm()
 
     def end(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The outer loss, and its gradient with respect to theta."""
@@ -240,7 +241,7 @@ class ReplayAdjoint:
             _load_forward_rules()
             gradients = torch.func.grad(problem.loss, argnums=(0, 1, 2))
             gradient = torch.func.grad(problem.loss)(theta, leaves.images, leaves.labels, draw)
-            _, pull_update = update_and_pullback(problem, theta, state, gradient, leaves.log_lr)
+            _, pull_update = update_and_pullback(problem, theta, state, gradient, leaves.log_lr, draw)
             pulled, sig, v, d_log_lr = pull_update(lam, sig)
             try:
                 product = torch.func.jvp(lambda th: gradients(th, leaves.images, leaves.labels, draw), (theta,), (v,))[1]
@@ -279,7 +280,7 @@ def step_vjp(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], C
             return gradient
 
         gradient, pull = torch.func.vjp(gradient_of, theta, leaves.images, leaves.labels)[:2]
-        new, pull_update = update_and_pullback(problem, theta, state, gradient, leaves.log_lr)
+        new, pull_update = update_and_pullback(problem, theta, state, gradient, leaves.log_lr, draw)
 
         def back(lam: Tensor, sig: list[Tensor], total: OuterVariables) -> tuple[Tensor, list[Tensor], OuterVariables]:
             pulled, before, v, d_log_lr = pull_update(lam, sig)
@@ -330,7 +331,7 @@ def _load_forward_rules() -> None:
 
 
 def update_and_pullback(
-    problem: InnerProblem, theta: Tensor, state: Any, gradient: Tensor, log_lr: Tensor
+    problem: InnerProblem, theta: Tensor, state: Any, gradient: Tensor, log_lr: Tensor, draw: Any
 ) -> tuple[tuple[Tensor, Any], Callable[[Tensor, list[Tensor]], tuple[Tensor, list[Tensor], Tensor, Tensor]]]:
     """An update, and its pullback.
 
@@ -341,7 +342,7 @@ def update_and_pullback(
     floats, rebuild = split_floating(state)
 
     def update(th: Tensor, st: list[Tensor], g: Tensor, lr: Tensor) -> tuple[tuple[Tensor, list[Tensor]], Any]:
-        th, new = problem.update(th, rebuild(st), g, lr)
+        th, new = problem.update(th, rebuild(st), g, lr, draw)
         return (th, split_floating(new)[0]), new
 
     (new_theta, new_floats), pullback, new = torch.func.vjp(update, theta, floats, gradient, log_lr, has_aux=True)  # type: ignore[misc]

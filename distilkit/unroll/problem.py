@@ -12,7 +12,7 @@ from torch import Tensor
 from distilkit.functional import optimizers
 from distilkit.functional.pytrees import stack, to_device
 from distilkit.functional.streams import Stream
-from distilkit.learner import Draw, Learner, LearnerState, Numerics
+from distilkit.learner import Draw, Learner, LearnerState, Numerics, rate_of
 from distilkit.unroll.adjoints import InnerProblem
 from distilkit.unroll.execution import Execution
 
@@ -36,8 +36,8 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *
     def loss(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
         return learner.objective(theta, images, labels, draw, numerics)
 
-    def update(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
-        return learner.update(LearnerState(theta, inner), gradient, log_lr)
+    def update(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor, draw: Draw) -> tuple[Tensor, Any]:
+        return learner.update(LearnerState(theta, inner), gradient, rate_of(log_lr, draw))
 
     def outer(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         value: Tensor = learner.loss(learner.logits(theta, images, numerics), labels)
@@ -52,8 +52,8 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *
         total: Tensor = torch.func.vmap(loss, in_dims=(0, own, own, draw.in_dims))(theta, images, labels, draw).sum()
         return total
 
-    def updates(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor) -> tuple[Tensor, Any]:
-        lr = log_lr.exp() if learner.learn_lr else None
+    def updates(theta: Tensor, inner: Any, gradient: Tensor, log_lr: Tensor, draw: Draw) -> tuple[Tensor, Any]:
+        lr = rate_of(log_lr, draw).exp() if learner.learn_lr else None
         return optimizers.update_many(learner.optimizer, gradient, inner, theta, lr)
 
     def outers(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def start(learner: Learner, streams: Sequence[Stream], images: Tensor, execution
 def draws(learner: Learner, streams: Sequence[Stream], count: int, classes: Tensor, images: Tensor, execution: Execution) -> Sequence[Draw]:
     """What is random in `count` inner steps, on the device; side by side, stacked to (networks, ...)."""
     shape = tuple(images.shape[1:])
-    made = [[learner.draw(stream.fold("draw").fold(t), classes, shape) for stream in streams] for t in range(count)]
+    made = [[learner.draw(stream.fold("draw").fold(t), classes, shape, t) for stream in streams] for t in range(count)]
     return _on_device([stack(each) if execution.side_by_side else each[0] for each in made], images.device)
 
 

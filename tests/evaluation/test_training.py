@@ -125,6 +125,21 @@ def test_a_learned_learning_rate_is_used(ten: DistilledSet, digits: DataBundle) 
     assert torch.allclose(given, wanted, atol=1e-6)
 
 
+def test_several_learned_rates_are_used_in_turn(ten: DistilledSet, digits: DataBundle) -> None:
+    """Networks side by side and alone, against a loop by hand; steps behind the last rate take that one."""
+    learner = dk.Learner(MLP, dk.SGD(lr=0.01), learn_lr=True, lr_steps=3).bind(digits.image_shape, 10)
+    training, rates = training_set(ten, digits), torch.tensor([0.3, 0.1, 0.2])
+    learned = TrainingSet(training.images, training.labels, training.classes, log_lr=rates.log())
+    for together in (1, 2):
+        _, found = next(train(learner, learned, streams(2), (5,), together=together))
+        for params, stream in zip(found, streams(2), strict=True):
+            theta = learner.init(stream.fold("network")).params.requires_grad_()
+            for t in range(5):
+                loss = nn.functional.cross_entropy(learner.logits(theta, training.images), training.labels)
+                theta = (theta - rates[min(t, 2)] * torch.autograd.grad(loss, theta)[0]).detach().requires_grad_()
+            assert torch.allclose(params, theta, atol=1e-6)
+
+
 def test_accuracy_counts_every_image_once(digits: DataBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the batch and the number of networks at a time; a batch that does not divide the images too."""
     learner = LEARNERS["ConvNet, flip_rotate"].bind(digits.image_shape, 10)

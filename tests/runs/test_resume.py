@@ -91,6 +91,7 @@ PIPELINES = {
         "outer": dk.Outer(steps=6, batch_size=64, average=0.5),
         "learner": dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=0.1, momentum=0.9), batch_per_class=1),
     },
+    "a learned rate of each step": {"learner": dk.Learner(dk.MLP(hidden=(12,)), dk.SGD(lr=0.1), learn_lr=True, lr_steps=4)},
     "networks and batches that grow": {
         "data": images(),
         "learner": dk.Learner(dk.ConvNet(width=8, depth=2)),

@@ -44,7 +44,7 @@ def distilled_sets(draw: st.DrawFn) -> DistilledSet:
         class_names=tuple(draw(st.lists(NAMES, min_size=k, max_size=k))),
         label_space=draw(st.sampled_from(LABEL_SPACES)),
         block=torch.randint(3, (n,), generator=generator),
-        inner_lr=draw(st.none() | st.floats(1e-6, 10)),
+        inner_lr=draw(st.none() | st.floats(1e-6, 10) | st.lists(st.floats(1e-6, 10), min_size=2, max_size=4)),
         preprocessing=fitted,
         provenance=draw(st.dictionaries(NAMES, st.integers() | NAMES | st.lists(st.booleans()), max_size=3)),
     )

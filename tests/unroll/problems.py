@@ -10,22 +10,22 @@ from distilkit.unroller import RealBatch
 CLASSES, PER_CLASS, SHAPE = 3, 3, (1, 8, 8)
 
 
-def learner(optimizer, *, activation="gelu", depth=2, batch_per_class=None, classes_per_step=None, learn_lr=False, augment=None):
+def learner(optimizer, *, activation="gelu", depth=2, batch_per_class=None, classes_per_step=None, augment=None, **rates):
     network = dk.ConvNet(width=4, depth=depth, activation=activation).bind(SHAPE, CLASSES)
-    return dk.Learner(
-        network, optimizer, batch_per_class=batch_per_class, classes_per_step=classes_per_step, learn_lr=learn_lr, augment=augment
-    )
+    return dk.Learner(network, optimizer, batch_per_class=batch_per_class, classes_per_step=classes_per_step, augment=augment, **rates)
 
 
-def problem(dtype=torch.float64, lr=0.05):
-    """A distilled set of three images of each of three classes, and a real batch."""
+def problem(dtype=torch.float64, lr=0.05, rates=1):
+    """A distilled set of three images of each of three classes, and a real batch; several rates are all different."""
     stream = dk.Stream(7)
     classes = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
     labels = F.one_hot(classes, CLASSES).double() * 0.9 + 0.05 * stream.fold("labels").uniform(len(classes), CLASSES, dtype=torch.float64)
     images = stream.fold("images").normal(len(classes), *SHAPE, dtype=torch.float64)
     real = stream.fold("real").normal(24, *SHAPE, dtype=torch.float64)
     targets = F.one_hot(torch.arange(24) % CLASSES, CLASSES).double()
-    leaves = OuterVariables(images.to(dtype), labels.to(dtype), torch.tensor(lr, dtype=torch.float64).log().to(dtype))
+    log_lr = torch.tensor(lr, dtype=torch.float64).log()
+    log_lr = log_lr if rates == 1 else log_lr + 0.1 * torch.arange(rates)
+    leaves = OuterVariables(images.to(dtype), labels.to(dtype), log_lr.to(dtype))
     return leaves, RealBatch(real.to(dtype), targets.to(dtype)), classes
 
 
@@ -45,8 +45,9 @@ def outer_loss(inner, leaves, window, batch, stream, classes, places=()):
             losses.append(inner.loss(inner.logits(params, batch.images), batch.labels))
         use = leaves if t >= window.start else frozen
         draw = inner.draw(stream.fold("draw").fold(t), classes, SHAPE)
+        rate = use.log_lr if use.log_lr.ndim == 0 else use.log_lr[min(t, len(use.log_lr) - 1)]
         (gradient,) = torch.autograd.grad(inner.objective(params, use.images, use.labels, draw), params, create_graph=True)
-        params, optimizer = inner.update(type(state)(params, optimizer), gradient, use.log_lr)
+        params, optimizer = inner.update(type(state)(params, optimizer), gradient, rate)
         if t < window.start:
             params, optimizer = params.detach().requires_grad_(), _detached(optimizer)
     losses.append(inner.loss(inner.logits(params, batch.images), batch.labels))

@@ -58,8 +58,9 @@ def on(device, *trees):
 @pytest.mark.parametrize(("optimizer", "depth"), [(dk.SGD(lr=0.05, momentum=0.9), 2), (dk.Adam(lr=0.01), 1)], ids=["momentum", "Adam"])
 @pytest.mark.parametrize("unroller", cases(UNROLLERS))
 def test_equals_whole_window_autograd(unroller, optimizer, depth):
-    inner = learner(optimizer, depth=depth, batch_per_class=2, learn_lr=True, augment=dk.FlipRotate())
-    leaves, batch, classes = problem(lr=optimizer.lr)
+    rates = 4 if depth == 1 else 1
+    inner = learner(optimizer, depth=depth, batch_per_class=2, learn_lr=True, lr_steps=rates, augment=dk.FlipRotate())
+    leaves, batch, classes = problem(lr=optimizer.lr, rates=rates)
     window, stream = dk.Window(2, 7), dk.Stream(5)
     loss, truth = reference(inner, leaves, window, batch, stream, classes)
     device = "cuda" if unroller.compile == "cudagraph" else "cpu"
@@ -173,8 +174,9 @@ MANY = {
 )
 @pytest.mark.parametrize("unroller", MANY.values(), ids=MANY)
 def test_many_networks_are_the_mean_of_single_ones(unroller, optimizer):
-    inner = learner(optimizer, depth=1, batch_per_class=2, learn_lr=True, augment=dk.FlipRotate())
-    leaves, batch, classes = problem(lr=optimizer.lr)
+    rates = 3 if isinstance(optimizer, dk.Adam) else 1
+    inner = learner(optimizer, depth=1, batch_per_class=2, learn_lr=True, lr_steps=rates, augment=dk.FlipRotate())
+    leaves, batch, classes = problem(lr=optimizer.lr, rates=rates)
     window, stream = dk.Window(1, 4), dk.Stream(5)
     many = unroller.meta_gradient(inner, leaves, window, batch, stream, classes)
     singles = [dk.Unroller().meta_gradient(inner, leaves, window, batch, stream.fold("of many").fold(i), classes) for i in range(3)]

@@ -90,6 +90,22 @@ def test_equals_whole_window_autograd(execution, policy, optimizer, learn_lr, dr
     assert truth.images.norm() > 1e-8  # a zero gradient would agree with anything
 
 
+@pytest.mark.parametrize("execution", ["eager", pytest.param("trace", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+@pytest.mark.parametrize("rates", [4, 12])
+def test_a_rate_of_each_step(rates, optimizer, execution):
+    """Steps behind the last rate take that one; rates of steps before the window, and of steps that are not taken, have no gradient."""
+    inner = learner(OPTIMIZERS[optimizer], learn_lr=True, lr_steps=rates, batch_per_class=2)
+    leaves, batch, classes = problem(lr=inner.optimizer.lr, rates=rates)
+    window, stream = dk.Window(2, 9), dk.Stream(5)
+    _, truth = reference(inner, leaves, window, batch, stream, classes)
+    for name, adjoint in (ADJOINTS | {"kept": dk.ReplayAdjoint(keep_last=3)}).items():
+        meta = dk.Unroller(adjoint, compile=execution).meta_gradient(inner, leaves, window, batch, stream, classes, PROGRAMS)
+        for found, right in zip(meta[1:], truth, strict=True):
+            assert relative(found, right) < 1e-10, name
+    assert [bool(one) for one in truth.log_lr] == [2 <= t < 9 for t in range(rates)]
+
+
 @pytest.mark.parametrize("ways", [{}, {"keep_last": 3}, {"checkpoint_every": 2}], ids=["plain", "kept", "every second"])
 def test_decay_truncates_the_window(ways):
     """Each threshold gives, to the bit of rounding, the gradient through some shorter window to the same end; a higher one a shorter."""

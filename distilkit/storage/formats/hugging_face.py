@@ -104,6 +104,10 @@ def card(distilled: DistilledSet) -> str:
         else "",
         kind=distilled.preprocessing.to_arrays()[0]["kind"],
         space=distilled.label_space,
-        rate=f"\n- They were distilled together with a learning rate of {distilled.inner_lr:g}." if distilled.inner_lr is not None else "",
+        rate="" if distilled.inner_lr is None else f"\n- They were distilled together with a learning rate of {_rate(distilled.inner_lr)}.",
     )
     return "\n".join(["---", *lines, "---", "", text])
+
+
+def _rate(rate: float | tuple[float, ...]) -> str:
+    return f"{rate:g}" if not isinstance(rate, tuple) else f"its own for each of {len(rate)} steps, {rate[0]:g} to {rate[-1]:g}"

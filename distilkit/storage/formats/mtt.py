@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from distilkit.data.distilled import DistilledSet
-from distilkit.errors import DistilkitError
+from distilkit.errors import CombinationError, DistilkitError
 from distilkit.storage.formats import lossless, pickles
 from distilkit.storage.formats.raw import BESIDE, Options, Raw, by_class, foreign_labels, number, tensor, write_folder
 
@@ -65,13 +65,18 @@ def _read(folder: Path, name: str, needs_labels: bool) -> Raw:
 
 
 def _write(distilled: DistilledSet, path: Path, ending: str, plain: bool) -> None:
-    rows = by_class(distilled)
+    rows, rate = by_class(distilled), distilled.inner_lr
+    if isinstance(rate, tuple):
+        raise CombinationError(
+            f"This format holds one learning rate, and the set has one for each of {len(rate)} steps.",
+            fix='formats.write(distilled, "set.safetensors", "safetensors")',
+        )
 
     def fill(folder: Path) -> None:
         torch.save(rows.images.detach().contiguous(), folder / f"images{ending}.pt")
         torch.save(foreign_labels(rows), folder / f"labels{ending}.pt")
-        if rows.inner_lr is not None:
-            torch.save(float(rows.inner_lr), folder / f"lr{ending}.pt")
+        if rate is not None:
+            torch.save(rate, folder / f"lr{ending}.pt")
         if not plain:
             (folder / BESIDE).write_bytes(lossless.dumps(distilled))
 
