@@ -49,5 +49,5 @@ def test_every_way_of_the_ablation_is_a_pipeline(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     ablation = importlib.import_module("ablation")
     for data in ablation.SPECS:
-        made = [ablation.pipeline(data, way, 0, 30, 2, 1) for way in ablation.WAYS]
+        made = [ablation.pipeline(data, way, 0, 30, 2, 1) for way in ablation.ways_of(data)]
         assert len({repr(one) for one in made}) == len(made)
