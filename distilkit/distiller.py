@@ -117,7 +117,14 @@ class Distiller:
                 fix=f"per_class = {self.boost.per_class}",
             )
         require_minibatch(self.stages[-1], self.boost, self.learner)
-        self.pieces[0].learner(self.learner)  # a network that cannot grow is told here
+        for piece in self.pieces:
+            piece.learner(self.learner)  # a network that cannot grow is told here
+        horizon = getattr(self.truncation, "horizon", None)
+        if horizon is not None and self.learner.lr_steps > horizon:
+            raise CombinationError(
+                f"learner.lr_steps = {self.learner.lr_steps}, and inner runs have {horizon} steps: later rates would not be learned.",
+                fix=f"lr_steps = {horizon}",
+            )
         if self.device != "auto":
             _known_device(self.device)
 

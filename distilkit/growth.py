@@ -1,8 +1,7 @@
 """Growth: cheap outer steps first. A set is begun with narrow networks and small real batches, and ended with those of the pipeline.
 
-Not in the paper. A fresh network is drawn for every outer step, so a narrower one needs nothing carried over: only what a step costs
-changes, with the square of the width. Images that teach a network of width 32 teach one of width 128 nearly as well, and the last part of
-the run, at full width, takes care of the rest.
+Not in the paper. A fresh network is drawn for every outer step, so a narrower one needs nothing carried over, and convolutions cost with
+the square of the width. The meta-gradient is that of the narrower networks, which is why the last part of the run has the full width.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import attrs
 
 from distilkit import fields
 from distilkit.boosting import Stage
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, FieldError
 from distilkit.learner import Learner
 
 
@@ -26,7 +25,7 @@ class Growth:
     Args:
         until: where each part ends, as a share of the stage's outer steps, in rising order.
         widths: of the inner networks in each part, in place of `learner.network.width`; None leaves it. Networks that judge the set
-            always have the full width.
+            always have the full width. With `unroller.precision = "auto"` the full width decides for all parts.
         batch_sizes: of the real batch in each part, in place of `outer.batch_size`; None leaves it.
 
     Raises:
@@ -45,7 +44,7 @@ class Growth:
         if list(self.until) != sorted(set(self.until)):
             raise CombinationError(f"growth.until = {list(self.until)} does not rise.", fix=f"until = {sorted(set(self.until))}")
         if self.widths is None and self.batch_sizes is None:
-            raise CombinationError("growth has neither widths nor batch_sizes, so nothing would grow.", fix="widths = [32]")
+            raise CombinationError("growth has neither widths nor batch_sizes, so nothing would grow.", fix="growth=None")
         for name in ("widths", "batch_sizes"):
             given = getattr(self, name)
             if given is not None and len(given) != len(self.until):
@@ -56,8 +55,8 @@ class Growth:
                 )
 
     def lengths(self, steps: int) -> tuple[int, ...]:
-        """Outer steps of each part of a stage of so many, that of the whole pipeline last."""
-        ends = [0, *(round(share * steps) for share in self.until), steps]
+        """Outer steps of each part of a stage of so many, that of the whole pipeline last, which has one at least."""
+        ends = [0, *(min(round(share * steps), steps - 1) for share in self.until), steps]
         return tuple(after - before for before, after in pairwise(ends))
 
 
@@ -78,17 +77,20 @@ class Piece(NamedTuple):
         """The learner with a network of this width.
 
         Raises:
-            CombinationError: the network has none.
+            CombinationError: the network has none, a smaller one, or cannot have this one.
         """
         if self.width is None:
             return learner
         network: Any = learner.network
         known: dict[str, Any] = attrs.fields_dict(type(network)) if attrs.has(type(network)) else {}
         if "width" not in known:
-            raise CombinationError(
-                f"growth.widths needs a network with a width, and {type(network).__name__} has none.", fix="widths = None"
-            )
-        return fields.evolve(learner, network=fields.evolve(network, width=self.width))
+            raise CombinationError(f"growth.widths needs a network with a width, and {type(network).__name__} has none.", fix="growth=None")
+        if self.width > network.width:
+            raise CombinationError(f"growth.widths has {self.width}, and the network has width {network.width}.", fix="growth=None")
+        try:
+            return fields.evolve(learner, network=fields.evolve(network, width=self.width))
+        except FieldError as error:
+            raise CombinationError(f"growth.widths has {self.width}, which this network cannot have: {error.message}") from error
 
     def batch_size(self, size: int) -> int:
         """Of the real batch, where the pipeline's is `size`."""

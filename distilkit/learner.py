@@ -91,7 +91,7 @@ class Learner:
         classes_per_step: classes in an inner step, drawn without replacement; None takes all.
         learn_lr: learn the inner learning rate too; it starts at `optimizer.lr`.
         lr_steps: with `learn_lr`, how many rates are learned, one for each of the first inner steps; later steps take the last. 1 learns
-            one for all steps.
+            one for all steps. A rate of a step that no window holds stays at `optimizer.lr`.
 
     >>> from distilkit.networks.mlp import MLP
     >>> learner = Learner(MLP(hidden=(8,)), optimizers.SGD(lr=0.1)).bind((1, 4, 4), 3)
@@ -153,6 +153,19 @@ class Learner:
         augment = None if self.augment is None else self.augment.sample(stream.fold("augment"), (count, *image_shape))
         return Draw(rows, augment, self.which_rate(step))
 
+    def require_rates(self, log_lr: Tensor) -> None:
+        """See that there are as many learned rates as the learner takes.
+
+        Raises:
+            CombinationError: there are others.
+        """
+        shape = (self.lr_steps,) if self.lr_steps > 1 else ()
+        if self.learn_lr and log_lr.shape != shape:
+            raise CombinationError(
+                f"The learner takes learned rates of shape {shape} (lr_steps = {self.lr_steps}), and log_lr is {tuple(log_lr.shape)}.",
+                fix=f"lr_steps = {log_lr.numel()}",
+            )
+
     def which_rate(self, step: int) -> Tensor | None:
         """int64 (): which of several learned rates an inner step takes; None where there are not several."""
         return torch.tensor(min(step, self.lr_steps - 1)) if self.lr_steps > 1 else None
@@ -203,6 +216,8 @@ class Learner:
 
     def step(self, state: LearnerState, distilled: TrainingData, draw: Draw) -> LearnerState:
         """Gradient and update: one inner step."""
+        if distilled.log_lr is not None:
+            self.require_rates(distilled.log_lr)
         log_lr = None if distilled.log_lr is None else rate_of(distilled.log_lr, draw)
         return self.update(state, self.grad(state.params, distilled, draw), log_lr)
 

@@ -221,7 +221,7 @@ class OuterUpdate(NamedTuple):
         return OuterState(*(one.init(variable) for one, variable in zip(self, variables, strict=True)))
 
     def add_block(self, state: OuterState, block: OuterVariables) -> OuterState:
-        """The state with another block of images and labels behind the others. There is one learning rate for all blocks."""
+        """The state with another block of images and labels behind the others. Learned rates are for all blocks."""
         images = self.images.add_block(state.images, block.images)
         return OuterState(images, self.labels.add_block(state.labels, block.labels), state.log_lr)
 

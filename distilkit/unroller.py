@@ -39,7 +39,7 @@ class RealBatch(NamedTuple):
 
 
 class MetaGradient(NamedTuple):
-    """The outer loss () and its gradient with respect to images (N, ...), labels (N, K) and log_lr ()."""
+    """The outer loss () and its gradient with respect to images (N, ...), labels (N, K) and log_lr, () or (steps,)."""
 
     loss: Tensor
     images: Tensor
@@ -143,6 +143,7 @@ class Unroller:
         classes = (distilled.labels.argmax(1) if classes is None else classes).cpu()
         # A constant is a constant: whatever graph the caller has is cut here, so the prefix cannot leak a gradient.
         leaves = OuterVariables(*(x.detach() for x in distilled))
+        learner.require_rates(leaves.log_lr)
         shape = (learner.inner_batch_size(classes), *leaves.images.shape[1:])
         return classes, leaves, self.execution(learner, shape, leaves.images.device)
 

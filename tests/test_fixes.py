@@ -384,9 +384,9 @@ CASES = {
     "no such device": Case(lambda _: usual(device="cudda"), dk.Distiller),
     "device that is not here": Case(lambda _: usual(device="xpu").torch_device, dk.Distiller),
     "shares that fall": Case(lambda _: dk.Growth(until=(0.5, 0.2), widths=(4, 8)), dk.Growth),
-    "nothing that grows": Case(lambda _: dk.Growth(until=(0.5,)), dk.Growth),
+    "nothing that grows": Case(lambda _: dk.Growth(until=(0.5,)), dk.Distiller),
     "widths of parts": Case(lambda _: dk.Growth(until=(0.2, 0.5), widths=(4,)), dk.Growth),
-    "no width": Case(lambda _: usual(growth=dk.Growth(until=(0.2,), widths=(4,))), dk.Growth),
+    "no width": Case(lambda _: usual(growth=dk.Growth(until=(0.2,), widths=(4,))), dk.Distiller),
     "steps of stages": Case(lambda _: dk.BoostSchedule(blocks=(1, 2), steps=(1, 2, 3)), dk.BoostSchedule),
     "minibatch of a set": Case(lambda _: usual(learner=dk.Learner(dk.MLP(), batch_per_class=2)), dk.Learner),
     "minibatch of blocks": Case(

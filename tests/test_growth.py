@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import distilkit as dk
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, RunError
 from distilkit.evaluation.scoring import score
 
 
@@ -54,7 +54,9 @@ def test_every_stage_of_a_boosted_run_has_the_parts():
 
 def test_parts_without_a_step_are_left_out():
     short = pipeline(growth=GROWTH, outer=dk.Outer(steps=1))
-    assert [one.steps for one in short.pieces] == [1]
+    assert [(one.steps, one.width) for one in short.pieces] == [(1, None)]
+    late = pipeline(growth=dk.Growth(until=(0.9,), widths=(2,)), outer=dk.Outer(steps=4))
+    assert [(one.steps, one.width) for one in late.pieces] == [(3, 2), (1, None)]
     assert [one.steps for one in pipeline().pieces] == [6]
 
 
@@ -75,4 +77,14 @@ def test_a_network_without_a_width_is_told():
         pipeline(learner=dk.Learner(dk.MLP()), growth=GROWTH)
     with pytest.raises(CombinationError, match="Functional has none"):
         pipeline(learner=dk.Learner(dk.Functional(lambda: nn.Linear(2, 2))), growth=GROWTH)
+    with pytest.raises(CombinationError, match="has 16, and the network has width 8"):
+        pipeline(growth=dk.Growth(until=(0.2, 0.5), widths=(4, 16)))
+    with pytest.raises(CombinationError, match="has 5, which this network cannot have"):
+        pipeline(learner=dk.Learner(dk.AlexNet(width=8)), growth=dk.Growth(until=(0.2, 0.5), widths=(4, 5)))
     assert pipeline(learner=dk.Learner(dk.MLP()), growth=dk.Growth(until=(0.5,), batch_sizes=(5,))).pieces[0].steps == 3
+
+
+def test_a_run_that_grew_is_not_made_longer(tmp_path):
+    pipeline(growth=GROWTH).run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"without \[boost\] and \[growth\]"):
+        pipeline(growth=GROWTH, outer=dk.Outer(steps=9, batch_size=20, schedule=dk.Cosine())).run(tmp_path / "run")

@@ -24,7 +24,8 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _rates(given: Any) -> float | tuple[float, ...] | None:
-    """One learning rate, or several in a list or an array."""
+    """One learning rate, or several in a list, an array or a tensor."""
+    given = given.tolist() if isinstance(given, torch.Tensor) else given
     if isinstance(given, (list, tuple, np.ndarray)) and np.size(given) != 1:
         return tuple(float(rate) for rate in given)
     given = given[0] if isinstance(given, (list, tuple)) else given

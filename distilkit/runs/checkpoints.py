@@ -123,17 +123,20 @@ def begun(
     if distiller.unroller.precision == "auto" and precision is not None:
         distiller = fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
     changed = differences(there, identity(distiller))
-    ways = [name for name in changed if name.startswith(WAYS)]
+    ways = [name for name in changed if name.startswith(WAYS) and not name.endswith(".decay")]  # which truncates
     if ways:
         log.warning("going on with another %s: what is done is the same, and may be rounded otherwise", listing(ways, "and"))
     changed = {name: pair for name, pair in changed.items() if name not in ways}
-    if set(changed) == {"outer.steps"} and distiller.boost is None and changed["outer.steps"][1] > changed["outer.steps"][0]:
+    may_grow = distiller.boost is None and distiller.growth is None
+    if set(changed) == {"outer.steps"} and may_grow and changed["outer.steps"][1] > changed["outer.steps"][0]:
         kept = {name: steps for name, steps in found.meta["scores"].items() if name.startswith(BASELINE)}
         meta = {name: value for name, value in found.meta.items() if name != "partial"}
         return distiller, attrs.evolve(found, meta=meta | {"scores": kept, "finished": False})
     if changed:
         lines = [f"    {name}: {json.dumps(old)} there, {json.dumps(new)} here" for name, (old, new) in changed.items()]
-        words = "\n".join([f"{directory} holds a run of another spec:", *lines, "Only outer.steps may grow, of a run without [boost]."])
+        words = "\n".join(
+            [f"{directory} holds a run of another spec:", *lines, "Only outer.steps may grow, of a run without [boost] and [growth]."]
+        )
         raise RunError(words, changes=beside)
     return distiller, found
 

@@ -5,6 +5,7 @@ The shapes come from programs recorded without data, so no network is trained: i
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, Change], .
     elif found.trajectory_bytes > found.step_peak:
         every = max(2 * replay.checkpoint_every, round(found.longest_window**0.5))
         lines.append(("most of it is the trajectory", _adjoint(replay, checkpoint_every=every)))
-    size = min(distiller.outer.batch_size, len(distiller.bundle.train))
+    size = math.gcd(*(min(one.batch_size(distiller.outer.batch_size), len(distiller.bundle.train)) for one in distiller.pieces))
     parts = next((p for p in range(2 * unroller.micro_batches, size + 1) if size % p == 0), size)
     if parts > unroller.micro_batches and getattr(distiller.learner.network, "norm", None) != "batch":
         lines.append(("take the real batch in smaller parts", Change("unroller.micro_batches", parts)))
@@ -202,7 +203,7 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, Change], .
 
 def _adjoint(adjoint: ReplayAdjoint, **changes: int) -> Change:
     """To this adjoint with changes: all that is not as by default."""
-    names = ("hessian_product", "checkpoint_every", "keep_last", "offload")
+    names = ("hessian_product", "checkpoint_every", "keep_last", "offload", "decay")
     changed, plain = fields.evolve(adjoint, **changes), ReplayAdjoint()
     options = {name: getattr(changed, name) for name in names if getattr(changed, name) != getattr(plain, name)}
     return Change("unroller.adjoint", {"kind": "ReplayAdjoint", **options})

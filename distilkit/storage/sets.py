@@ -33,7 +33,7 @@ class SetArrays:
         label_space: "one-hot", "probability", "logit" or "centred".
         pixel: uint8 of the same shape, the images for people.
         block: (N,) boost block of each row; zeros when left out.
-        inner_lr: the learned inner learning rate, if there is one.
+        inner_lr: the learned inner learning rate, or those of the first steps, if there are any.
         preprocessing: JSON-able description of the fitted preprocessing.
         preprocessing_arrays: its arrays by name.
         provenance: JSON-able words on where the set came from.

@@ -12,7 +12,8 @@ fresh network, a fresh real batch and a fresh window. With g_k the gradient with
 
 A policy that ends its window before T differentiates another outer loss, that of a network trained for fewer steps. `cosine`
 counts this as bias against the goal at T; `same end` does not. Both expectations are estimated without bias from inner products
-(see `distilkit.studies.statistics`). Replicate k has the same network, draws and real batch for all policies.
+(see `distilkit.studies.statistics`). Replicate k has the same network, draws and real batch for all policies. A way with several networks
+a step has networks of its own; one with several ends is compared with the exact gradient of the loss at the last.
 
 Feng, Vedantam and Kempe (2024) plot the norm of the meta-gradient, by outer step.
 """
@@ -32,7 +33,6 @@ from filelock import FileLock
 from torch import Tensor
 
 from distilkit import fields, process
-from distilkit.boosting import Stage
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import CombinationError, FieldError, listing
 from distilkit.functional.streams import Stream
@@ -71,41 +71,45 @@ def usual_policies(truncation: Any) -> dict[str, Any]:
     }
 
 
+class Problem(NamedTuple):
+    """What the meta-gradients are taken of: a bound learner, the outer variables, and the class that each row is drawn as, (N,)."""
+
+    learner: Learner
+    leaves: OuterVariables
+    groups: Tensor
+
+
 class Way(NamedTuple):
     """A way of taking the meta-gradient of a pipeline's images.
 
-    policy: truncation policy. unroller, ends: as `Distiller.unroller` and `Outer.ends`. learner: bound; its optimiser is the study's.
-    plain: whether policy is all that differs from the pipeline.
+    policy: truncation policy. unroller, ends: as `Distiller.unroller` and `Outer.ends`. plain: whether policy is all that differs from
+    the pipeline.
     """
 
     policy: Any
     unroller: Unroller
     ends: int
-    learner: Learner
     plain: bool
 
 
-def _way(pipeline: Distiller, given: Any, stage: Stage) -> Way:
-    """That of a truncation policy, or of another pipeline, at a stage of the boost schedule."""
-    learner = pipeline.stage_learner(stage)
+def _way(pipeline: Distiller, given: Any) -> Way:
+    """That of a truncation policy, or of another pipeline."""
     if not isinstance(given, Distiller):
-        return Way(given, pipeline.unroller, pipeline.outer.ends, learner, True)
-    other = given.pieces[0].learner(learner)
-    same = (given.unroller, given.outer.ends, other) == (pipeline.unroller, pipeline.outer.ends, learner)
-    return Way(given.truncation, given.unroller, given.outer.ends, other, same)
+        return Way(given, pipeline.unroller, pipeline.outer.ends, True)
+    same = (given.unroller, given.outer.ends) == (pipeline.unroller, pipeline.outer.ends)
+    return Way(given.truncation, given.unroller, given.outer.ends, same)
 
 
 def _require_same(pipeline: Distiller, name: str, other: Distiller) -> None:
     """Refuse a pipeline that differs in what the study holds fixed: the difference would do nothing, and pass for one that did."""
     outer = fields.evolve(other.outer, ends=pipeline.outer.ends)
-    rest = fields.evolve(other, truncation=pipeline.truncation, unroller=pipeline.unroller, growth=pipeline.growth, outer=outer)
+    rest = fields.evolve(other, truncation=pipeline.truncation, unroller=pipeline.unroller, outer=outer)
     of: Any = Distiller
     wrong = [one.name for one in attrs.fields(of) if repr(getattr(rest, one.name)) != repr(getattr(pipeline, one.name))]
     if wrong:
         raise CombinationError(
             f"{name!r} differs from the pipeline in its {listing(wrong, 'and')}, and of another pipeline the study takes truncation, "
-            "unroller, outer.ends and growth only.",
-            fix='optimizers={"another": dk.Adam(...)}' if wrong == ["learner"] else None,
+            "unroller and outer.ends only. Other inner optimisers are given as such.",
         )
 
 
@@ -126,8 +130,8 @@ def gradient_study(
         pipeline: is distilled with its own policy up to the last of the outer steps. It gives data, learner and adjoint.
         policies: truncation policies by name; the four of `usual_policies` when left out. Each is asked in its first state, and after
             its trial run if it asks for one. A `Distiller` may stand for one, such as
-            `dk.evolve(pipeline, outer=dk.evolve(pipeline.outer, ends=3))`: its truncation, `unroller`, `outer.ends` and the first part
-            of its `growth` count then, and data, images and optimiser are those of the study.
+            `dk.evolve(pipeline, outer=dk.evolve(pipeline.outer, ends=3))`: its truncation, `unroller` and `outer.ends` count then,
+            and all else is that of the study.
         optimizers: inner optimisers by name, that the meta-gradients are taken through; the pipeline's when left out.
         outer_steps: points of the distillation.
         replicates: K, at least 3.
@@ -159,7 +163,8 @@ def gradient_study(
         )
     streams = [pipeline.stream.fold("gradient study").fold(k) for k in range(replicates)]
     asked = [one.truncation if isinstance(one, Distiller) else one for one in (*chosen.values(), pipeline)]
-    longest = horizon or max(_plan(policy, policy.init(), stream).stop for policy in asked for stream in streams)
+    stops = [_plan(policy, policy.init(), stream).stop for policy in asked for stream in streams]
+    longest = horizon or max([*stops, *(getattr(policy, "horizon", 0) for policy in asked)])
     folder = None if out is None else Path(out)
     states = _States(pipeline, folder)
 
@@ -228,11 +233,9 @@ def _unit(
     log_lr = state.leaves.log_lr
     if optimizer != pipeline.learner.optimizer:
         log_lr = torch.full_like(log_lr, optimizer.lr).log()
-    leaves, groups = state.leaves._replace(log_lr=log_lr), pipeline.sampling_groups(stage)
-    ways = [way._replace(learner=fields.evolve(way.learner, optimizer=optimizer)) for way in (_way(pipeline, g, stage) for g in given)]
-    plain = _way(pipeline, pipeline.truncation, stage)
-    take = _meta_gradient_sampler(pipeline, plain._replace(learner=fields.evolve(plain.learner, optimizer=optimizer)), leaves, groups)
-    take(Window(0, 2), streams[0])  # so that no first call is timed
+    learner = fields.evolve(pipeline.stage_learner(stage), optimizer=optimizer)
+    problem = Problem(learner, state.leaves._replace(log_lr=log_lr), pipeline.sampling_groups(stage))
+    take = _meta_gradient_sampler(pipeline, _way(pipeline, pipeline.truncation), problem)
     known: dict[tuple[Window, int], Draw] = {}
 
     def inner(k: int) -> Stream:
@@ -246,11 +249,9 @@ def _unit(
     count = range(len(streams))
     full = torch.stack([draw(Window(0, horizon), k).vector for k in count])
     rows: list[dict[str, Any]] = []
-    for way in ways:
-        planned, own = _windows(pipeline, way, leaves, groups, streams, state.step), take
-        if not way.plain:
-            own = _meta_gradient_sampler(pipeline, way, leaves, groups)
-            own(planned[0], streams[0])
+    for way in (_way(pipeline, one) for one in given):
+        planned = _windows(pipeline, way, problem, streams, state.step)
+        own = take if way.plain else _meta_gradient_sampler(pipeline, way, problem)
         draws = [draw(window, k) if way.plain else own(window, inner(k)) for k, window in enumerate(planned)]
         exact = [draw(Window(0, window.stop), k).vector for k, window in enumerate(planned)]
         vectors = torch.stack([d.vector for d in draws])
@@ -280,7 +281,7 @@ def _unit(
     return {key: np.stack([np.asarray(row[key], np.float64) for row in rows]) for key in VARIABLES}
 
 
-def _windows(pipeline: Distiller, way: Way, leaves: OuterVariables, groups: Tensor, streams: Sequence[Stream], step: int) -> list[Window]:
+def _windows(pipeline: Distiller, way: Way, problem: Problem, streams: Sequence[Stream], step: int) -> list[Window]:
     """The window of each replicate, after the trial run that a policy may ask for."""
     policy = probing(way.policy)
     state = way.policy.init()
@@ -288,7 +289,8 @@ def _windows(pipeline: Distiller, way: Way, leaves: OuterVariables, groups: Tens
     if policy is not None and steps:
         stream = pipeline.stream.fold("gradient study").fold("probe").fold(step)
         batch = _real_batch(pipeline, stream)
-        state = policy.observe_probe(state, way.unroller.probe(way.learner, leaves, steps, batch, stream, groups, pipeline.programs))
+        found = way.unroller.probe(problem.learner, problem.leaves, steps, batch, stream, problem.groups, pipeline.programs)
+        state = policy.observe_probe(state, found)
     return [_plan(way.policy, state, stream) for stream in streams]
 
 
@@ -297,14 +299,16 @@ def _real_batch(pipeline: Distiller, stream: Stream) -> RealBatch:
     return pipeline.real_batch(rows, stream.fold("augment"))
 
 
-def _meta_gradient_sampler(pipeline: Distiller, way: Way, leaves: OuterVariables, drawn_from: Tensor) -> Callable[[Window, Stream], Draw]:
-    """What takes one meta-gradient: a fresh network, fresh draws and a fresh real batch from the stream."""
+def _meta_gradient_sampler(pipeline: Distiller, way: Way, problem: Problem) -> Callable[[Window, Stream], Draw]:
+    """What takes one meta-gradient: a fresh network, fresh draws and a fresh real batch from the stream. Its programs are built."""
+    learner, leaves, groups = problem
 
     def take(window: Window, stream: Stream) -> Draw:
         batch = _real_batch(pipeline, stream)
         began = time.perf_counter()
-        meta = way.unroller.meta_gradient(way.learner, leaves, window, batch, stream, drawn_from, pipeline.programs, way.ends)
+        meta = way.unroller.meta_gradient(learner, leaves, window, batch, stream, groups, pipeline.programs, way.ends)
         loss = float(meta.loss)  # waits for the device
         return Draw(meta.images.flatten().double().cpu(), loss, time.perf_counter() - began)
 
+    take(Window(0, 2), pipeline.stream.fold("gradient study").fold("first"))  # so that no first call is timed
     return take

@@ -24,7 +24,7 @@ WORTH_COMPILING = 1e9
 WORTH_BUILDING = 5e12  # operations of a whole training, forward passes alone, from which on a minute of compiling is won back
 WORTH_RECORDING = 30  # steps from which on recording one, which takes as long as about ten, is won back
 WORTH_ROUNDING = 0.75  # of its time in float32 that a convolution may take in bfloat16, for "auto" to take that
-WORTH_WORDS = 2.0  # from so many times on bfloat16 that was asked for is called slow: processors without AVX-512 take 10 to 80 times
+WORTH_WORDS = 2.0  # from so many times on bfloat16 that was asked for is called slow; a processor without AVX-512 took 13 to 34 times
 
 
 logger = logging.getLogger("distilkit")
@@ -145,8 +145,8 @@ def choose(
     if precision == "auto":
         precision, reason = _precision(kind, last, device)
         why = f"{why}; {reason}"
-    elif precision == "bfloat16" and device.type == "cpu" and (share := _share(last, device)) >= WORTH_WORDS:
-        why = f'{why}; slow: {_taking(share)}, and precision = "auto" would take float32'
+    elif precision == "bfloat16" and device.type == "cpu" and len(shape) == 4 and (share := _share(last, device)) >= WORTH_WORDS:
+        _say_slow(share)
     return Execution(kind, last, together, precision, why)
 
 
@@ -162,6 +162,12 @@ def _share(channels_last: bool, device: torch.device) -> float:
     """Of a convolution's time in float32 that one in bfloat16 takes here."""
     full, rounded = (convolution_seconds(dtype, channels_last, device) for dtype in (torch.float32, torch.bfloat16))
     return rounded / full
+
+
+@lru_cache(maxsize=1)
+def _say_slow(share: float) -> None:
+    """Once, where bfloat16 was asked for."""
+    logger.warning("precision = bfloat16 is slow on this processor: %s", _taking(share))
 
 
 def _taking(share: float) -> str:

@@ -80,11 +80,12 @@ def test_subsets_of_a_run_with_python_components(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_study_gradients(spec, tmp_path):
     arguments = ("study", "gradients", spec, "--at", "0,3", "--replicates", "3", "--policy", '{kind = "FullUnroll", horizon = 6}')
-    done = distilkit(*arguments, "--policy", '{kind = "TailTruncation", horizon = 6, window = 2}', cwd=tmp_path)
+    ways = ("--with", "outer.ends=2", "--with", 'unroller.adjoint={kind="ReplayAdjoint",keep_last=1}')
+    done = distilkit(*arguments, "--policy", '{kind = "TailTruncation", horizon = 6, window = 2}', *ways, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     study = dk.open(tmp_path / "runs" / "tiny-gradients").to_dataset()
     assert study["norm"].dims == ("policy", "optimizer", "outer_step", "replicate")
-    assert study["policy"].values.tolist() == ["FullUnroll horizon 6", "TailTruncation horizon 6 window 2"]
+    assert study["policy"].values.tolist() == ["FullUnroll horizon 6", "TailTruncation horizon 6 window 2", *ways[1::2]]
     assert (study["window_start"].sel(policy="TailTruncation horizon 6 window 2") == 4).all()
     assert (tmp_path / "runs" / "tiny-gradients" / "gradients.png").exists()
     refused = distilkit(*arguments[:-1], '{kind = "FullUnrol", horizon = 6}', cwd=tmp_path)

@@ -12,7 +12,7 @@ import distilkit as dk
 from distilkit.errors import GradientError
 from distilkit.programs import programs as module, rewrites
 from distilkit.programs.programs import Programs, record
-from distilkit.unroll.execution import choose
+from distilkit.unroll.execution import _say_slow, choose
 from distilkit.unroll.rates import convolution_seconds
 
 
@@ -218,14 +218,20 @@ def test_auto_precision_is_the_faster_one(seconds, expected, monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "said"), [((1.0, 0.4), False), ((1.0, 8.0), True)])
 @pytest.mark.parametrize("kind", ["inductor", "trace", "eager"])
-def test_slow_bfloat16_that_was_asked_for_is_told(seconds, said, kind, monkeypatch):
+def test_slow_bfloat16_that_was_asked_for_is_told_once(seconds, said, kind, monkeypatch, caplog):
     monkeypatch.setattr("distilkit.unroll.execution.convolution_seconds", lambda dtype, *_: seconds[dtype is torch.bfloat16])
-    choose.cache_clear()
-    learner = dk.Learner(dk.ConvNet(width=8)).bind((3, 8, 8), 2)
-    found = dk.Unroller(precision="bfloat16", compile=kind).execution(learner, (4, 3, 8, 8), torch.device("cpu"))
-    choose.cache_clear()
-    assert found.precision == "bfloat16"
-    assert ("slow: a convolution in bfloat16 takes 8.00 times" in str(found)) == said
+    learner, cpu = dk.Learner(dk.ConvNet(width=8)).bind((3, 8, 8), 2), torch.device("cpu")
+    for cached in (choose, _say_slow):
+        cached.cache_clear()
+    for images in (4, 6):
+        found = dk.Unroller(precision="bfloat16", compile=kind).execution(learner, (images, 3, 8, 8), cpu)
+        assert found.precision == "bfloat16"
+    dk.Unroller(precision="bfloat16", compile=kind).execution(dk.Learner(dk.MLP()).bind((8,), 2), (4, 8), cpu)  # has no convolution
+    for cached in (choose, _say_slow):
+        cached.cache_clear()
+    told = [one.getMessage() for one in caplog.records if "slow on this processor" in one.getMessage()]
+    assert len(told) == said
+    assert all("8.00 times as long" in one for one in told)
 
 
 def test_the_probe_measures_both_precisions():

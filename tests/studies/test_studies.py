@@ -118,6 +118,11 @@ BAD = {
         CombinationError,
         "'x' differs from the pipeline in its learner",
     ),
+    "another width": (
+        lambda s, p: dk.gradient_study(p, {"x": dk.evolve(p, growth=dk.Growth(until=(0.5,), batch_sizes=(8,)))}),
+        CombinationError,
+        "'x' differs from the pipeline in its growth",
+    ),
     "two replicates": (lambda s, p: dk.gradient_study(p, replicates=2), CombinationError, "too few"),
     "beyond the run": (lambda s, p: dk.gradient_study(p, outer_steps=[5]), CombinationError, "beyond the run's 4"),
 }
@@ -207,10 +212,15 @@ def test_other_ways_are_rows_of_the_gradient_study():
             assert norm == pytest.approx(float(found.images.norm()), rel=1e-5), name
     assert np.allclose(study["cosine"].sel(policy="plain"), 1)
     assert (study["same_end_cosine"].sel(policy=["two ends", "two networks"]).min("replicate") < 0.99999).all()
+    policy, stream = ways["AT-BPTT"], pipeline.stream.fold("gradient study")
+    own = stream.fold("probe").fold(0)
+    batch = pipeline.real_batch(own.fold("batch").permutation(len(pipeline.bundle.train))[:64], own.fold("augment"))
+    probed = policy.observe_probe(policy.init(), pipeline.unroller.probe(pipeline.bound, leaves, 6, batch, own))
+    planned = [policy.plan(probed, 0, stream.fold(k).fold("window"))[0] for k in range(4)]
     adaptive = study.sel(policy="AT-BPTT")
-    lengths = (adaptive["window_stop"] - adaptive["window_start"]).values
-    assert lengths.min() >= 1
-    assert lengths.max() <= 4
+    assert adaptive["window_start"].values.flatten().tolist() == [window.start for window in planned]
+    assert adaptive["window_stop"].values.flatten().tolist() == [window.stop for window in planned]
+    assert planned != [policy.plan(policy.init(), 0, stream.fold(k).fold("window"))[0] for k in range(4)]
 
 
 def test_gradient_study(tmp_path):
