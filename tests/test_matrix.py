@@ -12,6 +12,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
 
 import distilkit as dk
 
@@ -192,6 +193,17 @@ def test_a_wrong_gradient_fails_its_check(monkeypatch, cosine):
         monkeypatch.setattr(matrix_checks, "meta_gradient", lambda *_, planted=planted: (planted, []))
         with pytest.raises(AssertionError, match=name):
             check()
+
+
+@pytest.mark.parametrize(("rounded", "width"), [(2.0, 128), (9.0, 32)])
+def test_networks_are_narrow_where_bfloat16_is_slow(rounded, width, monkeypatch):
+    matrix_checks.width_in_bfloat16.cache_clear()
+    monkeypatch.setattr(matrix_checks, "convolution_seconds", lambda dtype, *_: rounded if dtype is torch.bfloat16 else 1.0)
+    made = [check.run for check in matrix_checks.checks() if "bfloat16" in check.name]
+    matrix_checks.width_in_bfloat16.cache_clear()
+    assert {run.args[0].network.width for run in made} == {width}
+    assert {run.func is matrix_checks.narrowed for run in made} == {width == 32}
+    assert matrix_checks.narrowed(SMALL, compile="trace") == "of width 4, as this processor is slow in bfloat16"
 
 
 def test_a_fallback_is_noted(monkeypatch):
