@@ -25,11 +25,10 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
 
 def _rates(given: Any) -> float | tuple[float, ...] | None:
     """One learning rate, or several in a list, an array or a tensor."""
-    given = given.tolist() if isinstance(given, torch.Tensor) else given
-    if isinstance(given, (list, tuple, np.ndarray)) and np.size(given) != 1:
-        return tuple(float(rate) for rate in given)
-    given = given[0] if isinstance(given, (list, tuple)) else given
-    return None if given is None else float(given)
+    if given is None:
+        return None
+    rates = [float(rate) for rate in np.ravel(given.tolist() if isinstance(given, torch.Tensor) else given)]
+    return rates[0] if len(rates) == 1 else tuple(rates)
 
 
 @attrs.frozen(eq=False)
@@ -79,8 +78,7 @@ class DistilledSet:
         for name, values in (("images", self.images), ("labels", self.labels)):
             if not bool(torch.isfinite(values).all()):
                 raise CombinationError(f"The {name} of a distilled set must be finite; some are NaN or infinite.")
-        rates = self.inner_lr if isinstance(self.inner_lr, tuple) else () if self.inner_lr is None else (self.inner_lr,)
-        if self.inner_lr == () or not all(math.isfinite(rate) and rate > 0 for rate in rates):
+        if self.inner_lr is not None and not (np.size(self.inner_lr) and all(0 < rate < math.inf for rate in np.ravel(self.inner_lr))):
             raise FieldError("inner_lr", self.inner_lr, "a number above 0, or some of them")
         if any("\0" in name for name in self.class_names):  # numpy's text, and so the store, loses it at the end of a name
             raise FieldError("class_names", self.class_names, "names without the character NUL")

@@ -56,7 +56,8 @@ def gradient_figure(data: xr.Dataset) -> Figure:
         axis.tick_params(labelsize=7.5, colors=MUTED)
         axis.grid(axis="y", color="#e5e7eb", linewidth=0.6)
     handles, labels = axes[1, 0].get_legend_handles_labels()
-    for label in figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=4).get_texts():
+    columns = 4 if max(map(len, labels), default=0) <= 30 else 2
+    for label in figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=columns).get_texts():
         label.set_parse_math(False)
     title = clean(str(data.attrs.get("title", "")), 60)
     figure.suptitle(
@@ -71,8 +72,13 @@ def gradient_figure(data: xr.Dataset) -> Figure:
 def _places(data: xr.Dataset) -> np.ndarray:
     """Where the policies stand, one place a step and side by side within it, so that their marks do not hide each other."""
     steps, count = data.sizes["outer_step"], data.sizes["policy"]
-    places: np.ndarray = np.arange(steps)[None] + (np.arange(count) - (count - 1) / 2)[:, None] * 0.12
+    places: np.ndarray = np.arange(steps)[None] + (np.arange(count) - (count - 1) / 2)[:, None] * min(0.12, 0.6 / count)
     return places
+
+
+def _style(i: int) -> str:
+    """Marker and line of the i-th policy: dashed where colours begin anew."""
+    return MARKERS[i % len(MARKERS)] + ("-" if i < len(COLOURS) else "--")
 
 
 def _norms(axes: Axes, data: xr.Dataset) -> None:
@@ -81,7 +87,7 @@ def _norms(axes: Axes, data: xr.Dataset) -> None:
     for i, x in enumerate(_places(data)):
         colour, norms = COLOURS[i % len(COLOURS)], data["norm"].isel(policy=i).transpose("outer_step", "replicate").values
         axes.plot(np.repeat(x, norms.shape[1]), norms.ravel(), ".", color=colour, alpha=0.35, markersize=3, linewidth=0)
-        axes.plot(x, np.median(norms, axis=1), MARKERS[i % len(MARKERS)] + "-", color=colour, markersize=4, linewidth=1.3)
+        axes.plot(x, np.median(norms, axis=1), _style(i), color=colour, markersize=4, linewidth=1.3)
 
 
 def _line(axes: Axes, data: xr.Dataset, name: str, *, log: bool) -> None:
@@ -97,10 +103,10 @@ def _line(axes: Axes, data: xr.Dataset, name: str, *, log: bool) -> None:
             x[good],
             values[good],
             np.stack([lower[good], error[good]]),
-            fmt=MARKERS[i % len(MARKERS)] + "-",
+            fmt=_style(i),
             color=colour,
             markersize=4,
             linewidth=1.3,
             elinewidth=0.8,
-            label=clean(str(data["policy"].values[i]), 30),
+            label=clean(str(data["policy"].values[i]), 56),
         )

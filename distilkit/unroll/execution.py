@@ -164,9 +164,9 @@ def _share(channels_last: bool, device: torch.device) -> float:
     return rounded / full
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _say_slow(share: float) -> None:
-    """Once, where bfloat16 was asked for."""
+    """Once for each layout, where bfloat16 was asked for."""
     logger.warning("precision = bfloat16 is slow on this processor: %s", _taking(share))
 
 

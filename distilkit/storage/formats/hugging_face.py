@@ -110,8 +110,6 @@ def card(distilled: DistilledSet) -> str:
 
 
 def _rate(rate: float | tuple[float, ...]) -> str:
-    return (
-        f"{rate:g}"
-        if not isinstance(rate, tuple)
-        else f"its own for each of {len(rate)} steps, the first {rate[0]:g} and the last {rate[-1]:g}"
-    )
+    if isinstance(rate, tuple):
+        return f"its own for each of {len(rate)} steps, the first {rate[0]:g} and the last {rate[-1]:g}"
+    return f"{rate:g}"
