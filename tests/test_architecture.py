@@ -19,14 +19,14 @@ ROOT = Path(distilkit.__file__).parent
 # Design section 5: a room may import the rooms in the groups before its own.
 GROUPS = [
     {"errors", "fields", "process", "progress"},
-    {"functional", "programs", "networks", "data"},
+    {"functional", "programs", "networks", "data", "recipes"},
     {"learner", "truncation", "boosting", "adaptive"},
     {"growth"},
     {"unroll"},
     {"unroller", "outer"},
     {"evaluation", "storage"},
     {"distiller"},
-    {"spec", "report", "recipes"},
+    {"spec", "report"},
     {"runs"},
     {"studies"},
     {"cli"},
@@ -39,7 +39,6 @@ BESIDE = {
     ("networks", "functional"),
     ("data", "functional"),
     ("evaluation", "storage"),
-    ("spec", "recipes"),
     ("adaptive", "truncation"),
 }
 # A module that must not know what its room may: an adjoint takes any pure functions, and is tested without a learner.

@@ -147,7 +147,7 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as paper
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a run, or a distilled set in a format of others.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run, a set that comes with distilkit, or one in a format of others.")],
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="Real data: arrays such as CIFAR10.npz, or a kind such as CIFAR10.")
     ] = None,
@@ -183,7 +183,7 @@ def evaluate(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a run, or a distilled set in a format of others.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run, a set that comes with distilkit, or one in a format of others.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write; it must not be there yet.")],
     to: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format to write, such as mtt, safetensors or image-folder.")] = None,
     format: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of PATH, if it is no run and cannot be told.")] = None,

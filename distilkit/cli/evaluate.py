@@ -22,7 +22,7 @@ from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
 from distilkit.runs.claim import claimed
 from distilkit.runs.evaluate import EvaluationInput, evaluate, require_free, save
-from distilkit.runs.open import is_run, pipeline_of, refuse_for_run
+from distilkit.runs.open import is_run, pipeline_of, refuse_to_be_told, says_all
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats
@@ -72,10 +72,11 @@ def assemble(
 ) -> EvaluationInput:
     """Put together the evaluation of a run or of anyone's set, as `distilkit evaluate` says it.
 
-    A set that is no run comes from authors who used all training images, so none are held out: whitening is fitted on all.
+    A set in a format of others comes from authors who used all training images, so none are held out: whitening is fitted on all.
 
     Args:
-        path: the folder of a run, or a file or folder in one of the formats of `distilkit.storage.formats`.
+        path: the folder of a run, the name of a set that comes with distilkit, or a file or folder in one of the formats of
+            `distilkit.storage.formats`.
         data: instead of the recipe's data: a kind such as "CIFAR10", or the path of arrays (see `Arrays`), either with the recipe's
             preprocessing.
         recipe: a spec's path, or the name of a recipe; what the set was made with, where it is no run.
@@ -89,13 +90,13 @@ def assemble(
     Raises:
         DistilkitError: something is missing or does not fit.
     """
-    run = is_run(path)
-    if run:
-        refuse_for_run(path, format=format, label_space=label_space, preprocessing=preprocessing)
+    whole = says_all(path)
+    if whole:
+        refuse_to_be_told(path, format=format, label_space=label_space, preprocessing=preprocessing)
     pipeline: Distiller
     if recipe is not None:
         pipeline = specs.loads(_recipe_text(recipe), overrides, trust=trust, source=recipe)
-    elif run:
+    elif whole:
         pipeline = pipeline_of(path, overrides, trust=trust)
     else:
         raise CombinationError(
@@ -104,9 +105,11 @@ def assemble(
         )
     source = pipeline.data if data is None else _source(data, pipeline.data)
     progress.phase("loading data")
-    if run:
+    if whole:
         distilled = storage.load(path)
-        if data is not None:
+        if data is not None and not is_run(path):  # its whitening is fitted on the images that the recipe does not hold out
+            source = _in_space(_evolved(source, validation=getattr(pipeline.data, "validation", 0)), distilled, held_out=True)
+        elif data is not None:
             source = _in_space(source, distilled, held_out=False)
         elif recipe is not None:
             source = _in_space(source, distilled, held_out=True)

@@ -60,3 +60,4 @@ def show_recipes() -> None:
         console = Console(width=200)
     console.print(recipes_table())
     console.print("distilkit recipes show NAME prints one; distilkit run NAME runs it.", highlight=False)
+    console.print("distilkit evaluate NAME judges the set that comes with one; distilkit.load(NAME) gives it.", highlight=False)

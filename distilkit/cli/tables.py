@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distilkit import recipes
+from distilkit.storage import shipped
 from distilkit.storage.spread import plus_minus, spread
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 def recipes_table() -> Table:
     """What the recipes say of themselves."""
     table = Table(title="Recipes: test accuracy in percent, as published")
-    for heading in ("name", "data", "per class", "published", "memory", "cost"):
+    for heading in ("name", "data", "per class", "published", "memory", "cost", "its set"):
         table.add_column(heading, justify="right" if heading == "per class" else "left", overflow="fold")
+    ready = shipped.names()
     for one in map(recipes.describe, recipes.names()):
-        table.add_row(one.name, one.data, str(one.per_class), one.published, one.memory, one.cost)
+        table.add_row(one.name, one.data, str(one.per_class), one.published, one.memory, one.cost, "here" if one.name in ready else "")
     return table
 
 

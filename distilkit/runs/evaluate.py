@@ -27,7 +27,7 @@ from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
-from distilkit.runs.open import is_run, pipeline_of
+from distilkit.runs.open import pipeline_of, says_all
 from distilkit.storage import layout
 from distilkit.storage.store import holds_results, require_writable
 from distilkit.unroll.execution import ProgramCache
@@ -73,7 +73,7 @@ def evaluate(
     """Train fresh networks on a distilled set and test them on real images.
 
     Args:
-        distilled: a set, or the folder of a run, whose selected set it is.
+        distilled: a set; the folder of a run, whose selected set it is; or the name of a set that comes with distilkit.
         data: a bundle, or a source such as `Arrays("cifar10.npz", preprocessing=distilled.preprocessing)`. A run's own when left out.
         learner: how networks are trained. A run's own when left out.
         evaluation: the protocol. A run's own when left out.
@@ -157,13 +157,13 @@ def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation
         return given
     title = "distilled"
     if not isinstance(given, DistilledSet):
-        if not is_run(given):
+        if not says_all(given):
             raise RunError(
                 f"There is no run at {os.fspath(given)!r}. A set in another format is read first, and evaluated with the data and learner "
                 "that belong to it.",
                 fix="dk.evaluate(distilkit.storage.formats.read(path, data=bundle), bundle, learner, evaluation)",
             )
-        title, path = Path(given).stem, given
+        title, path = Path(given).name.removesuffix(".zarr"), given
         given = storage.load(path)
         if data is None or learner is None or evaluation is None:
             pipeline = pipeline_of(path, trust=trust)

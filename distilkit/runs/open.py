@@ -10,7 +10,7 @@ from distilkit import spec as specs, storage
 from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, RunError, listing
-from distilkit.storage import formats
+from distilkit.storage import formats, shipped
 
 
 def is_run(path: Any) -> bool:
@@ -18,18 +18,24 @@ def is_run(path: Any) -> bool:
     return Path(path).suffix == ".zarr" or storage.holds_results(path)
 
 
-def refuse_for_run(path: Any, **options: str | None) -> None:
+def says_all(path: Any) -> bool:
+    """Whether a path is a run, or the name of a set that comes with distilkit: both say how they were made, and load as they are."""
+    return is_run(path) or shipped.comes_with_distilkit(path)
+
+
+def refuse_to_be_told(path: Any, **options: str | None) -> None:
     """Refuse what a run says of itself: an option that does nothing would pass for one that did."""
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise CombinationError(f"{path} is a run, which says its {listing(given, 'and').replace('_', ' ')} itself: it cannot be given.")
+        what = "a run" if is_run(path) else "a set of distilkit's own"
+        raise CombinationError(f"{path} is {what}, which says its {listing(given, 'and').replace('_', ' ')} itself: it cannot be given.")
 
 
 def read_set(path: Any, *, format: str | None = None, label_space: str | None = None, preprocessing: str | None = None) -> DistilledSet:
-    """The distilled set of a run, or of a file or folder in one of the formats of `distilkit.storage.formats`.
+    """The distilled set of a run, one that comes with distilkit, or of a file or folder in a format of `distilkit.storage.formats`.
 
     Args:
-        path: of the run, file or folder.
+        path: of the run, file or folder, or the name of a set that comes with distilkit.
         format: of what is no run, where it cannot be told.
         label_space: what its labels are, where it does not say.
         preprocessing: what its images went through, where it does not say.
@@ -37,8 +43,8 @@ def read_set(path: Any, *, format: str | None = None, label_space: str | None = 
     Raises:
         DistilkitError: it cannot be read; the message asks for what is missing.
     """
-    if is_run(path):
-        refuse_for_run(path, format=format, label_space=label_space, preprocessing=preprocessing)
+    if says_all(path):
+        refuse_to_be_told(path, format=format, label_space=label_space, preprocessing=preprocessing)
         return storage.load(path)
     return formats.read(path, format, label_space=label_space, preprocessing=preprocessing)
 
@@ -47,7 +53,7 @@ def with_pipeline(distilled: Any, pipeline: Distiller | None = None, *, trust: b
     """A distilled set on the CPU and the pipeline that says how it is judged.
 
     Args:
-        distilled: the set, or the folder of its run.
+        distilled: the set, the folder of its run, or the name of a set that comes with distilkit.
         pipeline: that of the run when left out.
         trust: allow the run's spec to name Python code.
 
@@ -66,10 +72,10 @@ def with_pipeline(distilled: Any, pipeline: Distiller | None = None, *, trust: b
 def pipeline_of(
     path: Any, overrides: Iterable[str] = (), *, trust: bool = False, instead: str = "dk.evaluate(run, data, learner, evaluation)"
 ) -> Distiller:
-    """The pipeline of a run, from its `spec.toml`.
+    """The pipeline of a run, from its `spec.toml`, or of a set that comes with distilkit, from its recipe.
 
     Args:
-        path: of the run.
+        path: of the run, or that set's name.
         overrides: of its spec, as for `--set`.
         trust: allow the spec to name Python code.
         instead: what to type where there is no spec.
@@ -77,6 +83,8 @@ def pipeline_of(
     Raises:
         RunError: it has none, since parts of it were made in Python.
     """
+    if shipped.comes_with_distilkit(path):
+        return specs.load(path, overrides)
     place = Path(path)
     written = (place.parent if place.suffix == ".zarr" else place) / "spec.toml"
     if not written.is_file():

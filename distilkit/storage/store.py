@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import xarray as xr
 
 from distilkit.errors import Change, RunError, nearest
+from distilkit.storage import shipped
 from distilkit.storage.checkpoint import sync_folder
 from distilkit.storage.integrity import CHECKED, damage, write_sealed
 from distilkit.storage.layout import FORMAT_VERSION
@@ -113,7 +114,8 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
     """Load the distilled set of a run: the very tensors that were stored, and their preprocessing.
 
     Args:
-        run: the folder of a run, or its `results.zarr`.
+        run: the folder of a run, or its `results.zarr`; or the name of a set that comes with distilkit, such as
+            "fast/cifar10-ipc1", whose preprocessing is fitted when data is loaded in its space.
         which: "best", the one selected on validation; "last", the one after the last outer step; "auto", the best if there
             is one, else the last.
 
@@ -123,6 +125,8 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
     if which not in ("auto", "best", "last"):
         near = nearest(str(which), ("auto", "best", "last")) or "auto"
         raise RunError(f"which = {which!r} cannot be: it takes 'auto', 'best' or 'last'.", fix=f'which="{near}"')
+    if shipped.comes_with_distilkit(run):
+        return shipped.read(run)
     tree = open(run)
     group = "best" if which == "best" or (which == "auto" and "best" in tree.children) else "distilled"
     if group not in tree.children:
