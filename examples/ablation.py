@@ -3,10 +3,10 @@
     python examples/ablation.py --data cifar10 --seconds 900                          # all, one after the other
     python examples/ablation.py --data fashion-mnist --only RaT-BPTT "AT-BPTT" --seeds 0 1 2
 
-Each run is the example of its data with a ConvNet of the field's size, and with what stands in `WAYS`. How many outer steps go into the
-time is measured on a few of them, so that the cosine of the learning rate ends with it. Looks at validation and the test are not counted,
-nor is the building of programs. What is found is added to docs/results/ablation.json, run by run, so that a call that was stopped goes
-on, and drawn beside it.
+Each run is the example of its data with the settings of `FIELD`, which are those of `fast/cifar10-ipc1`, and with what stands in `WAYS`.
+How many outer steps go into the time is measured on a few of them, so that the cosine of the learning rate ends with it. Looks at
+validation and the test are not counted, nor is the building of programs. What is found is added to docs/results/ablation.json, run by run,
+so that a call that was stopped goes on, and drawn beside it. A figure and a table hold runs of one width and one time.
 """
 
 from __future__ import annotations
@@ -33,8 +33,15 @@ from distilkit.report.drawing import new_figure, save
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "ablation.json"
 SPECS = {"cifar10": "cifar10.toml", "fashion-mnist": "fashion_mnist.toml", "digits": "digits.toml"}
-FIELD = ["learner.network.width=128", 'unroller.precision="bfloat16"', "outer.batch_size=500", "outer.optimizer.lr=0.01"]
-LOOKS = 6  # at validation, in equal distances
+FIELD = [
+    'unroller.precision="bfloat16"',
+    'evaluation.precision="bfloat16"',  # judges as float32 does (docs: Judging distilled sets), in half of the time
+    "outer.batch_size=500",
+    "outer.optimizer.lr=0.03",
+    'learner.augment={kind="FlipRotate"}',
+    'outer.augment={kind="FlipRotate"}',
+]
+LOOKS = 5  # at validation, in equal distances
 TRIED = 5  # places of a run at which two outer steps are taken: the first may build programs, and only the second counts
 CALM = "learner.optimizer.eps_root=1e-6"
 WITHOUT_FIRST = 'truncation={kind="FixedStart",start=1,window=39}'
@@ -47,6 +54,9 @@ WAYS: dict[str, list[str]] = {
     "full unroll, eps_root": ['truncation={kind="FullUnroll",horizon=40}', CALM],
     "without step 0": [WITHOUT_FIRST],
     "without step 0, eps_root": [WITHOUT_FIRST, CALM],
+    "twice the steps": ['truncation={kind="FixedStart",start=1,window=79}', CALM],
+    "half the steps, inner rate 0.003": ['truncation={kind="FixedStart",start=1,window=19}', CALM, "learner.optimizer.lr=0.003"],
+    "quicker second moment": [WITHOUT_FIRST, CALM, "outer.optimizer.betas=[0.9,0.95]"],
     "three ends": [WITHOUT_FIRST, CALM, "outer.ends=3"],
     "ends where the cotangent dies out": [WITHOUT_FIRST, CALM, 'unroller.adjoint={kind="ReplayAdjoint",decay=0.01}'],
     "grows": ['truncation={kind="Growing",first=0.25,steps=%d,policy={kind="FixedStart",start=1,window=59}}', CALM],
@@ -64,11 +74,12 @@ def ways_of(data: str) -> list[str]:
     return [way for way, changes in WAYS.items() if data != "digits" or not any("widths" in one for one in changes)]
 
 
-def pipeline(data: str, way: str, seed: int, steps: int, networks: int, threads: int | None) -> dk.Distiller:
+def pipeline(data: str, way: str, seed: int, steps: int, networks: int, threads: int | None, width: int = 128) -> dk.Distiller:
     """The example of some data, with another way to the meta-gradient and so many outer steps."""
-    changes = [*([] if data == "digits" else FIELD), *(one % max(1, steps // 2) if "%d" in one else one for one in WAYS[way])]
+    changes = [] if data == "digits" else [*FIELD, f"learner.network.width={width}"]
+    changes += [*(one % max(1, steps // 2) if "%d" in one else one for one in WAYS[way])]
     changes += [f"seed={seed}", f"outer.steps={steps}", f"evaluation.every={max(1, math.ceil(steps / LOOKS))}"]
-    changes += [f"evaluation.seeds={networks}", "evaluation.steps=[50,100,200,400]", "evaluation.baselines=[]"]
+    changes += [f"evaluation.seeds={networks}", "evaluation.steps=[100,200]", "evaluation.baselines=[]"]
     return spec.load(ROOT / "examples" / SPECS[data], [*changes, *([f"threads={threads}"] if threads else [])])
 
 
@@ -84,13 +95,15 @@ def seconds_of_a_step(distiller: dk.Distiller) -> float:
     return statistics.fmean(spent)
 
 
-def run(data: str, way: str, seed: int, seconds: float, networks: int, threads: int | None, display: dk.Progress) -> dict[str, Any]:
+def run(
+    data: str, way: str, seed: int, seconds: float, networks: int, threads: int | None, width: int, display: dk.Progress
+) -> dict[str, Any]:
     """One run of so many seconds of outer steps, and what it gave."""
     display.phase(f"{data}, {way}, seed {seed}: trying some outer steps")
-    one = seconds_of_a_step(pipeline(data, way, seed, 1000, networks, threads))
-    steps = max(LOOKS, round(seconds / one))
+    one = seconds_of_a_step(pipeline(data, way, seed, 1000, networks, threads, width))
+    steps = LOOKS * max(1, round(seconds / one / LOOKS))
     folder = Path(tempfile.mkdtemp())
-    tree = dk.run(pipeline(data, way, seed, steps, networks, threads), folder / "run", display)
+    tree = dk.run(pipeline(data, way, seed, steps, networks, threads, width), folder / "run", display)
     shutil.rmtree(folder)
     accuracy, validation = tree["evaluation"]["accuracy"].values, tree["evaluation"]["validation_accuracy"]
     history = tree["history"]["seconds"].values
@@ -100,6 +113,7 @@ def run(data: str, way: str, seed: int, seconds: float, networks: int, threads: 
         "way": way,
         "seed": seed,
         "budget": seconds,
+        "width": width,
         "mean": float(np.mean(accuracy)),
         "values": accuracy.tolist(),
         "outer_steps": steps,
@@ -147,6 +161,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=WAYS, metavar="WAY", help="; ".join(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--seconds", type=float, default=900.0, help="of outer steps (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=128, help="of the ConvNets, also of those that judge (default: %(default)s)")
     parser.add_argument("--networks", type=int, default=5, help="that judge a set")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -154,17 +169,17 @@ def main() -> None:
     for seed in given.seeds:
         for way in given.only or ways_of(given.data):
             found = read(given.out)
-            key = {"data": given.data, "way": way, "seed": seed, "budget": given.seconds}
+            key = {"data": given.data, "way": way, "seed": seed, "budget": given.seconds, "width": given.width}
             if any(key.items() <= one.items() for one in found):
                 continue
             with Display(Console()) as display:
-                one = run(given.data, way, seed, given.seconds, given.networks, given.threads, display)
+                one = run(given.data, way, seed, given.seconds, given.networks, given.threads, given.width, display)
             print(
                 f"{way}, seed {seed}: {100 * one['mean']:.1f} after {one['outer_steps']} outer steps in {one['seconds']:.0f} s", flush=True
             )
             found = read(given.out)  # again: another process may have added to it
             given.out.write_text(json.dumps([*found, one], indent=1) + "\n", encoding="utf-8")
-            mine = [row for row in [*found, one] if (row["data"], row["budget"]) == (given.data, given.seconds)]
+            mine = [row for row in [*found, one] if (row["data"], row["budget"], row["width"]) == (given.data, given.seconds, given.width)]
             draw(mine, given.data, given.out.with_name(f"{given.out.stem}-{given.data}.png"))
 
 

@@ -1,11 +1,12 @@
 """Put a finished run into the table of docs/numbers.md: judge its set once more, by the paper's protocol and beside coresets.
 
     distilkit run fast/cifar10-ipc1 --out runs/headline
-    python examples/headline.py runs/headline --row "CIFAR-10, 1"
+    python examples/headline.py runs/headline --row "CIFAR-10, 1" --ship fast/cifar10-ipc1
 
 It adds what it finds to docs/results/numbers.json, in the place of an earlier entry of that title and seed. Accuracy is that which
 the run stored, of networks that it never saw, after the number of training steps that was selected on held-out images; "by the paper's
 protocol" is the largest mean over 300, 600 and 1,000 steps on the test images, which is optimistic, and so are the real images beside it.
+`--ship` puts the set beside the recipe of that name, where it comes with the package.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 import distilkit as dk
 from distilkit.cli.display import Console, Display
 from distilkit.runs.open import pipeline_of
+from distilkit.storage import shipped
 from distilkit.storage.spread import spread
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "numbers.json"
@@ -35,15 +37,20 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--row", required=True, help="of the table, such as 'CIFAR-10, 1'")
     parser.add_argument("--networks", type=int, default=5)
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="of the protocol")
+    parser.add_argument("--ship", metavar="NAME", help="put the set beside the recipe of this name")
     parser.add_argument("--note", default="", help="what a reader should know of how it was made")
     given = parser.parse_args()
     tree = dk.open(given.run)
-    pipeline = pipeline_of(given.run, [f"evaluation.seeds={given.networks}", f"evaluation.steps={list(LENGTHS)}"])
+    pipeline = pipeline_of(given.run, [f"evaluation.seeds={given.networks}", f"evaluation.steps={list(LENGTHS)}", *given.changes])
     with Display(Console()) as display:
         judged = dk.evaluate(
             dk.load(given.run), pipeline.bundle, pipeline.learner, pipeline.evaluation, baselines=BASELINES, progress=display
         )
+    if given.ship:
+        shipped.write(dk.load(given.run), given.ship)
     accuracy, history = tree["evaluation"]["accuracy"].values, tree["history"]
+    validation = tree["evaluation"]["validation_accuracy"]
     beside = judged.baseline_accuracy.mean("seed").max("training_steps")
     found = {
         "row": given.row,
@@ -52,6 +59,7 @@ def main() -> None:
         "by_validation": {"mean": float(np.mean(accuracy)), "std": float(spread(accuracy)), "n": len(accuracy)},
         "by_the_papers_protocol": float(judged.paper_protocol),
         "beside": {str(name): float(beside.sel(baseline=name)) for name in BASELINES},
+        "validation": dict(zip(map(str, validation["outer_step"].values.tolist()), validation.mean("seed").values.tolist(), strict=True)),
         "outer_steps": int(history.sizes["outer_step"]),
         "seconds": float(history["seconds"].sum()),
         "hardware": f"{processor()}, {tree.attrs['device']}",

@@ -31,7 +31,7 @@ def _rates(given: Any) -> float | tuple[float, ...] | None:
     return rates[0] if len(rates) == 1 else tuple(rates)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class DistilledSet:
     """Synthetic images and labels, with all that is needed to train on them and to look at them.
 
@@ -46,12 +46,16 @@ class DistilledSet:
         inner_lr: the learned inner learning rate, when there is one; or one for each of the first training steps, of which later steps
             take the last.
         preprocessing: fitted; its inverse makes the images visible.
-        provenance: where the set came from; a JSON-able dict.
+        provenance: where the set came from; a JSON-able dict. That of a run that was tested says under "training" how networks were
+            trained on it: network, optimizer, loss and augmentation as they are written in Python, the number of steps, the test accuracy
+            of each network.
 
     >>> names = ("cat", "dog")
     >>> made = DistilledSet(torch.zeros(2, 1, 4, 4), torch.eye(2), torch.arange(2), names)
     >>> len(made), made.per_class, made.pixels().dtype
     (2, 1, torch.uint8)
+    >>> made
+    DistilledSet(2 images of 1x4x4, 2 classes, one-hot labels, Identity)
     """
 
     images: torch.Tensor = attrs.field(converter=aligned)
@@ -91,6 +95,13 @@ class DistilledSet:
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def __repr__(self) -> str:
+        kind = "images" if len(self.image_shape) == 3 else "vectors"
+        size = "x".join(map(str, self.image_shape))
+        rate = "" if self.inner_lr is None else ", learned rate" if np.ndim(self.inner_lr) == 0 else f", {np.size(self.inner_lr)} learned rates"
+        space = self.preprocessing.to_arrays()[0].get("kind", type(self.preprocessing).__name__)
+        return f"DistilledSet({len(self)} {kind} of {size}, {len(self.class_names)} classes, {self.label_space} labels{rate}, {space})"
 
     @property
     def image_shape(self) -> tuple[int, ...]:

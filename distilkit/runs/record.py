@@ -17,7 +17,7 @@ from distilkit import fields, report, storage
 from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import DistilkitError
-from distilkit.evaluation import PartialScore, Score
+from distilkit.evaluation import PartialScore, Score, training_set
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
 from distilkit.truncation import StepInfo
@@ -66,6 +66,8 @@ class Record:
 def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], directory: Path) -> xr.DataTree:
     """Write all that is known by now."""
     last = distiller.distilled(record.state)
+    if not record.best:
+        last = _with_training(last, distiller, record.final)
     groups = {
         "distilled": storage.distilled_group(storage.to_arrays(last), record.state.step),
         "history": layout.history_group(
@@ -87,7 +89,7 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
         ).assign_attrs(_how(distiller, record.state)),
     }
     if record.best:
-        accuracy, best = record.best
+        accuracy, best = record.best[0], _with_training(record.best[1], distiller, record.final)
         groups["best"] = storage.distilled_group(
             storage.to_arrays(best), best.provenance["outer_step"], validation_accuracy=accuracy, preprocessing_group="distilled"
         )
@@ -121,6 +123,26 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
     tree.attrs["finished"] = record.finished
     storage.write(tree, directory)
     return tree
+
+
+def _with_training(made: DistilledSet, distiller: Distiller, score: Score | None) -> DistilledSet:
+    """The set that was tested, with what a person needs to train on it as the networks that tested it were, and what they reached."""
+    if score is None:
+        return made
+    learner, _ = distiller.evaluation.trainer(distiller.bound, training_set(made, distiller.bundle))
+    words = {
+        **{name: _repr(getattr(learner, name)) for name in ("network", "optimizer", "loss", "augment")},
+        "batch_per_class": learner.batch_per_class,
+        "classes_per_step": learner.classes_per_step,
+        "labels": distiller.evaluation.labels,
+        "steps": score.steps,
+        "test_accuracy": [None if np.isnan(value) else float(value) for value in score.test],
+    }
+    return attrs.evolve(made, provenance={**made.provenance, "training": words})
+
+
+def _repr(part: Any) -> str | None:
+    return None if part is None else repr(part)
 
 
 def _how(distiller: Distiller, state: DistillerState) -> dict[str, str]:

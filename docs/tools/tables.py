@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ def table(name: str, source: str) -> str:
     record = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
     if name == "matrix":
         return f"{_matrix(record)}\n\n*All checks and versions: [{source}.json](results/{source}.json).*"
-    if name in ("numbers", "runs"):
-        return {"numbers": _numbers, "runs": _runs}[name](record)
+    if name in PLAIN:
+        return PLAIN[name](record)
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     hardware = record["hardware"]
     kind = f" (family {hardware['family']}, model {hardware['model']})" if hardware.get("family") else ""
@@ -100,6 +101,67 @@ def _runs(record: Record) -> str:
     ]
     headings = ["run", "data, images per class", "by validation (networks)", "by the paper's protocol", "random real", "k-means real"]
     return _markdown([*headings, "outer steps", "their time", "on what"], rows)
+
+
+def _labels(record: Record) -> str:
+    """Accuracy by images and labels, of each set."""
+    rows, words = [], []
+    for one in record["sets"]:
+        for name in dict.fromkeys(row["images"] for row in one["rows"]):
+            cells = {row["labels"]: row for row in one["rows"] if row["images"] == name}
+            rows.append([one["row"], name, *(_row_of_labels(cells.get(labels)) for labels in ("hard", "soft"))])
+        teacher = one["teacher"]
+        words.append(
+            f"{one['row']}: `{one['set']}`; the teacher has {_hundred(teacher['accuracy'])} % after {teacher['steps']} steps; "
+            f"{one['hardware']}, torch {one['torch']}, {one['date']}."
+        )
+    table = _markdown(["data, images per class", "images", "hard labels", "soft labels"], rows)
+    return f"{table}\n\n*{' '.join(words)} All numbers: [labels.json](results/labels.json).*"
+
+
+def _row_of_labels(row: Record | None) -> str:
+    return "" if row is None else f"{_mean(row['values'])} ({len(row['values'])})"
+
+
+def _ablation(record: list[Record]) -> str:
+    """Each way at equal seconds, best first: what it came to, and when it was where plain RaT-BPTT ends."""
+    parts = []
+    for data, budget, width in dict.fromkeys((one["data"], one["budget"], one["width"]) for one in record):
+        ways: dict[str, list[Record]] = {}
+        for one in record:
+            if (one["data"], one["budget"], one["width"]) == (data, budget, width):
+                ways.setdefault(one["way"], []).append(one)
+        goal = _mean_curve(ways["RaT-BPTT"])[-1][1] if "RaT-BPTT" in ways else None
+        rows = []
+        for way, runs in sorted(ways.items(), key=lambda item: -statistics.fmean(run["mean"] for run in item[1])):
+            reached = next((seconds for seconds, accuracy in _mean_curve(runs) if goal is not None and accuracy >= goal), None)
+            when = "" if goal is None else "never" if reached is None else f"{reached:.0f} s"
+            steps = round(statistics.fmean(run["outer_steps"] for run in runs))
+            validation = f"{100 * _mean_curve(runs)[-1][1]:.1f}"
+            rows.append([way, _mean([run["mean"] for run in runs]), len(runs), validation, steps, when])
+        headings = ["way", "test accuracy", "seeds", "validation accuracy", "outer steps", "at RaT-BPTT's last validation accuracy"]
+        first = next(iter(ways.values()))[0]
+        threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
+        words = f"*{data}: {budget:.0f} s of outer steps each, width {width}; {first['hardware']}, {threads}, torch {first['torch']}.*"
+        parts.append(f"{_markdown(headings, rows)}\n\n{words}")
+    return "\n\n".join([*parts, "*All runs: [ablation.json](results/ablation.json).*"])
+
+
+def _mean_curve(runs: list[Record]) -> list[tuple[float, float]]:
+    """Mean over seeds of seconds and validation accuracy at each look."""
+    looks = [run["looks"] for run in runs]
+    return [
+        (statistics.fmean(seconds), statistics.fmean(accuracy))
+        for seconds, accuracy in zip(
+            zip(*(look["seconds"] for look in looks), strict=True), zip(*(look["accuracy"] for look in looks), strict=True), strict=True
+        )
+    ]
+
+
+def _mean(values: list[float]) -> str:
+    """Of fractions, in percent, with the standard deviation of the sample."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"
 
 
 def _hundred(fraction: float | None) -> str:
@@ -253,6 +315,8 @@ def _markdown(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+# Their files say themselves what each entry was measured on.
+PLAIN: dict[str, Callable[[Any], str]] = {"numbers": _numbers, "runs": _runs, "labels": _labels, "ablation": _ablation}
 TABLES: dict[str, Callable[[Record], str]] = {
     "unroll": _unroll,
     "limits": _limits,

@@ -41,6 +41,17 @@ def test_same_seed_same_bits(usual, tmp_path):
     assert not np.array_equal(one["distilled/image"], other["distilled/image"])
 
 
+def test_a_set_says_how_to_train_on_it(usual):
+    """What it says, typed into Python, gives networks that reach what it says."""
+    made, words = dk.load(usual), dk.load(usual).provenance["training"]
+    learner = dk.Learner(*(eval(words[name], vars(dk)) for name in ("network", "optimizer")), loss=eval(words["loss"], vars(dk)))
+    assert (words["augment"], words["batch_per_class"], words["labels"]) == (None, None, "soft")
+    assert words["test_accuracy"] == dk.open(usual)["evaluation"]["accuracy"].values.tolist()
+    found = dk.evaluate(made, tiny().bundle, learner, dk.Evaluation(seeds=8, steps=(words["steps"],)))
+    assert abs(found.accuracy.values.mean() - np.mean(words["test_accuracy"])) < 0.2
+    assert "training" not in dk.load(usual, "last").provenance
+
+
 @pytest.mark.parametrize("every", [0, 1])
 def test_evaluation_changes_no_bit_of_the_set(usual, tmp_path, every):
     other = tiny(evaluation=dk.Evaluation(seeds=3, steps=(4,), every=every, baselines=())).run(tmp_path / "other")

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import distilkit as dk
-from distilkit import recipes
+from distilkit import recipes, spec
 from distilkit.cli.app import app
 from distilkit.data.preprocessing import Identity, KorniaZCA, Standardize, Whiten
 from distilkit.data.preprocessing.refittable import Refittable
@@ -71,7 +71,7 @@ def name(tmp_path, monkeypatch):
     )
     (tmp_path / "recipes" / "fast").mkdir(parents=True)
     (tmp_path / "recipes" / "fast" / "noise.toml").write_text(RECIPE.replace("PATH", str(tmp_path / "noise.npz")))
-    dk.run("fast/noise", tmp_path / "run")
+    spec.load("fast/noise").run(tmp_path / "run")
     shipped.write(dk.load(tmp_path / "run"), "fast/noise")
     return "fast/noise"
 
@@ -152,7 +152,7 @@ def test_what_has_no_arrays_stays():
 
 @pytest.mark.parametrize("name", shipped.names())
 def test_a_set_of_the_package_fits_its_recipe(name):
-    made, pipeline = dk.load(name), dk.spec.load(name)
+    made, pipeline = dk.load(name), spec.load(name)
     assert made.per_class == pipeline.images.per_class
     assert made.preprocessing.to_arrays()[0]["kind"] == type(pipeline.data.preprocessing).__name__
     assert (recipes.FOLDER / f"{name}.safetensors").stat().st_size < 2_000_000

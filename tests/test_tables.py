@@ -1,0 +1,92 @@
+"""Tables of pages that are made of data files: what they tell of records whose answers are known."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distilkit import spec as specs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs/tools/tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def ablated(way, seed, mean, curve):
+    return {
+        "data": "cifar10",
+        "way": way,
+        "seed": seed,
+        "budget": 60.0,
+        "width": 128,
+        "mean": mean,
+        "outer_steps": 30,
+        "looks": {"outer_step": [10, 20, 30], "seconds": [20.0, 40.0, 60.0], "accuracy": curve},
+        "hardware": "a processor",
+        "threads": 1,
+        "torch": "2.14.1",
+    }
+
+
+def test_the_ablation_says_when_a_way_is_where_the_papers_ends(tables, tmp_path):
+    """RaT-BPTT ends at a mean of 0.31: one way is there at the second look in the mean, the other never."""
+    record = [
+        ablated("RaT-BPTT", 0, 0.29, [0.1, 0.2, 0.30]),
+        ablated("RaT-BPTT", 1, 0.31, [0.1, 0.2, 0.32]),
+        ablated("better", 0, 0.40, [0.2, 0.30, 0.4]),
+        ablated("better", 1, 0.42, [0.2, 0.33, 0.4]),
+        ablated("worse", 0, 0.25, [0.1, 0.2, 0.25]),
+    ]
+    (tmp_path / "ablation.json").write_text(json.dumps([*record, ablated("RaT-BPTT", 0, 0.5, [0.5, 0.5, 0.5]) | {"budget": 90.0}]))
+    lines = tables.on_page_markdown("<!-- table: ablation -->").splitlines()
+    assert lines[2:5] == [
+        "| better | 41.0 ± 1.4 | 2 | 40.0 | 30 | 40 s |",
+        "| RaT-BPTT | 30.0 ± 1.4 | 2 | 31.0 | 30 | 60 s |",
+        "| worse | 25.0 | 1 | 25.0 | 30 | never |",
+    ]
+    assert lines[6] == "*cifar10: 60 s of outer steps each, width 128; a processor, one thread, torch 2.14.1.*"
+    assert lines[10].startswith("| RaT-BPTT | 50.0 |")
+
+
+def test_labels_stand_side_by_side(tables, tmp_path):
+    rows = [
+        {"images": "distilled", "labels": "soft", "values": [0.4, 0.5]},
+        {"images": "distilled", "labels": "hard", "values": [0.3, 0.3]},
+        {"images": "random real", "labels": "hard", "values": [0.1, 0.2]},
+    ]
+    one = {"row": "CIFAR-10, 1", "set": "fast/x", "teacher": {"steps": 7, "accuracy": 0.8}, "rows": rows}
+    one |= {"hardware": "a processor", "torch": "2.14.1", "date": "2026-11-27"}
+    (tmp_path / "labels.json").write_text(json.dumps({"sets": [one]}))
+    lines = tables.on_page_markdown("<!-- table: labels -->").splitlines()
+    assert lines[2] == "| CIFAR-10, 1 | distilled | 30.0 ± 0.0 (2) | 45.0 ± 7.1 (2) |"
+    assert lines[3] == "| CIFAR-10, 1 | random real | 15.0 ± 7.1 (2) |  |"
+    assert "the teacher has 80.0 % after 7 steps" in lines[5]
+
+
+@pytest.mark.slow
+def test_what_the_labels_give_is_measured(tmp_path):
+    """On digits: the script runs, its numbers are accuracies of both kinds of labels, and a second call takes the place of the first."""
+    spec = ROOT / "examples/digits.toml"
+    run, out = tmp_path / "run", tmp_path / "labels.json"
+    specs.load(spec, ["outer.steps=30", "evaluation.every=0", "evaluation.seeds=2", "evaluation.baselines=[]"]).run(run)
+    command = [sys.executable, ROOT / "examples/labels.py", run, "--row", "digits, 1", "--teacher-steps", "300", "--out", out]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads(out.read_text())["sets"]
+    rows = {(row["images"], row["labels"]): row["mean"] for row in found["rows"]}
+    assert len(rows) == 8
+    assert rows["distilled", "soft"] > 0.5
+    assert all(0.1 < mean < 1 for mean in rows.values())
+    assert found["teacher"]["accuracy"] > 0.85
