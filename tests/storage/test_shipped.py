@@ -6,15 +6,14 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import distilkit as dk
 from distilkit import recipes, spec
-from distilkit.cli.app import app
 from distilkit.data.preprocessing import Identity, KorniaZCA, Standardize, Whiten
 from distilkit.data.preprocessing.refittable import Refittable
 from distilkit.errors import CombinationError, DistilkitError
 from distilkit.storage import shipped
+from tests.commands import distilkit
 
 RECIPE = """
 # Four classes of noise
@@ -98,8 +97,8 @@ def test_it_is_judged_as_its_run_was(name, tmp_path):
     wanted = dk.evaluate(tmp_path / "run").accuracy.values
     assert np.array_equal(dk.evaluate(name).accuracy.values, wanted)
     (tmp_path / "noise.npz").rename(tmp_path / "mine.npz")
-    done = CliRunner().invoke(app, ["evaluate", name, "--data", "mine.npz", "--out", "judged"])
-    assert done.exit_code == 0, done.output
+    done = distilkit("evaluate", name, "--data", "mine.npz", "--out", "judged")
+    assert done.returncode == 0, done.stderr
     assert np.array_equal(dk.open("judged")["evaluation"]["accuracy"].values, wanted)
     assert "validation_accuracy" in dk.open("judged")["evaluation"]
     assert np.array_equal(dk.load("judged").pixels(), dk.load(tmp_path / "run").pixels())
@@ -109,12 +108,12 @@ def test_other_images_are_refused(name, tmp_path):
     arrays = dict(np.load("noise.npz"))
     arrays["train_images"] = arrays["train_images"][:, :, ::-1]
     np.savez("other.npz", **arrays)
-    done = CliRunner().invoke(app, ["evaluate", name, "--data", "other.npz"])
-    assert done.exit_code == 2
-    assert "fitted on other training images" in " ".join(done.output.split())
-    done = CliRunner().invoke(app, ["evaluate", name, "--preprocessing", "Whiten"])
-    assert done.exit_code == 2
-    assert "a set of distilkit's own" in " ".join(done.output.split())
+    done = distilkit("evaluate", name, "--data", "other.npz")
+    assert done.returncode == 2
+    assert "fitted on other training images" in " ".join(done.stderr.split())
+    done = distilkit("evaluate", name, "--preprocessing", "Whiten")
+    assert done.returncode == 2
+    assert "a set of distilkit's own" in " ".join(done.stderr.split())
 
 
 def test_it_is_seen_where_there_is_data(name, tmp_path):
