@@ -53,7 +53,7 @@ def curves_figure(tree: xr.DataTree) -> Figure:
         _accuracy(axes[-1], evaluation, baselines)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=7.5, colors=MUTED)
+        axis.tick_params(which="both", labelsize=7.5, colors=MUTED)
         axis.grid(axis="y", color="#e5e7eb", linewidth=0.6)
     axes[-1].set_xlabel("outer step", fontsize=8.5, color=INK)
     figure.suptitle(clean(str(tree.attrs.get("title", "")) or "history"), fontsize=10, color=INK, parse_math=False)

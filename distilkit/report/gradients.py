@@ -53,7 +53,7 @@ def gradient_figure(data: xr.Dataset) -> Figure:
         axis.set_ylabel(text, fontsize=8.5, color=INK)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=7.5, colors=MUTED)
+        axis.tick_params(which="both", labelsize=7.5, colors=MUTED)
         axis.grid(axis="y", color="#e5e7eb", linewidth=0.6)
     handles, labels = axes[1, 0].get_legend_handles_labels()
     columns = 4 if max(map(len, labels), default=0) <= 30 else 2
