@@ -99,7 +99,8 @@ class DistilledSet:
     def __repr__(self) -> str:
         kind = "images" if len(self.image_shape) == 3 else "vectors"
         size = "x".join(map(str, self.image_shape))
-        rate = "" if self.inner_lr is None else ", learned rate" if np.ndim(self.inner_lr) == 0 else f", {np.size(self.inner_lr)} learned rates"
+        rates = 0 if self.inner_lr is None else np.size(self.inner_lr)
+        rate = ("", ", a learned rate")[rates] if rates < 2 else f", {rates} learned rates"
         space = self.preprocessing.to_arrays()[0].get("kind", type(self.preprocessing).__name__)
         return f"DistilledSet({len(self)} {kind} of {size}, {len(self.class_names)} classes, {self.label_space} labels{rate}, {space})"
 
