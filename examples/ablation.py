@@ -3,7 +3,8 @@
     python examples/ablation.py --data cifar10 --seconds 900                          # all, one after the other
     python examples/ablation.py --data fashion-mnist --only RaT-BPTT "AT-BPTT" --seeds 0 1 2
 
-Each run is the example of its data with the settings of `FIELD`, which are those of `fast/cifar10-ipc1`, and with what stands in `WAYS`.
+Each run is the example of its data with the settings of `FIELD`, much as in `fast/cifar10-ipc1`, and with what stands in `WAYS`. Networks
+that judge take plain Adam at 1e-3 where the way does not change the inner rate, and that rate or the learned one where it does.
 How many outer steps go into the time is measured on a few of them, so that the cosine of the learning rate ends with it. Looks at
 validation and the test are not counted, nor is the building of programs. What is found is added to docs/results/ablation.json, run by run,
 so that a call that was stopped goes on, and drawn beside it. A figure and a table hold runs of one width and one time.
@@ -78,6 +79,8 @@ def pipeline(data: str, way: str, seed: int, steps: int, networks: int, threads:
     """The example of some data, with another way to the meta-gradient and so many outer steps."""
     changes = [] if data == "digits" else [*FIELD, f"learner.network.width={width}"]
     changes += [*(one % max(1, steps // 2) if "%d" in one else one for one in WAYS[way])]
+    if data != "digits" and not any("learn_lr" in one or "learner.optimizer.lr" in one for one in changes):
+        changes += ['evaluation.optimizer={kind="Adam",lr=0.001}']
     changes += [f"seed={seed}", f"outer.steps={steps}", f"evaluation.every={max(1, math.ceil(steps / LOOKS))}"]
     changes += [f"evaluation.seeds={networks}", "evaluation.steps=[100,200]", "evaluation.baselines=[]"]
     return spec.load(ROOT / "examples" / SPECS[data], [*changes, *([f"threads={threads}"] if threads else [])])

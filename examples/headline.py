@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import distilkit as dk
+from distilkit import recipes
 from distilkit.cli.display import Console, Display
 from distilkit.runs.open import pipeline_of
 from distilkit.storage import shipped
@@ -42,24 +43,27 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what a reader should know of how it was made")
     given = parser.parse_args()
     tree = dk.open(given.run)
+    if given.ship:
+        recipes.read(given.ship)  # there is such a recipe
     pipeline = pipeline_of(given.run, [f"evaluation.seeds={given.networks}", f"evaluation.steps={list(LENGTHS)}", *given.changes])
     with Display(Console()) as display:
         judged = dk.evaluate(
             dk.load(given.run), pipeline.bundle, pipeline.learner, pipeline.evaluation, baselines=BASELINES, progress=display
         )
-    if given.ship:
-        shipped.write(dk.load(given.run), given.ship)
     accuracy, history = tree["evaluation"]["accuracy"].values, tree["history"]
-    validation = tree["evaluation"]["validation_accuracy"]
+    looks = tree["evaluation"].get("validation_accuracy")
+    validation = (
+        {} if looks is None else dict(zip(map(str, looks["outer_step"].values.tolist()), looks.mean("seed").values.tolist(), strict=True))
+    )
     beside = judged.baseline_accuracy.mean("seed").max("training_steps")
     found = {
         "row": given.row,
-        "title": tree.attrs["title"],
+        "title": given.ship or tree.attrs["title"],
         "seed": int(tree.attrs["seed"]),
         "by_validation": {"mean": float(np.mean(accuracy)), "std": float(spread(accuracy)), "n": len(accuracy)},
         "by_the_papers_protocol": float(judged.paper_protocol),
         "beside": {str(name): float(beside.sel(baseline=name)) for name in BASELINES},
-        "validation": dict(zip(map(str, validation["outer_step"].values.tolist()), validation.mean("seed").values.tolist(), strict=True)),
+        "validation": validation,
         "outer_steps": int(history.sizes["outer_step"]),
         "seconds": float(history["seconds"].sum()),
         "hardware": f"{processor()}, {tree.attrs['device']}",
@@ -70,7 +74,9 @@ def main() -> None:
     record = json.loads(RESULTS.read_text(encoding="utf-8"))
     kept = [one for one in record["ours"] if (one["title"], one["seed"]) != (found["title"], found["seed"])]
     record["ours"] = [*kept, found]
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if given.ship:
+        shipped.write(dk.load(given.run), given.ship)
     print(json.dumps(found, indent=1))
 
 

@@ -25,8 +25,8 @@ from headline import processor
 from torch import Tensor
 
 import distilkit as dk
+from distilkit import process
 from distilkit.cli.display import Console, Display
-from distilkit.data.bundle import Split
 from distilkit.evaluation import training_set
 from distilkit.evaluation.baselines import CORESETS, coreset, full_data
 from distilkit.evaluation.scoring import Score, score
@@ -50,7 +50,7 @@ class Teacher:
         evaluation, data = pipeline.evaluation, pipeline.bundle
         learner, everything = evaluation.trainer(pipeline.bound, full_data(data, evaluation.batch_size))
         _, params = next(train(learner, everything, [stream], [steps], mode=evaluation.mode()))
-        tested = accuracy(learner, params, Split(data.test.images, data.test.labels), evaluation.mode())
+        tested = accuracy(learner, params, data.test, evaluation.mode())
         return cls(learner, params[0], float(tested[0]))
 
     def labels(self, images: Tensor) -> Tensor:
@@ -98,9 +98,9 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=3000, help="training steps of the teacher (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    pipeline, distilled = pipeline_of(given.run, given.changes), dk.load(given.run)
+    pipeline, distilled = pipeline_of(given.run, [*given.changes, 'evaluation.labels="soft"']), dk.load(given.run)
     stream = dk.Stream(0).fold("labels")
-    with Display(Console()) as display:
+    with Display(Console()) as display, process.thread_limit(pipeline.threads), process.keep_freed_memory():
         display.phase("loading data")
         data = pipeline.bundle
         display.phase(f"training a teacher on {len(data.train)} images for {given.teacher_steps} steps")
@@ -113,7 +113,7 @@ def main() -> None:
             print(f"{images}, {labels} labels: {100 * rows[-1]['mean']:.1f} after {found.steps} steps", flush=True)
     one = {
         "row": given.row,
-        "set": Path(given.run).name if Path(given.run).exists() else given.run,
+        "set": given.run,
         "teacher": {"steps": given.teacher_steps, "accuracy": teacher.accuracy, "network": repr(pipeline.bound.network)},
         "protocol": pipeline.evaluation.to_json(data),
         "hardware": processor(),

@@ -82,9 +82,13 @@ def resume(
 ) -> None:
     """Go on with a run. With --set outer.steps=N it goes further than was planned."""
     from distilkit.cli.run import show_run
+    from distilkit.errors import RunError
     from distilkit.runs.open import pipeline_of
+    from distilkit.storage.shipped import comes_with_distilkit
 
     folder = run.parent if run.suffix == ".zarr" else run
+    if comes_with_distilkit(folder):
+        raise RunError(f"{folder} names a set that comes with distilkit, not a run that was stopped.", fix=f"distilkit run {folder}")
     show_run(pipeline_of(folder, set_, trust=trust, instead="distilkit run SPEC"), folder, _seconds(stop_after))
 
 
@@ -201,7 +205,7 @@ def export(
 
 @app.command()
 def subsets(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
     budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,
     draws: Annotated[int, typer.Option(help="Random subsets of each size.")] = 10,
     strategy: Annotated[str, typer.Option(help="random, prefix, easiest or hardest; the last three have one draw.")] = "random",
@@ -212,9 +216,11 @@ def subsets(
 ) -> None:
     """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""
     from distilkit.cli.studies import show_subsets
+    from distilkit.storage.shipped import comes_with_distilkit
 
+    beside = Path("runs") / run.name if comes_with_distilkit(run) else run  # a folder of its name would hide the set
     numbers, draws = _numbers("--budgets", budgets, least=1), draws if strategy == "random" else 1
-    show_subsets(run, numbers, draws, strategy, _list(networks), seeds, out or run / f"subsets-{strategy}", trust)
+    show_subsets(run, numbers, draws, strategy, _list(networks), seeds, out or beside / f"subsets-{strategy}", trust)
 
 
 study_commands = typer.Typer(help="Study meta-gradients, or how distilled samples depend on each other.", no_args_is_help=True)

@@ -47,8 +47,8 @@ class DistilledSet:
             take the last.
         preprocessing: fitted; its inverse makes the images visible.
         provenance: where the set came from; a JSON-able dict. That of a run that was tested says under "training" how networks were
-            trained on it: network, optimizer, loss and augmentation as they are written in Python, the number of steps, the test accuracy
-            of each network.
+            trained on it: the `repr` of network, optimizer (at `inner_lr` in place of its own rate, where "learned_rate" is true), loss
+            and augmentation, the number of steps, the test accuracy of each network.
 
     >>> names = ("cat", "dog")
     >>> made = DistilledSet(torch.zeros(2, 1, 4, 4), torch.eye(2), torch.arange(2), names)

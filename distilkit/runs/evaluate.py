@@ -27,7 +27,7 @@ from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
-from distilkit.runs.open import pipeline_of, says_all
+from distilkit.runs.open import is_run, pipeline_of, says_all
 from distilkit.storage import layout
 from distilkit.storage.store import holds_results, require_writable
 from distilkit.unroll.execution import ProgramCache
@@ -155,7 +155,7 @@ def require_free(directory: str | os.PathLike[str]) -> None:
 def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation | None, seed: int, trust: bool) -> EvaluationInput:
     if isinstance(given, EvaluationInput):
         return given
-    title = "distilled"
+    title, split = "distilled", Stream(seed)
     if not isinstance(given, DistilledSet):
         if not says_all(given):
             raise RunError(
@@ -164,6 +164,8 @@ def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation
                 fix="dk.evaluate(distilkit.storage.formats.read(path, data=bundle), bundle, learner, evaluation)",
             )
         title, path = Path(given).name.removesuffix(".zarr"), given
+        if not is_run(path):  # a set that comes with distilkit, whose data has to be split as its recipe does it
+            split = pipeline_of(path).stream
         given = storage.load(path)
         if data is None or learner is None or evaluation is None:
             pipeline = pipeline_of(path, trust=trust)
@@ -173,7 +175,7 @@ def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation
     if missing or learner is None:
         raise CombinationError(f"A distilled set does not say its {' and '.join(missing)}.", fix="dk.evaluate(distilled, data, learner)")
     if not isinstance(data, DataBundle):
-        data = data.load(Stream(seed).fold("data")).to("cuda" if torch.cuda.is_available() else "cpu")
+        data = data.load(split.fold("data")).to("cuda" if torch.cuda.is_available() else "cpu")
     return EvaluationInput(given, data, learner, evaluation or Evaluation(), title)
 
 

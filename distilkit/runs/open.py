@@ -84,7 +84,7 @@ def pipeline_of(
         RunError: it has none, since parts of it were made in Python.
     """
     if shipped.comes_with_distilkit(path):
-        return specs.load(path, overrides)
+        return specs.load(path, overrides, trust=trust)
     place = Path(path)
     written = (place.parent if place.suffix == ".zarr" else place) / "spec.toml"
     if not written.is_file():

@@ -135,6 +135,8 @@ def _with_training(made: DistilledSet, distiller: Distiller, score: Score | None
         "batch_per_class": learner.batch_per_class,
         "classes_per_step": learner.classes_per_step,
         "labels": distiller.evaluation.labels,
+        "learned_rate": learner.learn_lr,
+        "precision": distiller.evaluation.precision,
         "steps": score.steps,
         "test_accuracy": [None if np.isnan(value) else float(value) for value in score.test],
     }

@@ -34,7 +34,7 @@ def read(name: str | os.PathLike[str]) -> DistilledSet:
 
 
 def write(distilled: DistilledSet, name: str) -> Path:
-    """Put a set beside its recipe; for those who build the package.
+    """Put a set beside its recipe, in the place of an earlier one; for those who build the package.
 
     Returns:
         The path of the file.
@@ -46,6 +46,7 @@ def write(distilled: DistilledSet, name: str) -> Path:
 
     recipes.read(name)  # there is one, or an error that names the nearest
     light = attrs.evolve(distilled, preprocessing=Refittable.of(distilled.preprocessing))
+    _file(name).unlink(missing_ok=True)
     lossless.write(light, _file(name), plain=False)
     return _file(name)
 

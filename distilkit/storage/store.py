@@ -126,6 +126,8 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
         near = nearest(str(which), ("auto", "best", "last")) or "auto"
         raise RunError(f"which = {which!r} cannot be: it takes 'auto', 'best' or 'last'.", fix=f'which="{near}"')
     if shipped.comes_with_distilkit(run):
+        if which != "auto":
+            raise RunError(f"which = {which!r} cannot be for {os.fspath(run)!r}: it is one set.", fix='which="auto"')
         return shipped.read(run)
     tree = open(run)
     group = "best" if which == "best" or (which == "auto" and "best" in tree.children) else "distilled"

@@ -159,7 +159,10 @@ def _mean_curve(runs: list[Record]) -> list[tuple[float, float]]:
 
 
 def _mean(values: list[float]) -> str:
-    """Of fractions, in percent, with the standard deviation of the sample."""
+    """Of fractions, in percent, with the standard deviation of the sample; NaN, of a network that diverged, is left out."""
+    values = [value for value in values if value == value]
+    if not values:
+        return "diverged"
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}"
 

@@ -44,8 +44,10 @@ def test_same_seed_same_bits(usual, tmp_path):
 def test_a_set_says_how_to_train_on_it(usual):
     """What it says, typed into Python, gives networks that reach what it says."""
     made, words = dk.load(usual), dk.load(usual).provenance["training"]
-    learner = dk.Learner(*(eval(words[name], vars(dk)) for name in ("network", "optimizer")), loss=eval(words["loss"], vars(dk)))
+    names = {name: getattr(dk, name) for name in dk.__all__}
+    learner = dk.Learner(*(eval(words[name], names) for name in ("network", "optimizer")), loss=eval(words["loss"], names))
     assert (words["augment"], words["batch_per_class"], words["labels"]) == (None, None, "soft")
+    assert (words["learned_rate"], words["precision"]) == (False, "float32")
     assert words["test_accuracy"] == dk.open(usual)["evaluation"]["accuracy"].values.tolist()
     found = dk.evaluate(made, tiny().bundle, learner, dk.Evaluation(seeds=8, steps=(words["steps"],)))
     assert abs(found.accuracy.values.mean() - np.mean(words["test_accuracy"])) < 0.2

@@ -104,6 +104,29 @@ def test_it_is_judged_as_its_run_was(name, tmp_path):
     assert np.array_equal(dk.load("judged").pixels(), dk.load(tmp_path / "run").pixels())
 
 
+def test_it_is_split_as_its_recipe_does_it(name, tmp_path):
+    """Whatever the seed of those who judge it, and after an export too."""
+    source = dk.Arrays("noise.npz", validation=0.25, preprocessing=dk.load(name).preprocessing)
+    assert dk.evaluate(name, source, seed=1).accuracy.sizes["seed"] == 2
+    done = distilkit("export", name, "set.safetensors", "--to", "safetensors")
+    assert done.returncode == 0, done.stderr
+    done = distilkit("evaluate", "set.safetensors", "--recipe", name, "--data", "noise.npz", "--out", "judged")
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(dk.load("judged").images, dk.load(name).images)
+
+
+def test_a_command_leaves_nothing_that_would_hide_it(name, tmp_path):
+    done = distilkit("subsets", name, "--draws", "2", "--seeds", "1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "noise" / "subsets-random").is_dir()
+    done = distilkit("resume", name)
+    assert done.returncode == 2
+    assert "Try: distilkit run fast/noise" in done.stderr
+    with pytest.raises(DistilkitError, match="it is one set"):
+        dk.load(name, "last")
+    assert len(dk.load(name)) == 4
+
+
 def test_other_images_are_refused(name, tmp_path):
     arrays = dict(np.load("noise.npz"))
     arrays["train_images"] = arrays["train_images"][:, :, ::-1]
@@ -149,9 +172,15 @@ def test_what_has_no_arrays_stays():
     assert Refittable.of(Identity()) == Identity()
 
 
+def test_there_are_sets():
+    assert "fast/cifar10-ipc1" in shipped.names()
+
+
 @pytest.mark.parametrize("name", shipped.names())
 def test_a_set_of_the_package_fits_its_recipe(name):
     made, pipeline = dk.load(name), spec.load(name)
+    assert made.provenance["seed"] == pipeline.seed
+    assert 0.1 < np.mean(made.provenance["training"]["test_accuracy"]) < 1
     assert made.per_class == pipeline.images.per_class
     assert made.preprocessing.to_arrays()[0]["kind"] == type(pipeline.data.preprocessing).__name__
     assert (recipes.FOLDER / f"{name}.safetensors").stat().st_size < 2_000_000

@@ -8,7 +8,7 @@ from typing import Any
 from distilkit.data.preprocessing.base import Arrays, Fitted, Preprocessing
 from distilkit.data.preprocessing.foreign import Foreign, stored_words
 from distilkit.data.preprocessing.kornia_zca import KorniaWhitened, KorniaZCA
-from distilkit.data.preprocessing.refittable import Refittable
+from distilkit.data.preprocessing.refittable import DECLARED, Refittable
 from distilkit.data.preprocessing.simple import Identity, Standardize, Standardized
 from distilkit.data.preprocessing.whitening import Whiten, Whitened
 from distilkit.errors import CombinationError, FieldError, listing, nearest
@@ -43,8 +43,10 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> Fitted:
     Identity()
     """
     kind = meta.get("kind")
-    if "fingerprint" in meta:
-        return Refittable(meta) if kind in _READERS else Foreign(meta, arrays)
+    if kind in DECLARED and not arrays and "fingerprint" in meta:
+        return Refittable(meta)
+    if kind not in _READERS and "fingerprint" in meta:
+        return Foreign(meta, arrays)
     if kind not in _READERS:
         near = nearest(str(kind), _READERS)
         raise FieldError("kind", kind, f"a preprocessing: {listing(sorted(_READERS))}", fix=f'kind = "{near}"' if near else None)

@@ -29,7 +29,7 @@ class Fitted(Protocol):
     """
 
     def fit(self, images: torch.Tensor, /) -> Fitted:
-        """Return self: what is fitted stays as it is."""
+        """Return self: what is fitted stays as it is. Only a `Refittable`, whose arrays are not at hand, is fitted here."""
         ...
 
     def forward(self, images: torch.Tensor, /) -> torch.Tensor:

@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 import attrs
 import torch
 
-from distilkit.data.preprocessing.base import Arrays, Fitted, Preprocessing
+from distilkit.data.preprocessing.base import Arrays, Fitted, Preprocessing, hash_tensor
 from distilkit.data.preprocessing.kornia_zca import KorniaZCA
 from distilkit.data.preprocessing.simple import Standardize
 from distilkit.data.preprocessing.whitening import Whiten
 from distilkit.errors import CombinationError
 
-_DECLARED: dict[str, Any] = {"Standardize": Standardize, "Whiten": Whiten, "KorniaZCA": KorniaZCA}
+DECLARED: dict[str, Any] = {"Standardize": Standardize, "Whiten": Whiten, "KorniaZCA": KorniaZCA}
 
 
 @attrs.frozen(eq=False)
@@ -41,9 +41,10 @@ class Refittable:
 
     @classmethod
     def of(cls, fitted: Fitted) -> Fitted:
-        """What is left of a fitted preprocessing without its arrays; one that has none, or is somebody's own, as it is."""
+        """What is left of a fitted preprocessing without its arrays; as it is, where it could not be fitted again to be the same."""
         meta = fitted.to_arrays()[0]
-        return cls({**meta, "fingerprint": fitted.fingerprint()}) if meta.get("kind") in _DECLARED else fitted
+        again = meta.get("kind") in DECLARED and meta.get("fitted_on") is not None
+        return cls({**meta, "fingerprint": fitted.fingerprint()}) if again else fitted
 
     def fit(self, images: torch.Tensor) -> Fitted:
         """Fit again.
@@ -54,13 +55,14 @@ class Refittable:
         Raises:
             CombinationError: they are others.
         """
-        fitted: Fitted = self.declared.fit(images)
-        if fitted.fingerprint() != self.fingerprint():
+        if self.meta["fitted_on"] != hash_tensor(images):
             raise CombinationError(
                 f"The distilled set was made in the space of {self.declared!r}, fitted on other training images than the {len(images)} "
-                "that are given. The data has to be the set's own, with as many images held out, by the seed of its recipe.",
-                fix="validation=0.1",
+                "that are given. The data has to be the set's own, in its usual order, with the same images held out: by the fraction and "
+                "the seed of the recipe.",
+                fix='data.load(dk.Stream(0).fold("data"))  # with the recipe\'s validation=',
             )
+        fitted: Fitted = self.declared.fit(images)
         return fitted
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -82,12 +84,13 @@ class Refittable:
     @property
     def declared(self) -> Preprocessing:
         """The declaration that is fitted."""
-        kind = _DECLARED[self.meta["kind"]]
+        kind = DECLARED[self.meta["kind"]]
         declared: Preprocessing = kind(**{one.name: self.meta[one.name] for one in attrs.fields(kind) if one.name in self.meta})
         return declared
 
     def _refuse(self) -> NoReturn:
         raise CombinationError(
-            f"The file of the set names its preprocessing, {self.declared!r}, and leaves out its arrays; they are fitted on real data.",
+            f"The file of the set names its preprocessing, {self.declared!r}, and leaves out its arrays; they are fitted on real data. "
+            "`distilkit evaluate SET --data DATA --out judged` stores the set with them.",
             fix="attrs.evolve(distilled, preprocessing=bundle.preprocessing)",
         )
