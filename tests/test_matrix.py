@@ -1,13 +1,11 @@
 """The support matrix: its cells are what pyproject.toml allows, a failure is recorded as one, and its table shows it."""
 
-import importlib.util
 import itertools
 import json
 import re
 import sys
 import tomllib
 from functools import partial
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import attrs
@@ -15,18 +13,10 @@ import pytest
 import torch
 
 import distilkit as dk
+from tests.scripts import script
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def script(path, name):
-    spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(path)))
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "dont_write_bytecode", True)
-        spec.loader.exec_module(module)
-    return module
 
 
 matrix = script(ROOT / ".ci/matrix", "matrix")

@@ -1,6 +1,5 @@
 """Tables of pages that are made of data files: what they tell of records whose answers are known."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,16 +8,14 @@ from pathlib import Path
 import pytest
 
 from distilkit import spec as specs
+from tests.scripts import script
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs/tools/tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script(ROOT / "docs/tools/tables.py", "tables")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     return module
 

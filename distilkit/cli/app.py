@@ -211,7 +211,12 @@ def subsets(
     strategy: Annotated[str, typer.Option(help="random, prefix, easiest or hardest; the last three have one draw.")] = "random",
     networks: Annotated[str | None, typer.Option(metavar="MLP,ConvNet", help="Train these networks in place of the run's.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Networks trained on each subset; by default the run's.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the grid; by default RUN/subsets-STRATEGY.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of the grid; by default RUN/subsets-STRATEGY, in runs/ for a set of distilkit's own."
+        ),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""

@@ -163,12 +163,12 @@ def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation
                 "that belong to it.",
                 fix="dk.evaluate(distilkit.storage.formats.read(path, data=bundle), bundle, learner, evaluation)",
             )
-        title, path = Path(given).name.removesuffix(".zarr"), given
-        if not is_run(path):  # a set that comes with distilkit, whose data has to be split as its recipe does it
-            split = pipeline_of(path).stream
+        title, path = Path(given).stem, given
         given = storage.load(path)
-        if data is None or learner is None or evaluation is None:
+        if not is_run(path) or data is None or learner is None or evaluation is None:
             pipeline = pipeline_of(path, trust=trust)
+            # The data of a set that comes with distilkit has to be split as its recipe does it.
+            split = split if is_run(path) else pipeline.stream
             data = pipeline.bundle if data is None else data
             learner, evaluation = learner or pipeline.learner, evaluation or pipeline.evaluation
     missing = [name for name, value in (("data", data), ("learner", learner)) if value is None]

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from distilkit.storage.spread import plus_minus
+
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 Record = dict[str, Any]
 
@@ -159,12 +161,8 @@ def _mean_curve(runs: list[Record]) -> list[tuple[float, float]]:
 
 
 def _mean(values: list[float]) -> str:
-    """Of fractions, in percent, with the standard deviation of the sample; NaN, of a network that diverged, is left out."""
-    values = [value for value in values if value == value]
-    if not values:
-        return "diverged"
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread}"
+    """Of fractions, in percent; NaN, of a network that diverged, is left out."""
+    return plus_minus([100 * value for value in values], 1)
 
 
 def _hundred(fraction: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from distilkit.data.preprocessing.base import Arrays, Fitted, Preprocessing
 from distilkit.data.preprocessing.foreign import Foreign, stored_words
 from distilkit.data.preprocessing.kornia_zca import KorniaWhitened, KorniaZCA
-from distilkit.data.preprocessing.refittable import DECLARED, Refittable
+from distilkit.data.preprocessing.refittable import REFITTABLE, Refittable
 from distilkit.data.preprocessing.simple import Identity, Standardize, Standardized
 from distilkit.data.preprocessing.whitening import Whiten, Whitened
 from distilkit.errors import CombinationError, FieldError, listing, nearest
@@ -43,7 +43,7 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> Fitted:
     Identity()
     """
     kind = meta.get("kind")
-    if kind in DECLARED and not arrays and "fingerprint" in meta:
+    if kind in REFITTABLE and not arrays and "fingerprint" in meta:
         return Refittable(meta)
     if kind not in _READERS and "fingerprint" in meta:
         return Foreign(meta, arrays)
@@ -84,6 +84,7 @@ def require_same(expected: Fitted, given: Fitted) -> None:
 
 
 __all__ = [
+    "REFITTABLE",
     "Fitted",
     "Foreign",
     "Identity",

@@ -18,7 +18,8 @@ from distilkit.data.preprocessing.simple import Standardize
 from distilkit.data.preprocessing.whitening import Whiten
 from distilkit.errors import CombinationError
 
-DECLARED: dict[str, Any] = {"Standardize": Standardize, "Whiten": Whiten, "KorniaZCA": KorniaZCA}
+# What is fitted to training images, by kind.
+REFITTABLE: dict[str, Any] = {"Standardize": Standardize, "Whiten": Whiten, "KorniaZCA": KorniaZCA}
 
 
 @attrs.frozen(eq=False)
@@ -43,7 +44,7 @@ class Refittable:
     def of(cls, fitted: Fitted) -> Fitted:
         """What is left of a fitted preprocessing without its arrays; as it is, where it could not be fitted again to be the same."""
         meta = fitted.to_arrays()[0]
-        again = meta.get("kind") in DECLARED and meta.get("fitted_on") is not None
+        again = meta.get("kind") in REFITTABLE and meta.get("fitted_on") is not None
         return cls({**meta, "fingerprint": fitted.fingerprint()}) if again else fitted
 
     def fit(self, images: torch.Tensor) -> Fitted:
@@ -84,7 +85,7 @@ class Refittable:
     @property
     def declared(self) -> Preprocessing:
         """The declaration that is fitted."""
-        kind = DECLARED[self.meta["kind"]]
+        kind = REFITTABLE[self.meta["kind"]]
         declared: Preprocessing = kind(**{one.name: self.meta[one.name] for one in attrs.fields(kind) if one.name in self.meta})
         return declared
 

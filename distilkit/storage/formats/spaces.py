@@ -8,11 +8,11 @@ import attrs
 import numpy as np
 
 from distilkit.data.bundle import DataBundle
-from distilkit.data.preprocessing import Fitted, Identity, KorniaZCA, Standardize, Standardized, Whiten
+from distilkit.data.preprocessing import REFITTABLE, Fitted, Identity, Standardized
 from distilkit.errors import CombinationError, FieldError, listing, nearest
 from distilkit.storage.formats.raw import Options, Raw
 
-DECLARED: dict[str, Any] = {"Identity": Identity, "Standardize": Standardize, "Whiten": Whiten, "KorniaZCA": KorniaZCA}
+DECLARED: dict[str, Any] = {"Identity": Identity, **REFITTABLE}
 
 # Mean and deviation of each channel as constants in the public code of DC, DSA, DM and MTT. They are not what `Standardize` finds:
 # the deviations for CIFAR-10 are means of the deviations of single images.
