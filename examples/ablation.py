@@ -6,8 +6,9 @@
 Each run is the example of its data with the settings of `FIELD`, much as in `fast/cifar10-ipc1`, and with what stands in `WAYS`. Networks
 that judge take plain Adam at 1e-3 where the way does not change the inner rate, and that rate or the learned one where it does.
 How many outer steps go into the time is measured on a few of them, so that the cosine of the learning rate ends with it. Looks at
-validation and the test are not counted, nor is the building of programs. What is found is added to docs/results/ablation.json, run by run,
-so that a call that was stopped goes on, and drawn beside it. A figure and a table hold runs of one width and one time.
+validation and the test are not counted, nor is the building of programs. Sets are tested by networks as wide as those they were made with,
+and by the field's, of width 128 (`--judges`). What is found is added to docs/results/ablation.json, run by run, so that a call that was
+stopped goes on, and drawn beside it. A figure and a table hold runs of one width and one time.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ LOOKS = 5  # at validation, in equal distances
 TRIED = 5  # places of a run at which two outer steps are taken: the first may build programs, and only the second counts
 CALM = "learner.optimizer.eps_root=1e-6"
 WITHOUT_FIRST = 'truncation={kind="FixedStart",start=1,window=39}'
+SHORT_FIRST = 'truncation={kind="Growing",first=0.25,steps=%d,policy={kind="FixedStart",start=1,window=39}}'
+SMALL_BATCH = "outer.batch_size=128"
 WAYS: dict[str, list[str]] = {
     "RaT-BPTT": ['truncation={kind="RandomTruncation",horizon=40,window=15}'],
     "RaT-BPTT, the paper's 200 and 60": ['truncation={kind="RandomTruncation",horizon=200,window=60}'],
@@ -60,7 +63,11 @@ WAYS: dict[str, list[str]] = {
     "quicker second moment": [WITHOUT_FIRST, CALM, "outer.optimizer.betas=[0.9,0.95]"],
     "three ends": [WITHOUT_FIRST, CALM, "outer.ends=3"],
     "ends where the cotangent dies out": [WITHOUT_FIRST, CALM, 'unroller.adjoint={kind="ReplayAdjoint",decay=0.01}'],
-    "grows": ['truncation={kind="Growing",first=0.25,steps=%d,policy={kind="FixedStart",start=1,window=59}}', CALM],
+    "short inner runs first": [SHORT_FIRST, CALM],
+    "smaller real batch": [WITHOUT_FIRST, CALM, SMALL_BATCH],
+    "short inner runs first, smaller real batch": [SHORT_FIRST, CALM, SMALL_BATCH],
+    "RaT-BPTT, smaller real batch": ['truncation={kind="RandomTruncation",horizon=40,window=15}', SMALL_BATCH],
+    "RaT-BPTT, outer rate 0.01": ['truncation={kind="RandomTruncation",horizon=40,window=15}', "outer.optimizer.lr=0.01"],
     "narrow networks first": [WITHOUT_FIRST, CALM, "growth={until=[0.6],widths=[32]}"],
     "average of the set": [WITHOUT_FIRST, CALM, "outer.average=0.99"],
     "two networks a step": [WITHOUT_FIRST, CALM, "unroller.networks_per_step=2"],
@@ -99,7 +106,7 @@ def seconds_of_a_step(distiller: dk.Distiller) -> float:
 
 
 def run(
-    data: str, way: str, seed: int, seconds: float, networks: int, threads: int | None, width: int, display: dk.Progress
+    data: str, way: str, seed: int, seconds: float, networks: int, threads: int | None, width: int, judges: int, display: dk.Progress
 ) -> dict[str, Any]:
     """One run of so many seconds of outer steps, and what it gave."""
     display.phase(f"{data}, {way}, seed {seed}: trying some outer steps")
@@ -107,9 +114,10 @@ def run(
     steps = LOOKS * max(1, round(seconds / one / LOOKS))
     folder = Path(tempfile.mkdtemp())
     tree = dk.run(pipeline(data, way, seed, steps, networks, threads, width), folder / "run", display)
+    wide = tested_by_wider(folder / "run", judges, display) if data != "digits" and judges != width else None
     shutil.rmtree(folder)
     accuracy, validation = tree["evaluation"]["accuracy"].values, tree["evaluation"]["validation_accuracy"]
-    history = tree["history"]["seconds"].values
+    history = without_building(tree["history"]["seconds"].values)
     done = validation["outer_step"].values.tolist()
     return {
         "data": data,
@@ -119,6 +127,7 @@ def run(
         "width": width,
         "mean": float(np.mean(accuracy)),
         "values": accuracy.tolist(),
+        "wider": wide,
         "outer_steps": steps,
         "seconds": float(history.sum()),
         "looks": {
@@ -131,6 +140,17 @@ def run(
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def without_building(seconds: np.ndarray) -> np.ndarray:
+    """The time of each step, where those that took over three times the median, since they built programs, count as the median."""
+    return np.where(seconds > 3 * np.median(seconds), np.median(seconds), seconds)
+
+
+def tested_by_wider(folder: Path, width: int, display: dk.Progress) -> dict[str, Any]:
+    """Test accuracies of ConvNets of another width that are trained on the set of a run, after the steps that are best on validation."""
+    judged = dk.evaluate(folder, networks={"wider": dk.ConvNet(width=width, depth=3)}, progress=display).sel(network="wider")
+    return {"width": width, "values": judged.accuracy.sel(training_steps=judged.selected_steps).values.tolist()}
 
 
 def draw(found: list[dict[str, Any]], data: str, path: Path) -> None:
@@ -165,6 +185,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--seconds", type=float, default=900.0, help="of outer steps (default: %(default)s)")
     parser.add_argument("--width", type=int, default=128, help="of the ConvNets, also of those that judge (default: %(default)s)")
+    parser.add_argument(
+        "--judges", type=int, default=128, help="width of the ConvNets that test each set in the end (default: %(default)s)"
+    )
     parser.add_argument("--networks", type=int, default=5, help="that judge a set")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -176,7 +199,7 @@ def main() -> None:
             if any(key.items() <= one.items() for one in found):
                 continue
             with Display(Console()) as display:
-                one = run(given.data, way, seed, given.seconds, given.networks, given.threads, given.width, display)
+                one = run(given.data, way, seed, given.seconds, given.networks, given.threads, given.width, given.judges, display)
             print(
                 f"{way}, seed {seed}: {100 * one['mean']:.1f} after {one['outer_steps']} outer steps in {one['seconds']:.0f} s", flush=True
             )

@@ -81,11 +81,12 @@ def main() -> None:
 
 
 def processor() -> str:
-    """Its name, where the system tells it."""
+    """Its name, family and model, where the system tells them: names of rented machines leave out which one it is."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+        said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        return f"{said['model name']} (family {said['cpu family']}, model {said['model']})"
+    except (OSError, KeyError):
         return platform.processor()
 
 

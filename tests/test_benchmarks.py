@@ -31,11 +31,11 @@ def test_the_ablation_goes_on(tmp_path):
     script, out = ROOT / "examples/ablation.py", tmp_path / "ablation.json"
     command = [sys.executable, str(script), "--data", "digits", "--seconds", "0.5", "--networks", "2", "--threads", "1", "--out", str(out)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    for ways, seeds in ((["RaT-BPTT"], ["0", "1"]), (["RaT-BPTT", "grows"], ["0"])):
+    for ways, seeds in ((["RaT-BPTT"], ["0", "1"]), (["RaT-BPTT", "short inner runs first"], ["0"])):
         done = subprocess.run([*command, "--seeds", *seeds, "--only", *ways], capture_output=True, text=True, check=False, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
-    assert [(one["way"], one["seed"]) for one in found] == [("RaT-BPTT", 0), ("RaT-BPTT", 1), ("grows", 0)]
+    assert [(one["way"], one["seed"]) for one in found] == [("RaT-BPTT", 0), ("RaT-BPTT", 1), ("short inner runs first", 0)]
     for one in found:
         looks = one["looks"]
         assert looks["outer_step"][-1] == one["outer_steps"]

@@ -36,6 +36,7 @@ from distilkit.errors import Change, DistilkitError, FieldError, RunError
 from distilkit.evaluation.baselines import members_of_classes
 from distilkit.functional import optimizers
 from distilkit.outer import random_rows
+from distilkit.report import require_picture
 from distilkit.runs.evaluate import require_free
 from distilkit.runs.open import with_pipeline
 from distilkit.spec.hints import known_paths
@@ -419,6 +420,7 @@ CASES = {
     "networks": Case(lambda _: parse_networks(["Convnet"], [], dk.Learner(dk.MLP()), SHORT), "evaluate"),
     "data": Case(lambda path: assemble(text(path / "a.npz"), recipe="paper/cifar10-ipc1", data="CIFAR-10"), "evaluate"),
     "run without a spec": Case(lambda path: dk.evaluate(write_run(path))),
+    "no picture": Case(lambda path: require_picture(path / "sheet.docx"), "sheet"),
     "results are there": Case(lambda path: require_free(write_run(path)), "evaluate"),
     "a set without data": Case(lambda _: dk.evaluate(distilled())),
     "no run": Case(lambda path: dk.evaluate(path / "none")),

@@ -204,6 +204,28 @@ def export(
 
 
 @app.command()
+def sheet(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The picture: .png, .pdf or .svg; by default RUN/sheet.png.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(metavar="10", help="The most images of a class to show.", min=1)] = None,
+    real: Annotated[int | None, typer.Option(metavar="3", help="Real images of each class beside them; 0 needs no data.", min=0)] = None,
+    which: Annotated[str, typer.Option(help="best, last, or auto: the best where there is one.")] = "auto",
+    set_: Overrides = [],  # noqa: B006
+    trust: Trust = False,
+) -> None:
+    """Draw the images of a distilled set by class, beside real ones."""
+    from distilkit.cli.run import show_sheet
+    from distilkit.storage.shipped import comes_with_distilkit
+
+    if which not in ("auto", "best", "last"):
+        raise FieldError("--which", which, "auto, best or last", fix="--which best")
+    beside = Path("runs") / run.name if comes_with_distilkit(run) else run.parent if run.suffix == ".zarr" else run
+    show_sheet(run, out or beside / "sheet.png", which=which, rows=rows, real=real, overrides=set_, trust=trust)
+
+
+@app.command()
 def subsets(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
     budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,

@@ -7,9 +7,10 @@
 
 from distilkit.report.budgets import budget_curves, budget_figure, subset_map, subset_map_figure
 from distilkit.report.curves import curves, curves_figure
+from distilkit.report.drawing import require_picture
 from distilkit.report.gradients import gradient_curves, gradient_figure
 from distilkit.report.influence import influence_figure, influence_map
-from distilkit.report.sheet import sheet, sheet_figure
+from distilkit.report.sheet import real_beside, sheet, sheet_figure
 
 __all__ = [
     "budget_curves",
@@ -20,6 +21,8 @@ __all__ = [
     "gradient_figure",
     "influence_figure",
     "influence_map",
+    "real_beside",
+    "require_picture",
     "sheet",
     "sheet_figure",
     "subset_map",

@@ -9,7 +9,10 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from distilkit.errors import Change, RunError
+
 INK, MUTED = "#1f2328", "#6b7280"
+KINDS = ("png", "pdf", "svg")
 BLUE, ORANGE, GREEN, PURPLE = "#2563ab", "#c2560c", "#2f7d4f", "#7a4ba0"
 
 
@@ -30,12 +33,31 @@ def clean(text: str, longest: int = 60) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
+def require_picture(path: str | os.PathLike[str]) -> str:
+    """The kind of a picture, "png", "pdf" or "svg", by its name.
+
+    Raises:
+        RunError: it has another name.
+    """
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in KINDS:
+        raise RunError(
+            f"{os.fspath(path)!r} is no name of a picture: pictures are .{', .'.join(KINDS)}.",
+            changes=[Change("out", str(Path(path).with_suffix(".png")))],
+        )
+    return kind
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Save a figure as PNG; the folder is made when it is not there."""
-    target = Path(path)
+    """Save a figure as its name says; the folder is made when it is not there.
+
+    Raises:
+        RunError: its name does not end as that of a picture does.
+    """
+    target, kind = Path(path), require_picture(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes: no reason to lose the figure.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(target, format="png")
+        figure.savefig(target, format=kind)
     return target

@@ -9,18 +9,17 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distilkit.errors import RunError
 from distilkit.report.drawing import INK, MUTED, clean, new_figure, save
+from distilkit.report.grid import LONGEST, Grid
 from distilkit.report.vectors import vectors_figure
 
 MOST_CLASSES = 100
-BAND = 20  # classes side by side before a new band begins below
-GAP = 0.08  # between cells, as a part of an image's side
-PAPER = 255
-LETTER = 0.06  # inches that a letter of a class name takes
+MOST_IMAGES = 1000
+MOST_LABELLED = 20  # images up to which each one's label is written below it
+LETTER = 0.055  # inches that a small letter takes
 
 
 def sheet(
@@ -31,22 +30,31 @@ def sheet(
     real: tuple[np.ndarray, np.ndarray] | None = None,
     rows: int | None = None,
 ) -> Path:
-    """Save a PNG of the distilled images: a column for each class, a row for each sample of it; a heat map for feature vectors.
+    """Save a picture of the distilled images: a block for each class, with real ones beside them; a heat map for feature vectors.
 
     Args:
         tree: the results of a run.
-        path: where the PNG goes.
+        path: where the picture goes: .png, .pdf or .svg.
         which: the set to show, as in `distilkit.load`.
         real: images to show beside it, uint8 (M, C, H, W), and their classes, int (M,).
         rows: the most samples of a class to show; chosen by the number of classes when left out.
 
     Returns:
-        The path of the PNG.
+        The path of the picture.
 
     Raises:
-        RunError: the run holds no such set, or the real images are of another shape.
+        RunError: the run holds no such set, the real images are of another shape, or there is no such kind of picture.
     """
     return save(sheet_figure(tree, which=which, real=real, rows=rows), path)
+
+
+def real_beside(per_class: int) -> int:
+    """How many real images of a class go with so many distilled ones: three with one, and two in a line with more.
+
+    >>> real_beside(1), real_beside(10), real_beside(50)
+    (3, 2, 10)
+    """
+    return 3 if per_class == 1 else 2 * math.ceil(min(per_class, MOST_IMAGES // 10) / LONGEST)
 
 
 def sheet_figure(
@@ -56,8 +64,9 @@ def sheet_figure(
     real: tuple[np.ndarray, np.ndarray] | None = None,
     rows: int | None = None,
 ) -> Figure:
-    """The figure that `sheet` saves: a panel for each band of classes, and beside it one of real images if they are given.
+    """The figure that `sheet` saves.
 
+    Labels that are not one-hot are written below the images where there are few: the largest of the numbers that they give to classes.
     Feature vectors are drawn as a heat map that says that they are no images, without `real`.
     """
     group = "best" if which == "best" or (which == "auto" and "best" in tree.children) else "distilled"
@@ -73,26 +82,39 @@ def sheet_figure(
 
     present = [c for c in range(len(names)) if (owner == c).any()]
     shown = present[:MOST_CLASSES]
-    across = min(BAND if real is None else BAND // 2, max(len(shown), 1))
-    bands = [shown[i : i + across] for i in range(0, len(shown), across)] or [[]]
-    deepest = max((int((owner == c).sum()) for c in shown), default=1)
-    depth = min(deepest, rows or max(2, 20 // len(bands)))
+    most = rows or max(2, MOST_IMAGES // max(len(shown), 1))
+    samples = [np.flatnonzero(owner == c) for c in shown]
+    deepest = max(map(len, samples), default=1)
+    depth = min(deepest, most)
+    beside = [] if real is None else [np.flatnonzero(np.asarray(real[1]) == c) for c in shown]
+    soft = _soft_labels(data["label"].values, owner) and len(pixels) <= MOST_LABELLED
+    grid = Grid.of(len(shown), depth, max(map(len, beside), default=0), pixels.shape[2:], words=2 if soft else 0)
 
-    columns = 1 if real is None else 2
-    cell = _cell(across)
-    width, height = columns * (across * cell + 0.5), len(bands) * (depth * cell * pixels.shape[2] / pixels.shape[3] + 0.35) + 0.9
-    figure = new_figure(max(width, 4.5), height, dpi=_sharp(cell, pixels.shape[3]))
-    axes = figure.subplots(len(bands), columns, squeeze=False)
-    for (left, *right), band in zip(axes, bands, strict=True):
-        _panel(left, pixels, owner, band, names, depth, across, data["block"].values)
+    canvas = grid.blank()
+    for number, rows_of_class in enumerate(samples):
+        grid.paint(canvas, pixels[rows_of_class[:depth]], grid.places(number))
         if real is not None:
-            _panel(right[0], real[0], np.asarray(real[1]), band, names, depth, across, None)
-    if real is not None:
-        axes[0][0].set_title("distilled", color=INK, fontsize=9, pad=18)
-        axes[0][1].set_title("real", color=INK, fontsize=9, pad=18)
+            grid.paint(canvas, real[0][beside[number]], grid.places_beside(number))
+    figure = new_figure(*grid.inches(margins=(0.2, 0.65)), dpi=grid.dots())
+    axes = figure.subplots()
+    axes.imshow(canvas, interpolation="nearest", aspect="equal")
+    axes.set_axis_off()
+    for number, c in enumerate(shown):
+        place = grid.places(number)[0]
+        name = clean(names[c], max(4, int(grid.block_inches / LETTER)))
+        axes.text(place[1], place[0] - 0.04 * grid.per_inch, name, fontsize=7, color=INK, parse_math=False, va="bottom")
+        if soft:
+            words = _largest(data["label"].values[samples[number][0]], names, wide=grid.beside > 0)
+            low = place[0] + grid.height + 0.03 * grid.per_inch
+            axes.text(place[1], low, words, fontsize=5.5, color=MUTED, parse_math=False, va="top", linespacing=1.25)
+    for left, words in _headings(grid, samples, data["block"].values):
+        axes.text(left, 0.13 * grid.per_inch, words, fontsize=6.5, color=MUTED, va="bottom")
+
+    stages = np.bincount(data["block"].values[samples[0]]) if samples else np.zeros(1, int)
     limits = [
         f"{len(shown)} of {len(present)} classes" if len(shown) < len(present) else "",
         f"first {depth} of {deepest} images a class" if depth < deepest else "",
+        f"blocks of {', '.join(map(str, stages))} a class" if len(stages) > 1 else "",
         {1: "", 3: "", 2: "first of 2 channels"}.get(pixels.shape[1], f"first 3 of {pixels.shape[1]} channels as red, green, blue"),
     ]
     subtitle = "   ".join([f"{len(pixels)} distilled images after {data.attrs.get('outer_step', '?')} outer steps", *filter(None, limits)])
@@ -100,67 +122,31 @@ def sheet_figure(
     return figure
 
 
-def montage(images: np.ndarray, owner: np.ndarray, band: list[int], depth: int, across: int) -> np.ndarray:
-    """The cells of a band as one picture.
+def _headings(grid: Grid, samples: list[np.ndarray], block: np.ndarray) -> list[tuple[float, str]]:
+    """What stands above the columns, and how far from the left: the boost blocks where a line holds a class, and what is real."""
+    found: list[tuple[float, str]] = []
+    if grid.lines == 1 and samples and (block > 0).any():
+        columns = {tuple(block[rows].tolist()) for rows in samples}
+        blocks = next(iter(columns))[: grid.columns] if len(columns) == 1 else ()
+        firsts = [i for i, b in enumerate(blocks) if i == 0 or b != blocks[i - 1]]
+        found = [(grid.places(n)[i][1], f"block {blocks[i]}") for n in range(min(grid.across, len(samples))) for i in firsts]
+    elif grid.beside and grid.cell * grid.columns > 7 * LETTER:  # there is room for the word
+        found = [(grid.places(n)[0][1], "distilled") for n in range(min(grid.across, len(samples)))]
+    if grid.beside:
+        found += [(grid.places_beside(n)[0][1], "real") for n in range(min(grid.across, len(samples)))]
+    return found
 
-    Args:
-        images: uint8 (N, C, H, W).
-        owner: int (N,), the class of each image.
-        band: the classes to show, one a column.
-        depth: rows.
-        across: columns, empty ones on the right counted.
 
-    Returns:
-        uint8 (height, width, 3), paper-coloured where there is no image.
+def _soft_labels(labels: np.ndarray, owner: np.ndarray) -> bool:
+    """Whether labels say more than the class."""
+    return not np.array_equal(labels, np.eye(labels.shape[1], dtype=labels.dtype)[owner])
 
-    >>> montage(np.zeros((2, 1, 8, 8), np.uint8), np.array([0, 1]), [0, 1], 1, 2).shape
-    (8, 17, 3)
+
+def _largest(label: np.ndarray, names: list[str], *, wide: bool) -> str:
+    r"""The largest entries of a label, by the names of their classes.
+
+    >>> _largest(np.array([0.1, 0.7, 0.2]), ["cat", "dog", "frog"], wide=True)
+    'dog 0.70   frog 0.20\ncat 0.10'
     """
-    _, _, h, w = images.shape
-    gap = _gap(w)
-    canvas = np.full((depth * (h + gap) - gap, across * (w + gap) - gap, 3), PAPER, np.uint8)
-    colour = images[:, :3] if images.shape[1] >= 3 else np.repeat(images[:, :1], 3, axis=1)
-    for j, c in enumerate(band):
-        for i, image in enumerate(colour[owner == c][:depth]):
-            canvas[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = image.transpose(1, 2, 0)
-    return canvas
-
-
-def _panel(
-    axes: Axes, images: np.ndarray, owner: np.ndarray, band: list[int], names: list[str], depth: int, across: int, block: np.ndarray | None
-) -> None:
-    h, w = images.shape[2:]
-    gap = _gap(w)
-    axes.imshow(montage(images, owner, band, depth, across), interpolation="nearest", aspect="equal")
-    words = [clean(names[c], 14) for c in band]
-    slanted = max(map(len, words), default=0) > _cell(across) / LETTER
-    centres = [j * (w + gap) + (w - 1) / 2 for j in range(len(band))]
-    turn, side = (30, "left") if slanted else (0, "center")
-    axes.set_xticks(centres, words, fontsize=6.5, color=INK, parse_math=False, rotation=turn, ha=side)
-    axes.xaxis.tick_top()
-    marks = _blocks(owner, band, block, depth)
-    axes.set_yticks([i * (h + gap) + (h - 1) / 2 for i in range(len(marks))], marks, fontsize=6.5, color=MUTED)
-    axes.tick_params(length=0, pad=2)
-    axes.spines[:].set_visible(False)
-
-
-def _blocks(owner: np.ndarray, band: list[int], block: np.ndarray | None, depth: int) -> list[str]:
-    """Names of the boost blocks beside the rows, where there is more than one block and all classes agree on it."""
-    if block is None or not band or not (block > 0).any():
-        return []
-    columns = {tuple(block[owner == c][:depth].tolist()) for c in band}
-    return [f"block {b}" for b in next(iter(columns))] if len(columns) == 1 else []
-
-
-def _cell(across: int) -> float:
-    """Inches across a column."""
-    return 0.55 if across > 10 else 0.75
-
-
-def _gap(side: int) -> int:
-    return max(1, math.ceil(side * GAP))
-
-
-def _sharp(cell: float, side: int) -> int:
-    """Dots an inch at which each pixel of an image has at least one dot."""
-    return min(max(140, math.ceil(side / cell)), 300)
+    first = [f"{clean(names[c], 10)} {label[c]:.2f}" for c in np.argsort(-label, kind="stable")[: 4 if wide else 2]]
+    return "\n".join("   ".join(first[i : i + 2]) for i in range(0, len(first), 2)) if wide else "\n".join(first)

@@ -18,6 +18,7 @@ from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import DistilkitError
 from distilkit.evaluation import PartialScore, Score, training_set
+from distilkit.runs.sheets import real_images
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
 from distilkit.truncation import StepInfo
@@ -193,16 +194,6 @@ def write_spec(distiller: Distiller, directory: Path) -> dict[str, Any]:
     return tree
 
 
-def _some_real(distiller: Distiller) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-    """One real training image of each class, to look at beside the distilled ones."""
-    train, data = distiller.bundle.train, distiller.bundle
-    if len(data.image_shape) != 3:
-        return None
-    rows = torch.stack([(train.labels == c).nonzero()[0, 0] for c in range(data.num_classes)])
-    pixels = data.preprocessing.inverse(train.images[rows].cpu()).clamp(0, 1)
-    return (pixels * 255).round().to(torch.uint8).numpy(), np.arange(data.num_classes)
-
-
 def _by_seed(values: np.ndarray[Any, Any]) -> dict[int, float]:
     return {i: float(v) for i, v in enumerate(values)}
 
@@ -213,7 +204,8 @@ def _device_words(device: torch.device) -> str:
 
 def save_figures(distiller: Distiller, tree: xr.DataTree, directory: Path) -> None:
     """Draw what there is: a run that was stopped has no accuracies, and one stopped at once no history."""
-    report.sheet(tree, directory / "distilled.png", real=_some_real(distiller))
+    deepest = int(np.bincount(tree["distilled"].to_dataset()["label_class"].values).max())
+    report.sheet(tree, directory / "distilled.png", real=real_images(distiller.bundle, report.real_beside(deepest)))
     if tree["history"].sizes["outer_step"]:
         report.curves(tree, directory / "history.png")
     if "prefixes" in tree.children:

@@ -140,9 +140,12 @@ def _ablation(record: list[Record]) -> str:
             when = "" if goal is None else "never" if reached is None else f"{reached:.0f} s"
             steps = round(statistics.fmean(run["outer_steps"] for run in runs))
             validation = f"{100 * _mean_curve(runs)[-1][1]:.1f}"
-            rows.append([way, _mean([run["mean"] for run in runs]), len(runs), validation, steps, when])
-        headings = ["way", "test accuracy", "seeds", "validation accuracy", "outer steps", "at RaT-BPTT's last validation accuracy"]
+            wider = [statistics.fmean(run["wider"]["values"]) for run in runs if run.get("wider")]
+            tests = [_mean([run["mean"] for run in runs]), _mean(wider) if wider else ""]
+            rows.append([way, *tests, len(runs), validation, steps, when])
         first = next(iter(ways.values()))[0]
+        judges = f"test accuracy at width {first['wider']['width']}" if first.get("wider") else "at another width"
+        headings = ["way", "test accuracy", judges, "seeds", "validation accuracy", "outer steps", "at RaT-BPTT's last validation accuracy"]
         threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
         words = f"*{data}: {budget:.0f} s of outer steps each, width {width}; {first['hardware']}, {threads}, torch {first['torch']}.*"
         parts.append(f"{_markdown(headings, rows)}\n\n{words}")

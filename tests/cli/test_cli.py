@@ -55,6 +55,15 @@ def test_run_makes_what_it_says(spec, tmp_path):
     for word in ("validation accuracy", "distilled", "random real", "full data", "xarray.open_datatree"):
         assert word in done.stdout
     assert (folder / "distilled.png").exists()
+    drawn = distilkit("sheet", "runs/tiny", "--real", "0", "--out", "paper.pdf", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "paper.pdf" in drawn.stdout
+    assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
+    assert distilkit("sheet", "runs/tiny", "--rows", "1", cwd=tmp_path).returncode == 0
+    assert (folder / "sheet.png").exists()
+    refused = distilkit("sheet", "runs/tiny", "--out", "paper.docx", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "Try: --out paper.png" in refused.stderr
     again = distilkit("run", spec, "--set", "outer.steps=1", "--set", "evaluation.baselines=[]", cwd=tmp_path)
     assert again.returncode == 0
     assert (tmp_path / "runs" / "tiny-2" / "results.zarr").exists()

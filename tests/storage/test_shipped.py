@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -102,6 +103,17 @@ def test_it_is_judged_as_its_run_was(name, tmp_path):
     assert np.array_equal(dk.open("judged")["evaluation"]["accuracy"].values, wanted)
     assert "validation_accuracy" in dk.open("judged")["evaluation"]
     assert np.array_equal(dk.load("judged").pixels(), dk.load(tmp_path / "run").pixels())
+
+
+def test_its_pixels_are_drawn_with_the_data_at_hand(name, tmp_path):
+    done = distilkit("sheet", name, "--out", "sheet.png", "--real", "1")
+    assert done.returncode == 0, done.stderr
+    picture = (matplotlib.image.imread("sheet.png")[:, :, :3] * 255).round().astype(int)
+    for pixel in dk.load(tmp_path / "run").pixels().numpy().transpose(0, 2, 3, 1).reshape(-1, 1):
+        assert (picture == pixel).all(2).sum() > 100
+    (tmp_path / "noise.npz").unlink()
+    assert distilkit("sheet", "run", "--real", "0").returncode == 0
+    assert distilkit("sheet", name).returncode == 2
 
 
 def test_it_is_split_as_its_recipe_does_it(name, tmp_path):
