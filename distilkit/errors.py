@@ -20,7 +20,7 @@ class Change:
     """What to change: Python and the command line have words of their own for it.
 
     Args:
-        name: a value of the spec by its dotted name, such as "learner.optimizer.lr"; or "out", the folder for the results.
+        name: a value of the spec by its dotted name, such as "learner.optimizer.lr"; or "out", where the results go.
         value: what it should be; a component is a table with its kind.
 
     >>> str(Change("learner.optimizer.lr", 0.001)), str(Change("unroller.adjoint", {"kind": "ReplayAdjoint", "keep_last": 6}))
@@ -33,7 +33,7 @@ class Change:
     def __str__(self) -> str:
         """In Python."""
         if self.name == "out":
-            return f'"{self.value}"  # as the folder'
+            return f'"{self.value}"  # in its place'
         value = repr(self.value)
         if isinstance(self.value, Mapping):
             options = ", ".join(f"{key}={one!r}" for key, one in self.value.items() if key != "kind")

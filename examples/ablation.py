@@ -67,6 +67,8 @@ WAYS: dict[str, list[str]] = {
     "smaller real batch": [WITHOUT_FIRST, CALM, SMALL_BATCH],
     "short inner runs first, smaller real batch": [SHORT_FIRST, CALM, SMALL_BATCH],
     "RaT-BPTT, smaller real batch": ['truncation={kind="RandomTruncation",horizon=40,window=15}', SMALL_BATCH],
+    "RaT-BPTT, eps_root": ['truncation={kind="RandomTruncation",horizon=40,window=15}', CALM],
+    "AT-BPTT, eps_root": ['truncation={kind="AdaptiveTruncation",horizon=40,window=15,spread=5}', CALM],
     "RaT-BPTT, outer rate 0.01": ['truncation={kind="RandomTruncation",horizon=40,window=15}', "outer.optimizer.lr=0.01"],
     "narrow networks first": [WITHOUT_FIRST, CALM, "growth={until=[0.6],widths=[32]}"],
     "average of the set": [WITHOUT_FIRST, CALM, "outer.average=0.99"],
@@ -114,7 +116,7 @@ def run(
     steps = LOOKS * max(1, round(seconds / one / LOOKS))
     folder = Path(tempfile.mkdtemp())
     tree = dk.run(pipeline(data, way, seed, steps, networks, threads, width), folder / "run", display)
-    wide = tested_by_wider(folder / "run", judges, display) if data != "digits" and judges != width else None
+    wide = None if data == "digits" or judges == width else tested_by_wider(folder / "run", judges, display)
     shutil.rmtree(folder)
     accuracy, validation = tree["evaluation"]["accuracy"].values, tree["evaluation"]["validation_accuracy"]
     history = without_building(tree["history"]["seconds"].values)
@@ -125,6 +127,7 @@ def run(
         "seed": seed,
         "budget": seconds,
         "width": width,
+        "judges": judges,
         "mean": float(np.mean(accuracy)),
         "values": accuracy.tolist(),
         "wider": wide,
@@ -143,13 +146,15 @@ def run(
 
 
 def without_building(seconds: np.ndarray) -> np.ndarray:
-    """The time of each step, where those that took over three times the median, since they built programs, count as the median."""
-    return np.where(seconds > 3 * np.median(seconds), np.median(seconds), seconds)
+    """The time of each step, where one that took over three times as long as its neighbours, since it built programs, counts as they do."""
+    around = np.array([np.median(seconds[max(0, k - 5) : k + 6]) for k in range(len(seconds))])
+    return np.where(seconds > 3 * around, around, seconds)
 
 
 def tested_by_wider(folder: Path, width: int, display: dk.Progress) -> dict[str, Any]:
     """Test accuracies of ConvNets of another width that are trained on the set of a run, after the steps that are best on validation."""
-    judged = dk.evaluate(folder, networks={"wider": dk.ConvNet(width=width, depth=3)}, progress=display).sel(network="wider")
+    network = spec.load(folder / "spec.toml", [f"learner.network.width={width}"]).learner.network
+    judged = dk.evaluate(folder, networks={"wider": network}, progress=display).sel(network="wider")
     return {"width": width, "values": judged.accuracy.sel(training_steps=judged.selected_steps).values.tolist()}
 
 
@@ -195,7 +200,7 @@ def main() -> None:
     for seed in given.seeds:
         for way in given.only or ways_of(given.data):
             found = read(given.out)
-            key = {"data": given.data, "way": way, "seed": seed, "budget": given.seconds, "width": given.width}
+            key = {"data": given.data, "way": way, "seed": seed, "budget": given.seconds, "width": given.width, "judges": given.judges}
             if any(key.items() <= one.items() for one in found):
                 continue
             with Display(Console()) as display:

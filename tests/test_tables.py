@@ -28,6 +28,7 @@ def ablated(way, seed, mean, curve):
         "budget": 60.0,
         "width": 128,
         "mean": mean,
+        "judges": 192,
         "wider": {"width": 192, "values": [mean + 0.05, mean + 0.15]},
         "outer_steps": 30,
         "looks": {"outer_step": [10, 20, 30], "seconds": [20.0, 40.0, 60.0], "accuracy": curve},
@@ -56,6 +57,8 @@ def test_the_ablation_says_when_a_way_is_where_the_papers_ends(tables, tmp_path)
     ]
     assert lines[6] == "*cifar10: 60 s of outer steps each, width 128; a processor, one thread, torch 2.14.1.*"
     assert lines[10].startswith("| RaT-BPTT | 50.0 |")
+    (tmp_path / "ablation.json").write_text(json.dumps([record[0] | {"wider": None, "judges": 128}]))
+    assert "at width" not in tables.on_page_markdown("<!-- table: ablation -->").splitlines()[0]
 
 
 def test_labels_stand_side_by_side(tables, tmp_path):

@@ -41,13 +41,25 @@ def test_the_network_of_the_example_is_the_fields():
 
 
 def test_the_augmentation_of_the_example_flips_or_turns():
-    """All of a batch is flipped or not, image by image, or every image is turned."""
-    augment, images = script(ROOT / "examples" / "torch_loop.py", "torch_loop").flip_or_rotate, torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    seen = set()
+    """Each image is flipped or not; or each is turned: of one that is bright to the right, the slope turns by up to 15 degrees."""
+    augment = script(ROOT / "examples" / "torch_loop.py", "torch_loop").flip_or_rotate
+    x = torch.linspace(-1, 1, 33, dtype=torch.float64)
+    images, angles, flips = x.expand(64, 1, 33, 33), [], 0
     for seed in range(10):
         torch.manual_seed(seed)
-        made = augment(images)
-        same, flipped = ((made == other).flatten(1).all(1) for other in (images, images.flip(3)))
-        seen.add("flipped" if bool((same | flipped).all()) else "turned")
-        assert 10 < int(flipped.sum()) < 54 if bool((same | flipped).all()) else not bool((same | flipped).any())
-    assert seen == {"flipped", "turned"}
+        made = augment(images)[:, 0, 8:-8, 8:-8]  # what is turned out of the image is black
+        across, down = made.diff(dim=2).flatten(1) * 16, made.diff(dim=1).flatten(1) * 16
+        if bool((down == 0).all()):
+            right = (across.mean(1) > 0).sum()
+            assert 10 < right < 54
+            torch.testing.assert_close(across.abs(), torch.ones_like(across))
+            flips += 1
+        else:
+            found = torch.atan2(down.mean(1), across.mean(1)).rad2deg()
+            torch.testing.assert_close(torch.hypot(down.mean(1), across.mean(1)), torch.ones(64, dtype=torch.float64), atol=0.02, rtol=0)
+            angles.append(found)
+    turned = torch.cat(angles)
+    assert 0 < flips < 10
+    assert turned.abs().max() <= 15.1
+    assert abs(float(turned.mean())) < 2
+    assert 7 < float(turned.std()) < 10.5  # 30 / sqrt(12) = 8.7, of a uniform angle

@@ -207,32 +207,35 @@ def export(
 def sheet(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The picture: .png, .pdf or .svg; by default RUN/sheet.png.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The picture: .png, .pdf or .svg; by default RUN/sheet.png, in runs/ for such a set."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Real data: arrays such as CIFAR10.npz, or a kind such as CIFAR10.")
     ] = None,
     rows: Annotated[int | None, typer.Option(metavar="10", help="The most images of a class to show.", min=1)] = None,
-    real: Annotated[int | None, typer.Option(metavar="3", help="Real images of each class beside them; 0 needs no data.", min=0)] = None,
+    real: Annotated[
+        int | None, typer.Option(metavar="3", help="Real images of each class beside them; with 0 a run needs no data.", min=0)
+    ] = None,
     which: Annotated[str, typer.Option(help="best, last, or auto: the best where there is one.")] = "auto",
     set_: Overrides = [],  # noqa: B006
     trust: Trust = False,
 ) -> None:
     """Draw the images of a distilled set by class, beside real ones."""
-    from distilkit.cli.run import show_sheet
-    from distilkit.storage.shipped import comes_with_distilkit
+    from distilkit.cli.evaluate import show_sheet
 
-    if which not in ("auto", "best", "last"):
-        raise FieldError("--which", which, "auto, best or last", fix="--which best")
-    beside = Path("runs") / run.name if comes_with_distilkit(run) else run.parent if run.suffix == ".zarr" else run
-    show_sheet(run, out or beside / "sheet.png", which=which, rows=rows, real=real, overrides=set_, trust=trust)
+    case = {"data": data, "overrides": set_, "trust": trust}
+    show_sheet(run, out or _results(run) / "sheet.png", case, which=which, rows=rows, real=real)
 
 
 @app.command()
 def subsets(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
     budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,
-    draws: Annotated[int, typer.Option(help="Random subsets of each size.")] = 10,
+    draws: Annotated[int, typer.Option(help="Random subsets of each size.", min=1)] = 10,
     strategy: Annotated[str, typer.Option(help="random, prefix, easiest or hardest; the last three have one draw.")] = "random",
     networks: Annotated[str | None, typer.Option(metavar="MLP,ConvNet", help="Train these networks in place of the run's.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Networks trained on each subset; by default the run's.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Networks trained on each subset; by default the run's.", min=1)] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -243,11 +246,9 @@ def subsets(
 ) -> None:
     """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""
     from distilkit.cli.studies import show_subsets
-    from distilkit.storage.shipped import comes_with_distilkit
 
-    beside = Path("runs") / run.name if comes_with_distilkit(run) else run  # a folder of its name would hide the set
     numbers, draws = _numbers("--budgets", budgets, least=1), draws if strategy == "random" else 1
-    show_subsets(run, numbers, draws, strategy, _list(networks), seeds, out or beside / f"subsets-{strategy}", trust)
+    show_subsets(run, numbers, draws, strategy, _list(networks), seeds, out or _results(run) / f"subsets-{strategy}", trust)
 
 
 study_commands = typer.Typer(help="Study meta-gradients, or how distilled samples depend on each other.", no_args_is_help=True)
@@ -258,7 +259,7 @@ app.add_typer(study_commands, name="study")
 def gradients(
     spec: SpecPath,
     at: Annotated[str, typer.Option(metavar="0,50,200", help="Outer steps at which meta-gradients are studied.")] = "0,50,200",
-    replicates: Annotated[int, typer.Option(help="Independent meta-gradients a policy and point.")] = 16,
+    replicates: Annotated[int, typer.Option(help="Independent meta-gradients a policy and point.", min=3)] = 16,
     policy: Annotated[
         list[str], typer.Option(metavar="TABLE", help="Such as '{kind = \"TailTruncation\", horizon = 40, window = 10}'.")
     ] = [],  # noqa: B006
@@ -283,7 +284,7 @@ def gradients(
 @study_commands.command()
 def intercorrelation(
     spec: SpecPath,
-    draws: Annotated[int, typer.Option(help="Random subsets, and draws of real images, of each size.")] = 10,
+    draws: Annotated[int, typer.Option(help="Random subsets, and draws of real images, of each size.", min=1)] = 10,
     influence: Annotated[int | None, typer.Option(metavar="2", help="Images per class of the set whose samples are removed.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-study.")] = None,
     set_: Overrides = [],  # noqa: B006
@@ -331,6 +332,15 @@ def _numbers(option: str, words: str | None, least: int) -> list[int]:
     if any(number < least for number in found) or len(set(found)) != len(found):
         raise FieldError(option, words, f"whole numbers, each at least {least} and none twice", fix=f"{option} 1,2,5")
     return found
+
+
+def _results(run: Path) -> Path:
+    """The folder for what is made of a run."""
+    from distilkit.storage.shipped import comes_with_distilkit
+
+    if comes_with_distilkit(run):
+        return Path("runs") / run.name  # a folder of its own name would hide the set
+    return run.parent if run.suffix == ".zarr" else run
 
 
 def _folder(title: str) -> Path:

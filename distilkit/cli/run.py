@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distilkit.cli.display import Console, Display, log_lines, option
 from distilkit.cli.tables import gib, plan_table, recipes_table, results_table
@@ -35,16 +35,6 @@ def show_run(distiller: Distiller, directory: Path, stop_after: float | None = N
     console.print(results_table(tree))
     for line in (f"Look at   {directory / 'distilled.png'}", f"Open it   xarray.open_datatree({str(directory / 'results.zarr')!r})"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def show_sheet(run: Path, out: Path, **options: Any) -> None:
-    """Draw the images of a set, and say where the picture lies."""
-    from distilkit.runs.sheets import draw_sheet
-
-    console = Console(highlight=False, soft_wrap=True)
-    with Display(console) as display:
-        path = draw_sheet(run, out, progress=display, **options)
-    console.print(f"Look at   {path}", markup=False)
 
 
 def show_plan(distiller: Distiller, probe: bool) -> None:

@@ -58,13 +58,19 @@ def _exact(x: Tensor) -> Tensor:
     return x.double() if x.device.type in ("cpu", "cuda") else x.cpu().double()
 
 
-def nudged(flat: Sequence[Any], *, roundings: int = 8) -> list[Any]:
-    """The same inputs, moved by so many roundings of their dtype. What a result changes by, nobody can know better."""
+def nudged(flat: Sequence[Any], *, roundings: int = 8, least: float = 0.0) -> list[Any]:
+    """The same inputs, moved by so many roundings of their dtype. What a result changes by, nobody can know better.
+
+    Args:
+        flat: the inputs.
+        roundings: how many.
+        least: part of their size by which they are moved at least, for programs that round more coarsely inside than their inputs are.
+    """
 
     def moved(x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return x
         noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(0), dtype=x.dtype, device=x.device)
-        return x * (1 + roundings * torch.finfo(x.dtype).eps * noise)
+        return x * (1 + max(roundings * torch.finfo(x.dtype).eps, least) * noise)
 
     return [moved(x) for x in flat]

@@ -10,7 +10,7 @@ from distilkit.report.curves import curves, curves_figure
 from distilkit.report.drawing import require_picture
 from distilkit.report.gradients import gradient_curves, gradient_figure
 from distilkit.report.influence import influence_figure, influence_map
-from distilkit.report.sheet import real_beside, sheet, sheet_figure
+from distilkit.report.sheet import images_shown, sheet, sheet_figure
 
 __all__ = [
     "budget_curves",
@@ -19,9 +19,9 @@ __all__ = [
     "curves_figure",
     "gradient_curves",
     "gradient_figure",
+    "images_shown",
     "influence_figure",
     "influence_map",
-    "real_beside",
     "require_picture",
     "sheet",
     "sheet_figure",

@@ -18,12 +18,12 @@ MARKERS = "osD^vPX"
 
 
 def budget_curves(data: xr.Dataset, path: str | os.PathLike[str]) -> Path:
-    """Save a PNG of accuracy against images per class, a line for each source.
+    """Save a picture of accuracy against images per class, a line for each source.
 
     Args:
         data: with accuracy over budget and any of source, draw, network and seed: the group sources of the intercorrelation
             study, a subset grid, or a run's group prefixes.
-        path: where the PNG goes.
+        path: where the picture goes: .png, .pdf or .svg.
 
     Raises:
         RunError: there is no accuracy by budget.
@@ -65,7 +65,7 @@ def budget_figure(data: xr.Dataset) -> Figure:
 
 
 def subset_map(data: xr.Dataset, path: str | os.PathLike[str]) -> Path:
-    """Save a PNG of a subset grid: a panel for each network, a row for each draw, a column for each budget.
+    """Save a picture of a subset grid: a panel for each network, a row for each draw, a column for each budget.
 
     Raises:
         RunError: there is no accuracy by budget and draw.

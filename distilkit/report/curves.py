@@ -20,14 +20,14 @@ LINES = (ORANGE, PURPLE, MUTED, INK)
 
 
 def curves(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
-    """Save a PNG of the history of a run.
+    """Save a picture of the history of a run.
 
     Args:
         tree: the results of a run, with `/history`; `/evaluation` and `/baselines` are drawn where they are there.
-        path: where the PNG goes.
+        path: where the picture goes: .png, .pdf or .svg.
 
     Returns:
-        The path of the PNG.
+        The path of the picture.
 
     Raises:
         RunError: the run has no history.

@@ -41,9 +41,10 @@ def require_picture(path: str | os.PathLike[str]) -> str:
     """
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in KINDS:
+        folder = Path(path).is_dir() or not Path(path).name
+        better = Path(path) / "sheet.png" if folder else Path(path).with_suffix(".png")
         raise RunError(
-            f"{os.fspath(path)!r} is no name of a picture: pictures are .{', .'.join(KINDS)}.",
-            changes=[Change("out", str(Path(path).with_suffix(".png")))],
+            f"{os.fspath(path)!r} is no name of a picture: pictures are .{', .'.join(KINDS)}.", changes=[Change("out", str(better))]
         )
     return kind
 

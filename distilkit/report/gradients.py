@@ -18,11 +18,11 @@ MARKERS = "osD^vP"
 
 
 def gradient_curves(data: xr.Dataset, path: str | os.PathLike[str]) -> Path:
-    """Save a PNG of a gradient study.
+    """Save a picture of a gradient study.
 
     Args:
         data: of `distilkit.gradient_study`.
-        path: where the PNG goes.
+        path: where the picture goes: .png, .pdf or .svg.
 
     Raises:
         RunError: it is no gradient study.

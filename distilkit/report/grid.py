@@ -54,8 +54,8 @@ class Grid:
         >>> grid.across, grid.down, grid.columns, grid.lines
         (2, 5, 1, 1)
         """
-        columns, classes = min(depth, LONGEST), max(classes, 1)
-        lines = math.ceil(depth / columns)
+        columns, classes = max(min(depth, LONGEST), 1), max(classes, 1)
+        lines = max(math.ceil(depth / columns), math.ceil(real / LONGEST), 1)
         beside = math.ceil(real / lines)
         height, width = size
 
@@ -132,11 +132,13 @@ class Grid:
         for image, (top, left) in zip(colour, places, strict=False):
             canvas[top : top + self.height, left : left + self.width] = image.transpose(1, 2, 0)
 
-    def inches(self, margins: tuple[float, float]) -> tuple[float, float]:
-        """Width and height of the figure, with what is around the paper."""
+    @property
+    def inches(self) -> tuple[float, float]:
+        """Width and height, with paper around."""
         high, wide = self.size
-        return max(wide / self.per_inch + margins[0], 3.5), high / self.per_inch + margins[1]
+        return max(wide / self.per_inch + 0.2, 4.5), high / self.per_inch + 0.2
 
+    @property
     def dots(self) -> int:
-        """Dots an inch at which each pixel of an image has at least one dot, and an image of few pixels is large enough to see."""
+        """Dots an inch: one for each pixel of an image or more, as far as that goes."""
         return min(max(160, math.ceil(self.per_inch)), 300)

@@ -15,11 +15,11 @@ from distilkit.storage.spread import standard_error
 
 
 def influence_map(data: xr.Dataset, path: str | os.PathLike[str]) -> Path:
-    """Save a PNG of the influence of samples.
+    """Save a picture of the influence of samples.
 
     Args:
         data: with interaction (sample, other, seed) and drop (sample, seed), of `distilkit.studies.influence`.
-        path: where the PNG goes.
+        path: where the picture goes: .png, .pdf or .svg.
 
     Raises:
         RunError: there is no interaction.

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import os
+import textwrap
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distilkit.errors import RunError
 from distilkit.report.drawing import INK, MUTED, clean, new_figure, save
-from distilkit.report.grid import LONGEST, Grid
+from distilkit.report.grid import Grid
 from distilkit.report.vectors import vectors_figure
+from distilkit.storage.layout import group_of_set
 
 MOST_CLASSES = 100
-MOST_IMAGES = 1000
+MOST_IMAGES = 1000  # that are shown where nobody says how many
+LARGEST = 20_000  # images on one sheet
 MOST_LABELLED = 20  # images up to which each one's label is written below it
 LETTER = 0.055  # inches that a small letter takes
+Which = Literal["auto", "best", "last"]
+Pictures = tuple[np.ndarray, np.ndarray]
 
 
 def sheet(
-    tree: xr.DataTree,
-    path: str | os.PathLike[str],
-    *,
-    which: Literal["auto", "best", "last"] = "auto",
-    real: tuple[np.ndarray, np.ndarray] | None = None,
-    rows: int | None = None,
+    tree: xr.DataTree, path: str | os.PathLike[str], *, which: Which = "auto", real: Pictures | None = None, rows: int | None = None
 ) -> Path:
     """Save a picture of the distilled images: a block for each class, with real ones beside them; a heat map for feature vectors.
 
@@ -43,36 +43,34 @@ def sheet(
         The path of the picture.
 
     Raises:
-        RunError: the run holds no such set, the real images are of another shape, or there is no such kind of picture.
+        RunError: the run holds no such set, the real images are of another shape, there are too many images, or there is no such kind of
+            picture.
     """
     return save(sheet_figure(tree, which=which, real=real, rows=rows), path)
 
 
-def real_beside(per_class: int) -> int:
-    """How many real images of a class go with so many distilled ones: three with one, and two in a line with more.
+def images_shown(tree: xr.DataTree, which: Which = "auto", rows: int | None = None) -> int:
+    """How many samples of a class a sheet shows; 0 for feature vectors.
 
-    >>> real_beside(1), real_beside(10), real_beside(50)
-    (3, 2, 10)
+    Args:
+        tree: the results of a run.
+        which: the set.
+        rows: the most samples of a class to show; chosen by the number of classes when left out.
     """
-    return 3 if per_class == 1 else 2 * math.ceil(min(per_class, MOST_IMAGES // 10) / LONGEST)
+    data = tree[group_of_set(tree, which)].to_dataset()
+    if data["pixel"].ndim != 4 or not data.sizes["sample"]:
+        return 0
+    counts = np.unique(data["label_class"].values, return_counts=True)[1]
+    return min(int(counts.max()), rows or max(2, MOST_IMAGES // min(len(counts), MOST_CLASSES)))
 
 
-def sheet_figure(
-    tree: xr.DataTree,
-    *,
-    which: Literal["auto", "best", "last"] = "auto",
-    real: tuple[np.ndarray, np.ndarray] | None = None,
-    rows: int | None = None,
-) -> Figure:
+def sheet_figure(tree: xr.DataTree, *, which: Which = "auto", real: Pictures | None = None, rows: int | None = None) -> Figure:
     """The figure that `sheet` saves.
 
-    Labels that are not one-hot are written below the images where there are few: the largest of the numbers that they give to classes.
-    Feature vectors are drawn as a heat map that says that they are no images, without `real`.
+    Labels that are not one-hot are written below the images where there are few, one of each class: the largest of the numbers that they
+    give to classes. Feature vectors are drawn as a heat map that says that they are no images, without `real` and `rows`.
     """
-    group = "best" if which == "best" or (which == "auto" and "best" in tree.children) else "distilled"
-    if group not in tree.children:
-        raise RunError(f"The run has no group /{group}; it has {sorted(tree.children)}.")
-    data = tree[group].to_dataset()
+    data = tree[group_of_set(tree, which)].to_dataset()
     title = clean(str(tree.attrs.get("title", "")) or "distilled set")
     if data["pixel"].ndim != 4:
         return vectors_figure(data, title)
@@ -80,66 +78,80 @@ def sheet_figure(
     if real is not None and (real[0].ndim != 4 or real[0].shape[1:] != pixels.shape[1:] or len(real[0]) != len(real[1])):
         raise RunError(f"Real images of shape {real[0].shape} with {len(real[1])} classes do not go with images of {pixels.shape[1:]}.")
 
-    present = [c for c in range(len(names)) if (owner == c).any()]
-    shown = present[:MOST_CLASSES]
-    most = rows or max(2, MOST_IMAGES // max(len(shown), 1))
+    shown = [c for c in range(len(names)) if (owner == c).any()][:MOST_CLASSES]
     samples = [np.flatnonzero(owner == c) for c in shown]
-    deepest = max(map(len, samples), default=1)
-    depth = min(deepest, most)
     beside = [] if real is None else [np.flatnonzero(np.asarray(real[1]) == c) for c in shown]
-    soft = _soft_labels(data["label"].values, owner) and len(pixels) <= MOST_LABELLED
-    grid = Grid.of(len(shown), depth, max(map(len, beside), default=0), pixels.shape[2:], words=2 if soft else 0)
+    depth, most = images_shown(tree, which, rows), max(map(len, beside), default=0)
+    if len(shown) * (depth + most) > LARGEST:
+        words = f"{depth} distilled and {most} real images of {len(shown)} classes do not go on one sheet, which has {LARGEST}."
+        raise RunError(words, fix="rows=10")
+    few = len(pixels) <= MOST_LABELLED and max(map(len, samples), default=0) == 1
+    soft = few and not np.array_equal(data["label"].values, np.eye(len(names), dtype=data["label"].dtype)[owner])
+    grid = Grid.of(len(shown), depth, most, pixels.shape[2:], words=2 if soft else 0)
 
     canvas = grid.blank()
-    for number, rows_of_class in enumerate(samples):
-        grid.paint(canvas, pixels[rows_of_class[:depth]], grid.places(number))
+    for number, own in enumerate(samples):
+        grid.paint(canvas, pixels[own[:depth]], grid.places(number))
         if real is not None:
             grid.paint(canvas, real[0][beside[number]], grid.places_beside(number))
-    figure = new_figure(*grid.inches(margins=(0.2, 0.65)), dpi=grid.dots())
+    width, height = grid.inches
+    words = _subtitle(data, samples, depth)
+    lines = textwrap.wrap(words, int((width - 0.2) / 0.075)) or [""]
+    figure = new_figure(width, height + 0.25 + 0.16 * len(lines), dpi=grid.dots)
     axes = figure.subplots()
-    axes.imshow(canvas, interpolation="nearest", aspect="equal")
+    axes.imshow(canvas, interpolation="nearest" if grid.per_inch <= grid.dots else "antialiased", aspect="equal")
     axes.set_axis_off()
     for number, c in enumerate(shown):
-        place = grid.places(number)[0]
-        name = clean(names[c], max(4, int(grid.block_inches / LETTER)))
-        axes.text(place[1], place[0] - 0.04 * grid.per_inch, name, fontsize=7, color=INK, parse_math=False, va="bottom")
-        if soft:
-            words = _largest(data["label"].values[samples[number][0]], names, wide=grid.beside > 0)
-            low = place[0] + grid.height + 0.03 * grid.per_inch
-            axes.text(place[1], low, words, fontsize=5.5, color=MUTED, parse_math=False, va="top", linespacing=1.25)
-    for left, words in _headings(grid, samples, data["block"].values):
-        axes.text(left, 0.13 * grid.per_inch, words, fontsize=6.5, color=MUTED, va="bottom")
+        label = _largest(data["label"].values[samples[number][0]], names, wide=grid.beside > 0) if soft else ""
+        _write(axes, grid, number, names[c], label)
+    for left, heading in _headings(grid, samples, data["block"].values):
+        axes.text(left, 0.13 * grid.per_inch, heading, fontsize=6.5, color=MUTED, va="bottom")
+    figure.suptitle("\n".join([title, *lines]), fontsize=9, color=INK, parse_math=False)
+    return figure
 
-    stages = np.bincount(data["block"].values[samples[0]]) if samples else np.zeros(1, int)
+
+def _write(axes: Axes, grid: Grid, number: int, name: str, label: str) -> None:
+    """The name of a class above its block, and the label of its image below."""
+    top, left = grid.places(number)[0]
+    name = clean(name, max(4, int(grid.block_inches / LETTER)))
+    axes.text(left, top - 0.04 * grid.per_inch, name, fontsize=7, color=INK, parse_math=False, va="bottom")
+    low = top + grid.height + 0.03 * grid.per_inch
+    axes.text(left, low, label, fontsize=5.5, color=MUTED, parse_math=False, va="top", linespacing=1.25)
+
+
+def _subtitle(data: xr.Dataset, samples: list[np.ndarray], depth: int) -> str:
+    """What the sheet shows, and what it leaves out."""
+    present, deepest = len(np.unique(data["label_class"].values)), max(map(len, samples), default=0)
+    channels = data["pixel"].shape[1]
+    blocks = {tuple(np.bincount(data["block"].values[own]).tolist()) for own in samples}
+    stages = next(iter(blocks)) if len(blocks) == 1 else ()
     limits = [
-        f"{len(shown)} of {len(present)} classes" if len(shown) < len(present) else "",
+        f"{len(samples)} of {present} classes" if len(samples) < present else "",
         f"first {depth} of {deepest} images a class" if depth < deepest else "",
         f"blocks of {', '.join(map(str, stages))} a class" if len(stages) > 1 else "",
-        {1: "", 3: "", 2: "first of 2 channels"}.get(pixels.shape[1], f"first 3 of {pixels.shape[1]} channels as red, green, blue"),
+        {1: "", 3: "", 2: "first of 2 channels"}.get(channels, f"first 3 of {channels} channels as red, green, blue"),
     ]
-    subtitle = "   ".join([f"{len(pixels)} distilled images after {data.attrs.get('outer_step', '?')} outer steps", *filter(None, limits)])
-    figure.suptitle(f"{title}\n{subtitle}", fontsize=9, color=INK, parse_math=False)
-    return figure
+    made = f"{data.sizes['sample']} distilled images after {data.attrs.get('outer_step', '?')} outer steps"
+    return "   ".join([made, *filter(None, limits)])
 
 
 def _headings(grid: Grid, samples: list[np.ndarray], block: np.ndarray) -> list[tuple[float, str]]:
     """What stands above the columns, and how far from the left: the boost blocks where a line holds a class, and what is real."""
     found: list[tuple[float, str]] = []
-    if grid.lines == 1 and samples and (block > 0).any():
-        columns = {tuple(block[rows].tolist()) for rows in samples}
-        blocks = next(iter(columns))[: grid.columns] if len(columns) == 1 else ()
-        firsts = [i for i, b in enumerate(blocks) if i == 0 or b != blocks[i - 1]]
-        found = [(grid.places(n)[i][1], f"block {blocks[i]}") for n in range(min(grid.across, len(samples))) for i in firsts]
-    elif grid.beside and grid.cell * grid.columns > 7 * LETTER:  # there is room for the word
-        found = [(grid.places(n)[0][1], "distilled") for n in range(min(grid.across, len(samples)))]
-    if grid.beside:
-        found += [(grid.places_beside(n)[0][1], "real") for n in range(min(grid.across, len(samples)))]
+    one = grid.width / grid.per_inch
+    columns = {tuple(block[own].tolist()) for own in samples}
+    blocks = next(iter(columns)) if grid.lines == 1 and len(columns) == 1 and (block > 0).any() else ()
+    firsts = [i for i, b in enumerate(blocks[: grid.columns]) if i == 0 or b != blocks[i - 1]]
+    for n in range(min(grid.across, len(samples))):
+        places = grid.places(n)
+        if firsts:
+            room = one * min(np.diff([*firsts, len(blocks)])) > 7 * LETTER
+            found += [(places[i][1], f"block {blocks[i]}" if room else str(blocks[i])) for i in firsts]
+        elif grid.beside and one * grid.columns > 7 * LETTER:
+            found.append((places[0][1], "distilled"))
+        if grid.beside:
+            found.append((grid.places_beside(n)[0][1], "real"))
     return found
-
-
-def _soft_labels(labels: np.ndarray, owner: np.ndarray) -> bool:
-    """Whether labels say more than the class."""
-    return not np.array_equal(labels, np.eye(labels.shape[1], dtype=labels.dtype)[owner])
 
 
 def _largest(label: np.ndarray, names: list[str], *, wide: bool) -> str:

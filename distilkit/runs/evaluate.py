@@ -28,6 +28,7 @@ from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
 from distilkit.runs.open import is_run, pipeline_of, says_all
+from distilkit.runs.sheets import tree_of
 from distilkit.storage import layout
 from distilkit.storage.store import holds_results, require_writable
 from distilkit.unroll.execution import ProgramCache
@@ -134,13 +135,9 @@ def save(result: xr.Dataset, case: EvaluationInput, directory: str | os.PathLike
         RunError: the folder holds results already.
     """
     require_free(directory)
-    step = int(case.distilled.provenance.get("outer_step", 0))
-    made = attrs.evolve(case.distilled, preprocessing=case.data.preprocessing)  # the same, and one that can be run
-    groups = {"distilled": storage.distilled_group(storage.to_arrays(made), step), "evaluation": result}
     words = {"learner": repr(case.learner), "evaluation": repr(case.evaluation)}
-    tree = layout.build(
-        groups, title=case.title, spec=words, seed=result.attrs["seed"], device=result.attrs["device"], torch_version=torch.__version__
-    )
+    names = {"title": case.title, "spec": words, "seed": result.attrs["seed"], "device": result.attrs["device"]}
+    tree = tree_of(case.distilled, case.data, {"evaluation": result}, **names)
     storage.write(tree, directory)
     return tree
 

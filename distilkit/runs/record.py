@@ -18,7 +18,7 @@ from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import DistilkitError
 from distilkit.evaluation import PartialScore, Score, training_set
-from distilkit.runs.sheets import real_images
+from distilkit.runs.sheets import draw_sheet
 from distilkit.spec import dumps, to_tree
 from distilkit.storage import layout
 from distilkit.truncation import StepInfo
@@ -204,8 +204,7 @@ def _device_words(device: torch.device) -> str:
 
 def save_figures(distiller: Distiller, tree: xr.DataTree, directory: Path) -> None:
     """Draw what there is: a run that was stopped has no accuracies, and one stopped at once no history."""
-    deepest = int(np.bincount(tree["distilled"].to_dataset()["label_class"].values).max())
-    report.sheet(tree, directory / "distilled.png", real=real_images(distiller.bundle, report.real_beside(deepest)))
+    draw_sheet(tree, directory / "distilled.png", distiller.bundle)
     if tree["history"].sizes["outer_step"]:
         report.curves(tree, directory / "history.png")
     if "prefixes" in tree.children:

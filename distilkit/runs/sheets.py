@@ -2,67 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
-import numpy as np
 import torch
 import xarray as xr
 
 from distilkit import report, storage
 from distilkit.data.bundle import DataBundle
-from distilkit.progress import SILENT, Progress
-from distilkit.runs.open import pipeline_of
-from distilkit.storage import layout, shipped
-
-Pictures = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+from distilkit.data.distilled import DistilledSet
+from distilkit.data.preprocessing import require_same
+from distilkit.report.grid import LONGEST
+from distilkit.report.sheet import Pictures, Which
+from distilkit.storage import layout
 
 
 def draw_sheet(
-    path: Any,
-    out: Path,
-    *,
-    which: Literal["auto", "best", "last"] = "auto",
-    rows: int | None = None,
-    real: int | None = None,
-    overrides: Iterable[str] = (),
-    trust: bool = False,
-    progress: Progress = SILENT,
+    tree: xr.DataTree, out: Path, data: DataBundle | None, *, which: Which = "auto", rows: int | None = None, real: int | None = None
 ) -> Path:
-    """Draw the images of a run, or of a set that comes with distilkit, whose pixels want the data that it was made of.
+    """Draw the images of a run, beside real ones where its data is given.
 
     Args:
-        path: the folder of the run, or the name of that set.
+        tree: the results of a run, or `tree_of` a set.
         out: the picture: .png, .pdf or .svg.
+        data: that it was made of.
         which: the set to show, as in `distilkit.load`.
         rows: the most images of a class to show.
-        real: real training images of each class beside them; as many as go with the set when left out. With 0, a run's data is not needed.
-        overrides: of the spec, as for `--set`, such as another `data.root`.
-        trust: allow the run's spec to name Python code.
-        progress: is told what is being done.
+        real: real training images of each class; when left out three beside one distilled image, and two in each line beside more.
 
     Raises:
-        RunError: there is no run, or no picture of that name.
+        RunError: there is no such set, no picture of that name, or there are too many images.
     """
-    report.require_picture(out)
-    own = shipped.comes_with_distilkit(path)
-    tree = None if own else storage.open(path)
-    bundle = None
-    if own or real != 0:
-        progress.phase("loading data")
-        bundle = pipeline_of(path, overrides, trust=trust, instead="--real 0").bundle
-    if tree is None:
-        assert bundle is not None
-        tree = _tree(path, bundle)
-    counted = np.bincount(tree["distilled"].to_dataset()["label_class"].values)
-    beside = None if bundle is None else real_images(bundle, report.real_beside(int(counted.max())) if real is None else real)
+    depth = report.images_shown(tree, which, rows)
+    if real is None:
+        real = 3 if depth == 1 else 2 * math.ceil(depth / LONGEST)
+    beside = None if data is None or not depth else real_images(data, real)
     return report.sheet(tree, out, which=which, rows=rows, real=beside)
 
 
 def real_images(bundle: DataBundle, count: int) -> Pictures | None:
-    """The first real training images of each class, uint8 (M, C, H, W), and their classes; None for feature vectors, or a count of 0."""
+    """The first real training images of each class, as the inverse of the preprocessing shows them, which may not keep their brightness.
+
+    Returns:
+        uint8 (M, C, H, W), and their classes, int (M,); None for feature vectors, or a count of 0.
+    """
     train = bundle.train
     if len(bundle.image_shape) != 3 or not count:
         return None
@@ -71,9 +56,19 @@ def real_images(bundle: DataBundle, count: int) -> Pictures | None:
     return (pixels * 255).round().to(torch.uint8).numpy(), train.labels[rows].cpu().numpy()
 
 
-def _tree(name: Any, bundle: DataBundle) -> xr.DataTree:
-    """A set that comes with distilkit, as a run stores it: with pixels, which its whitening gives."""
-    made = storage.load(name)
-    shown = attrs.evolve(made, preprocessing=bundle.preprocessing)
+def tree_of(made: DistilledSet, data: DataBundle, groups: dict[str, xr.Dataset] | None = None, **attributes: Any) -> xr.DataTree:
+    """A set as a run stores it, with the pixels that the preprocessing of its data gives.
+
+    Args:
+        made: the set.
+        data: the data that it was made of.
+        groups: more groups.
+        attributes: title, spec and seed, as `layout.build` takes them, and device.
+
+    Raises:
+        CombinationError: the data is in another space.
+    """
+    require_same(made.preprocessing, data.preprocessing)
+    shown = attrs.evolve(made, preprocessing=data.preprocessing)  # the same, and one that can be run
     group = storage.distilled_group(storage.to_arrays(shown), int(made.provenance.get("outer_step", 0)))
-    return layout.build({"distilled": group}, title=Path(name).as_posix(), spec={}, seed=0, torch_version=torch.__version__)
+    return layout.build({"distilled": group, **(groups or {})}, torch_version=torch.__version__, **attributes)

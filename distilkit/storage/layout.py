@@ -191,3 +191,35 @@ def build(
 
 def _by_seed(row: Mapping[int, float], seeds: Sequence[int]) -> np.ndarray:
     return np.array([row.get(s, np.nan) for s in seeds], np.float64)
+
+
+def require_which(which: str) -> None:
+    """Refuse what names none of a run's sets.
+
+    Raises:
+        RunError: it is none of "auto", "best" and "last".
+    """
+    if which not in ("auto", "best", "last"):
+        near = nearest(str(which), ("auto", "best", "last")) or "auto"
+        raise RunError(f"which = {which!r} cannot be: it takes 'auto', 'best' or 'last'.", fix=f'which="{near}"')
+
+
+def group_of_set(tree: xr.DataTree, which: str = "auto", of: str = "The run") -> str:
+    """The name of the group that holds a distilled set: "best", the one selected on validation, or "distilled", the last.
+
+    Args:
+        tree: the results of a run.
+        which: "best", "last", or "auto": the best if there is one, else the last.
+        of: what they are, for the words of an error.
+
+    Raises:
+        RunError: there is no such set.
+    """
+    require_which(which)
+    group = "best" if which == "best" or (which == "auto" and "best" in tree.children) else "distilled"
+    if group not in tree.children:
+        raise RunError(
+            f"{of} has no group /{group}; it has {listing(sorted(tree.children), 'and') if tree.children else 'none'}.",
+            fix='which="last"' if group == "best" and "distilled" in tree.children else None,
+        )
+    return group

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
 
-from distilkit.errors import Change, RunError, nearest
+from distilkit.errors import Change, RunError
 from distilkit.storage import shipped
 from distilkit.storage.checkpoint import sync_folder
 from distilkit.storage.integrity import CHECKED, damage, write_sealed
-from distilkit.storage.layout import FORMAT_VERSION
+from distilkit.storage.layout import FORMAT_VERSION, group_of_set, require_which
 from distilkit.storage.sets import from_group
 
 if TYPE_CHECKING:
@@ -122,21 +122,13 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
     Raises:
         RunError: there is no such set in the run.
     """
-    if which not in ("auto", "best", "last"):
-        near = nearest(str(which), ("auto", "best", "last")) or "auto"
-        raise RunError(f"which = {which!r} cannot be: it takes 'auto', 'best' or 'last'.", fix=f'which="{near}"')
+    require_which(which)
     if shipped.comes_with_distilkit(run):
         if which != "auto":
             raise RunError(f"which = {which!r} cannot be for {os.fspath(run)!r}: it is one set.", fix='which="auto"')
         return shipped.read(run)
     tree = open(run)
-    group = "best" if which == "best" or (which == "auto" and "best" in tree.children) else "distilled"
-    if group not in tree.children:
-        raise RunError(
-            f"The run {os.fspath(run)!r} has no group /{group}; it has {sorted(tree.children)}.",
-            fix='which="last"' if group == "best" else None,
-        )
-    return from_group(tree, group)
+    return from_group(tree, group_of_set(tree, which, f"The run {os.fspath(run)!r}"))
 
 
 def holds_results(folder: str | os.PathLike[str]) -> bool:

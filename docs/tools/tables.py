@@ -128,10 +128,10 @@ def _row_of_labels(row: Record | None) -> str:
 def _ablation(record: list[Record]) -> str:
     """Each way at equal seconds, best first: what it came to, and when it was where plain RaT-BPTT ends."""
     parts = []
-    for data, budget, width in dict.fromkeys((one["data"], one["budget"], one["width"]) for one in record):
+    for data, budget, width, judged in dict.fromkeys((one["data"], one["budget"], one["width"], one["judges"]) for one in record):
         ways: dict[str, list[Record]] = {}
         for one in record:
-            if (one["data"], one["budget"], one["width"]) == (data, budget, width):
+            if (one["data"], one["budget"], one["width"], one["judges"]) == (data, budget, width, judged):
                 ways.setdefault(one["way"], []).append(one)
         goal = _mean_curve(ways["RaT-BPTT"])[-1][1] if "RaT-BPTT" in ways else None
         rows = []
@@ -141,11 +141,19 @@ def _ablation(record: list[Record]) -> str:
             steps = round(statistics.fmean(run["outer_steps"] for run in runs))
             validation = f"{100 * _mean_curve(runs)[-1][1]:.1f}"
             wider = [statistics.fmean(run["wider"]["values"]) for run in runs if run.get("wider")]
-            tests = [_mean([run["mean"] for run in runs]), _mean(wider) if wider else ""]
+            tests = [_mean([run["mean"] for run in runs]), *([_mean(wider)] if wider else [])]
             rows.append([way, *tests, len(runs), validation, steps, when])
         first = next(iter(ways.values()))[0]
-        judges = f"test accuracy at width {first['wider']['width']}" if first.get("wider") else "at another width"
-        headings = ["way", "test accuracy", judges, "seeds", "validation accuracy", "outer steps", "at RaT-BPTT's last validation accuracy"]
+        judges = [f"test accuracy at width {first['judges']}"] if first.get("wider") else []
+        headings = [
+            "way",
+            "test accuracy",
+            *judges,
+            "seeds",
+            "validation accuracy",
+            "outer steps",
+            "at RaT-BPTT's last validation accuracy",
+        ]
         threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
         words = f"*{data}: {budget:.0f} s of outer steps each, width {width}; {first['hardware']}, {threads}, torch {first['torch']}.*"
         parts.append(f"{_markdown(headings, rows)}\n\n{words}")

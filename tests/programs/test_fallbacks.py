@@ -114,6 +114,24 @@ def test_a_compiler_that_is_wrong_leaves_the_recorded_program(heard, monkeypatch
     assert "differs by more than roundings can" in said[0]
 
 
+def test_a_compiler_that_rounds_less_is_not_wrong(heard, monkeypatch):
+    """It joins operations in bfloat16 and rounds once. A rounding of float32 moves this result by nothing at all."""
+
+    def many(x, kind=torch.bfloat16):
+        x = x.to(kind)
+        for k in range(1, 6):
+            x = x * (1 + 1 / k) + 0.25
+        return x.float()
+
+    said, make = heard
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda x: [many(x, torch.float32).bfloat16().float()])
+    make("inductor")("many", many)(IMAGES)
+    assert said == []
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda x: [1.1 * many(x)])
+    make("inductor")("many", many)(IMAGES)
+    assert "differs by more than roundings can" in said[0]
+
+
 def test_halves_that_cannot_be_cut_fall_back(heard, monkeypatch):
     monkeypatch.setattr(module, "partition", raises)
     said, make = heard

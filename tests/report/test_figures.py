@@ -120,11 +120,11 @@ def test_each_place_shows_the_pixels_of_its_sample() -> None:
 
 
 @given(
-    st.integers(1, 120), st.integers(1, 60), st.integers(0, 60), st.tuples(st.integers(1, 70), st.integers(1, 70)), st.sampled_from([0, 2])
+    st.integers(1, 12), st.integers(1, 25), st.integers(0, 25), st.tuples(st.integers(1, 20), st.integers(1, 20)), st.sampled_from([0, 2])
 )
 def test_no_two_images_of_a_sheet_overlap(classes: int, depth: int, real: int, size: tuple[int, int], words: int) -> None:
     grid = Grid.of(classes, depth, real, size, words)
-    paper = np.zeros(grid.size, int)
+    paper = np.zeros(grid.size, np.uint8)
     for number in range(classes):
         assert len(grid.places(number)) >= depth
         assert len(grid.places_beside(number)) >= real
@@ -141,8 +141,20 @@ def test_soft_labels_are_written_below_few_images() -> None:
     made.label[0] = [0.5, 0.125, 2]
     run = layout.build({"distilled": distilled_group(made, 1)}, title="", spec={}, seed=0, torch_version="0")
     assert "class 2 2.00\nclass 0 0.50" in [text.get_text() for text in report.sheet_figure(run).axes[0].texts]
+    two = arrays(classes=3, ipc=2)
+    two.label[:] = 0.25
+    run = layout.build({"distilled": distilled_group(two, 1)}, title="", spec={}, seed=0, torch_version="0")
+    assert not [text for text in report.sheet_figure(run).axes[0].texts if "0.25" in text.get_text()]  # there is room for one only
     hard = tree(seeds=0, classes=3, ipc=1)
     assert not [text for text in report.sheet_figure(hard).axes[0].texts if "1.00" in text.get_text()]
+
+
+def test_more_than_a_sheet_holds_is_refused() -> None:
+    real = np.zeros((21_000, 3, 8, 8), np.uint8), np.zeros(21_000, int)
+    with pytest.raises(RunError, match="do not go on one sheet"):
+        report.sheet_figure(tree(seeds=0, classes=1, ipc=1), real=real)
+    assert report.images_shown(tree(seeds=0, classes=10, ipc=50)) == 50
+    assert report.images_shown(tree(seeds=0, classes=10, ipc=50), rows=3) == 3
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])

@@ -111,6 +111,9 @@ def test_its_pixels_are_drawn_with_the_data_at_hand(name, tmp_path):
     picture = (matplotlib.image.imread("sheet.png")[:, :, :3] * 255).round().astype(int)
     for pixel in dk.load(tmp_path / "run").pixels().numpy().transpose(0, 2, 3, 1).reshape(-1, 1):
         assert (picture == pixel).all(2).sum() > 100
+    drawn = (tmp_path / "sheet.png").read_bytes()  # it is split as its recipe does it
+    assert distilkit("sheet", name, "--out", "sheet.png", "--real", "1", "--set", "data.validation=0.5").returncode == 0
+    assert (tmp_path / "sheet.png").read_bytes() == drawn
     (tmp_path / "noise.npz").unlink()
     assert distilkit("sheet", "run", "--real", "0").returncode == 0
     assert distilkit("sheet", name).returncode == 2
