@@ -35,6 +35,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from distilkit import process
 from distilkit.errors import GradientError
 from distilkit.programs.agreement import agree, distance, nudged, within_rounding
+from distilkit.programs.capture import CaptureError, captured, why_not
 from distilkit.programs.partition import partition
 from distilkit.programs.rewrites import improve
 
@@ -142,7 +143,7 @@ class Programs:
         for left, way in zip(reversed(range(len(ways))), ways, strict=True):
             try:
                 return build(way, arguments)
-            except WrongProgramError:
+            except (WrongProgramError, CaptureError):
                 raise
             except Exception as error:  # torch raises many kinds; all mean the same here
                 if process.is_out_of_memory(error):
@@ -224,6 +225,9 @@ class Programs:
         """A recorded program, compiled if that is how programs run here and the compiler keeps its results."""
         if self.execution not in ("inductor", "cudagraph"):
             return graph
+        if self.execution == "cudagraph" and (reason := why_not(graph)):
+            self._fall_back(name, "as recorded", f"a CUDA graph cannot hold it: {reason}")
+            return graph
         try:
             run = captured(graph, flat, self.pool) if self.execution == "cudagraph" else self._compiled(name, graph, flat)
             # Twice, with other values: a graph captured on the wrong device would give its first results for ever.
@@ -232,6 +236,8 @@ class Programs:
             if within_rounding(truth, run(*flat), there) and within_rounding(there, run(*moved), truth):
                 return run
             why: Exception | str = "what was compiled of it differs by more than roundings can"
+        except CaptureError:
+            raise
         except Exception as error:  # compilers raise many kinds; all mean that the recorded list is to be used
             why = error
         self._fall_back(name, "as recorded", why)
@@ -329,32 +335,3 @@ def _flat(arguments: Sequence[Any]) -> tuple[list[Any], Any]:
 def _key(name: str, flat: Sequence[Any], structure: Any) -> tuple[Any, ...]:
     """What a program is built for: its name, and the shapes of its arguments."""
     return name, structure, tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in flat)
-
-
-def captured(graph: fx.GraphModule, flat: Sequence[Any], pool: Any = None) -> Function:
-    """Capture a list of operations as a CUDA graph with static buffers; a call copies its arguments in and its results out.
-
-    Graphs of one memory pool share their scratch memory: they are replayed one after the other.
-    """
-    device = next(x.device for x in flat if isinstance(x, Tensor))
-    with torch.cuda.device(device):
-        buffers = [x.clone() if isinstance(x, Tensor) else x for x in flat]
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # warm up outside of the capture, as torch.cuda.graph asks
-            for _ in range(3):
-                graph(*buffers)
-        torch.cuda.current_stream(device).wait_stream(side)
-        recorded = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recorded, pool=pool, stream=side):
-            results = graph(*buffers)
-
-    def replay(*leaves: Any) -> list[Tensor]:
-        with torch.cuda.device(device):
-            for buffer, leaf in zip(buffers, leaves, strict=True):
-                if isinstance(buffer, Tensor) and buffer.data_ptr() != leaf.data_ptr():
-                    buffer.copy_(leaf, non_blocking=True)
-            recorded.replay()
-            return [r.clone() for r in results]
-
-    return replay

@@ -13,11 +13,36 @@ aten = torch.ops.aten
 
 def improve(graph: fx.GraphModule, *, faster: bool = True) -> None:
     """Rewrite a recorded list of operations in place; its results stay the same to rounding, and to the bit if not `faster`."""
+    at_home(graph)
     shrink(graph.graph)
     any_strides(graph.graph)
     if faster:
         weight_gradients(graph.graph)
     graph.recompile()
+
+
+def at_home(graph: fx.GraphModule) -> None:
+    """Put constants of the function, such as buffers of a network, where its inputs are: once, and not in every call.
+
+    A copy from the CPU makes the host wait, and a CUDA graph cannot hold it.
+    """
+    inputs = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
+    homes = {x.device for x in inputs if isinstance(x, torch.Tensor)}
+    if len(homes) != 1:
+        return
+    (home,) = homes
+    for node in graph.graph.nodes:
+        constant = getattr(graph, str(node.target), None) if node.op == "get_attr" else None
+        if not isinstance(constant, torch.Tensor) or constant.device == home:
+            continue
+        copies = [user for user in node.users if user.target is aten._to_copy.default and user.kwargs.get("device") == home]
+        if len(copies) < len(node.users) and constant.dim() == 0:
+            continue  # a number that is used where it lies
+        setattr(graph, str(node.target), constant.to(home))
+        for user in copies:
+            rest = {key: value for key, value in user.kwargs.items() if key != "device" and value is not None}
+            if rest.get("dtype", constant.dtype) == constant.dtype and not rest.keys() - {"dtype", "layout", "pin_memory", "non_blocking"}:
+                user.replace_all_uses_with(node)
 
 
 def shrink(graph: fx.Graph) -> None:
@@ -61,7 +86,7 @@ def weight_gradients(graph: fx.Graph) -> None:
         plain = bias is None and not is_transposed and groups == 1
         if not (plain and _swaps(left) and _swaps(right) and node.users and all(_swaps(user) for user in node.users)):
             continue
-        maps, upstream = left.args[0], right.args[0]
+        maps, upstream = _behind_copy(left).args[0], _behind_copy(right).args[0]
         for user in list(node.users):
             shape = list(user.meta["val"].shape)
             with graph.inserting_before(user):
@@ -75,6 +100,14 @@ def weight_gradients(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def _behind_copy(node: Any) -> Any:
+    """What a node is a copy of, or itself: on CUDA, torch makes the transposed gradient contiguous before the convolution."""
+    while isinstance(node, fx.Node) and node.target is aten.clone.default:
+        node = node.args[0]
+    return node
+
+
 def _swaps(node: Any) -> bool:
-    """Whether a node swaps the first two dimensions."""
+    """Whether a node swaps the first two dimensions, and may copy the result."""
+    node = _behind_copy(node)
     return isinstance(node, fx.Node) and node.target is aten.transpose.int and tuple(node.args[1:]) in ((0, 1), (1, 0))

@@ -49,6 +49,23 @@ def test_weight_gradients_are_taken_by_their_own_routine(options):
         assert max(kernels) == 3
 
 
+@pytest.mark.parametrize("copied", [torch.Tensor.contiguous, torch.clone])
+def test_a_weight_gradient_is_seen_behind_a_copy(copied):
+    """On CUDA torch makes the transposed gradient contiguous first, so that a clone stands before the convolution."""
+    generator = torch.Generator().manual_seed(0)
+    maps, upstream = torch.randn(2, 5, 4, 11, 11, generator=generator, dtype=torch.float64)
+
+    def as_on_cuda(maps, upstream):
+        return F.conv2d(maps.transpose(0, 1), copied(upstream.transpose(0, 1)), padding=1).transpose(0, 1)
+
+    graph = record(as_on_cuda, (maps, upstream))
+    assert not [node for node in graph.graph.nodes if node.target is aten.convolution.default]
+    torch.testing.assert_close(graph(maps, upstream)[0], as_on_cuda(maps, upstream), rtol=1e-12, atol=1e-12)
+    kernel = torch.randn(2, 5, 3, 3, generator=generator, dtype=torch.float64)
+    other = record(lambda maps, kernel: F.conv2d(maps.transpose(0, 1), copied(kernel), padding=1).transpose(0, 1), (maps, kernel))
+    assert [node for node in other.graph.nodes if node.target is aten.convolution.default]  # nothing was swapped there
+
+
 def test_halves_give_what_the_whole_gives():
     def whole(x, y, late):
         shared = (x.sin() * y).relu()

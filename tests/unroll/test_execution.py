@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import warnings
 
 import optree
 import pytest
@@ -444,8 +445,10 @@ def test_no_synchronisation_in_the_inner_loop(networks):
     leaves, batch = on("cuda", leaves, batch)
     unroller = dk.Unroller(compile="cudagraph", networks_per_step=networks)
     unroller.meta_gradient(inner, leaves, dk.Window(2, 6), batch, dk.Stream(0), classes)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that it is a prototype, after it was set
+            torch.cuda.set_sync_debug_mode("error")
         for _ in range(3):
             meta = unroller.meta_gradient(inner, leaves, dk.Window(2, 6), batch, dk.Stream(1), classes)
     finally:

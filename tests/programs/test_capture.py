@@ -1,0 +1,115 @@
+"""CUDA graphs without a card: what none can hold falls back before, a capture that fails half-way is an error, constants move once."""
+
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from distilkit.programs.capture import CaptureError, captured, why_not
+from distilkit.programs.programs import Programs, record
+
+ROWS = torch.arange(6.0).reshape(2, 3)
+HELD = {
+    "arithmetic": (lambda x: x.sin() * 2 + x.sum(), (ROWS,)),
+    "rows by number": (lambda x, i: x[i], (ROWS, torch.tensor([1, 0]))),
+    "a number on the CPU": (lambda x: x * torch.tensor(2.0), (ROWS,)),
+    "a convolution": (lambda x, w: torch.conv2d(x, w, padding=1), (torch.ones(2, 3, 4, 4), torch.ones(5, 3, 3, 3))),
+}
+WAITING = {
+    "rows by truth": (lambda x: x[x[:, 0] > 1], (ROWS,), "index makes the host wait"),
+    "places": (lambda x: x.nonzero(), (ROWS,), "nonzero makes the host wait"),
+    "chosen entries": (lambda x: torch.masked_select(x, x > 1), (ROWS,), "masked_select makes the host wait"),
+    "a permutation": (lambda x: x[torch.randperm(2)], (ROWS,), "randperm makes the host wait"),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_a_graph_holds(name):
+    function, arguments = HELD[name]
+    assert why_not(record(function, arguments)) is None
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_makes_the_host_wait(name):
+    function, arguments, said = WAITING[name]
+    assert why_not(record(function, arguments)) == said
+
+
+def test_a_constant_moves_once():
+    """The inputs are on another device than a buffer of the network: "meta" stands for a GPU."""
+    buffer = torch.arange(3.0)
+
+    def function(x):
+        return x * buffer.to(x.device) + buffer.to(x.device, torch.float64).sum()
+
+    graph = record(function, (ROWS.to("meta"),))
+    constants = [getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    assert {x.device.type for x in constants} == {"meta"}
+    assert why_not(graph) is None
+    copies = [node for node in graph.graph.nodes if node.target is torch.ops.aten._to_copy.default]
+    assert [node.kwargs["dtype"] for node in copies] == [torch.float64]  # a change of dtype stays
+    here = record(function, (ROWS,))
+    assert torch.equal(here(ROWS)[0], function(ROWS))
+
+
+def test_a_tensor_that_stays_elsewhere_is_seen():
+    graph = record(lambda x: x * 2, (ROWS,))
+    product = next(node for node in graph.graph.nodes if node.op == "call_function")
+    product.meta["val"] = torch.empty(2, 3, device="meta")
+    assert why_not(graph) == "mul meets a tensor on another device (meta)"
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """What a capture asks of torch.cuda. A replay runs nothing: results are those of the capture."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    card = SimpleNamespace(captures=0, breaks=None, said=[])
+
+    @contextmanager
+    def graph(recorded, pool, stream):
+        card.captures += 1
+        yield
+        if card.breaks is not None:
+            raise card.breaks
+
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, nullcontext)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    return card
+
+
+def test_what_cannot_be_captured_falls_back_before_it_is_tried(card):
+    run = Programs("cudagraph", warn=card.said.append)("chosen", lambda x: torch.where(x > 1, x, 0)[x[:, 0] > -1])
+    assert torch.equal(run(ROWS), torch.where(ROWS > 1, ROWS, 0))
+    assert card.said == ["chosen runs as recorded: a CUDA graph cannot hold it: index makes the host wait"]
+    assert card.captures == 0
+
+
+def test_a_capture_that_fails_half_way_is_an_error(card):
+    card.breaks = RuntimeError("operation not permitted when stream is capturing")
+    with pytest.raises(CaptureError, match="not permitted when stream is capturing"):
+        Programs("cudagraph", warn=card.said.append)("twice", lambda x: 2 * x)(ROWS)
+    assert card.captures == 1
+    assert card.said == []
+
+
+def test_an_error_before_the_capture_falls_back(card, monkeypatch):
+    def fails(device):
+        raise RuntimeError("no stream")
+
+    monkeypatch.setattr(torch.cuda, "Stream", fails)
+    assert torch.equal(Programs("cudagraph", warn=card.said.append)("twice", lambda x: 2 * x)(ROWS), 2 * ROWS)
+    assert card.said == ["twice runs as recorded: RuntimeError: no stream"]
+    assert card.captures == 0
+
+
+def test_results_are_copies(card):
+    replay = captured(lambda x: [2 * x], [ROWS])
+    first = replay(ROWS)[0]
+    first.zero_()
+    assert torch.equal(replay(ROWS)[0], 2 * ROWS)
