@@ -142,7 +142,8 @@ def _ablation(record: list[Record]) -> str:
             validation = f"{100 * _mean_curve(runs)[-1][1]:.1f}"
             wider = [statistics.fmean(run["wider"]["values"]) for run in runs if run.get("wider")]
             tests = [_mean([run["mean"] for run in runs]), *([_mean(wider)] if wider else [])]
-            rows.append([way, *tests, len(runs), validation, steps, when])
+            seconds = f"{statistics.fmean(run['seconds'] for run in runs):.0f}"
+            rows.append([way, *tests, len(runs), validation, steps, seconds, when])
         first = next(iter(ways.values()))[0]
         judges = [f"test accuracy at width {first['judges']}"] if first.get("wider") else []
         headings = [
@@ -152,10 +153,11 @@ def _ablation(record: list[Record]) -> str:
             "seeds",
             "validation accuracy",
             "outer steps",
-            "at RaT-BPTT's last validation accuracy",
+            "seconds",
+            "at RaT-BPTT's last",
         ]
         threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
-        words = f"*{data}: {budget:.0f} s of outer steps each, width {width}; {first['hardware']}, {threads}, torch {first['torch']}.*"
+        words = f"*{data}: {budget:.0f} s of outer steps were asked for, width {width}; {first['hardware']}, {threads}, torch {first['torch']}.*"
         parts.append(f"{_markdown(headings, rows)}\n\n{words}")
     return "\n\n".join([*parts, "*All runs: [ablation.json](results/ablation.json).*"])
 
