@@ -56,7 +56,7 @@ def test_the_ablation_says_when_a_way_is_where_the_papers_ends(tables, tmp_path)
         "| RaT-BPTT | 30.0 ± 1.4 | 40.0 ± 1.4 | 2 | 31.0 | 30 | 60 | 60 s |",
         "| worse | 25.0 | 35.0 | 1 | 25.0 | 30 | 60 | never |",
     ]
-    assert lines[6] == "*cifar10: 60 s of outer steps were asked for, width 128; a processor, one thread, torch 2.14.1.*"
+    assert lines[6] == "*cifar10: 60 s of outer steps planned, width 128; a processor, one thread, torch 2.14.1.*"
     assert lines[10].startswith("| RaT-BPTT | 50.0 |")
     (tmp_path / "ablation.json").write_text(json.dumps([record[0] | {"wider": None, "judges": 128}]))
     assert "at width" not in tables.on_page_markdown("<!-- table: ablation -->").splitlines()[0]

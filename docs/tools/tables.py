@@ -157,8 +157,8 @@ def _ablation(record: list[Record]) -> str:
             "at RaT-BPTT's last",
         ]
         threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
-        words = f"*{data}: {budget:.0f} s of outer steps were asked for, width {width}; {first['hardware']}, {threads}, torch {first['torch']}.*"
-        parts.append(f"{_markdown(headings, rows)}\n\n{words}")
+        words = f"{data}: {budget:.0f} s of outer steps planned, width {width}; {first['hardware']}, {threads}, torch {first['torch']}."
+        parts.append(f"{_markdown(headings, rows)}\n\n*{words}*")
     return "\n\n".join([*parts, "*All runs: [ablation.json](results/ablation.json).*"])
 
 
