@@ -14,6 +14,7 @@ involve two fields belong in `__attrs_post_init__` and raise `CombinationError`.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, dataclass_transform, get_args
 
@@ -78,14 +79,14 @@ def flag(*, default: bool) -> Any:
 
 
 def text(*, default: Any = attrs.NOTHING, optional: bool = False) -> Any:
-    """A string without control characters, which could do to a terminal what they like."""
+    """A string without control characters, which could do to a terminal what they like. A path is taken as its text."""
     allowed = "a text in quotes, without control characters"
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if not (isinstance(value, str) or (optional and value is None)) or (value and visible(value.translate(_LINES)) != value):
             raise FieldError(attribute.name, value, allowed)
 
-    return _field(default, check, {"allowed": allowed})
+    return attrs.field(default=default, validator=check, converter=_as_text, metadata={"allowed": allowed})
 
 
 def choice(of: Any, *, default: str) -> Any:
@@ -218,6 +219,10 @@ def evolve(value: C, **changes: Any) -> C:
     """
     changed: C = attrs.evolve(value, **changes)  # type: ignore[misc]
     return changed
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _as_tuple(value: Any) -> Any:

@@ -402,3 +402,10 @@ def test_sources_are_values():
     for source in (Digits(), MNIST(), ImageFolder("x"), Arrays("x.npz"), HuggingFace("x")):
         assert source == attrs.evolve(source)
         assert hash(source) == hash(attrs.evolve(source))
+
+
+def test_a_path_is_taken_as_its_text(tmp_path):
+    assert Arrays(tmp_path / "own.npz") == Arrays(str(tmp_path / "own.npz"))
+    assert CIFAR10(root=tmp_path) == CIFAR10(root=str(tmp_path))
+    with pytest.raises(FieldError, match="takes a text"):
+        Arrays(3)
