@@ -105,14 +105,14 @@ def sheet_figure(tree: xr.DataTree, *, which: Which = "auto", real: Pictures | N
         label = _largest(data["label"].values[samples[number][0]], names, wide=grid.beside > 0) if soft else ""
         _write(axes, grid, number, names[c], label)
     for left, heading in _headings(grid, samples, data["block"].values):
-        axes.text(left, 0.13 * grid.per_inch, heading, fontsize=6.5, color=MUTED, va="bottom")
+        axes.text(left - 0.5, 0.13 * grid.per_inch, heading, fontsize=6.5, color=MUTED, va="bottom")
     figure.suptitle("\n".join([title, *lines]), fontsize=9, color=INK, parse_math=False)
     return figure
 
 
 def _write(axes: Axes, grid: Grid, number: int, name: str, label: str) -> None:
     """The name of a class above its block, and the label of its image below."""
-    top, left = grid.places(number)[0]
+    top, left = (place - 0.5 for place in grid.places(number)[0])  # the edge of a pixel, not its middle
     name = clean(name, max(4, int(grid.block_inches / LETTER)))
     axes.text(left, top - 0.04 * grid.per_inch, name, fontsize=7, color=INK, parse_math=False, va="bottom")
     low = top + grid.height + 0.03 * grid.per_inch
