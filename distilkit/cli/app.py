@@ -222,7 +222,7 @@ def sheet(
     trust: Trust = False,
 ) -> None:
     """Draw the images of a distilled set by class, beside real ones."""
-    from distilkit.cli.evaluate import show_sheet
+    from distilkit.cli.sheet import show_sheet
 
     case = {"data": data, "overrides": set_, "trust": trust}
     show_sheet(run, out or _results(run) / "sheet.png", case, which=which, rows=rows, real=real)

@@ -21,11 +21,9 @@ from distilkit.errors import CombinationError, DistilkitError, FieldError, listi
 from distilkit.evaluation import Evaluation
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
-from distilkit.report import images_shown, require_picture
 from distilkit.runs.claim import claimed
 from distilkit.runs.evaluate import EvaluationInput, evaluate, require_free, save
 from distilkit.runs.open import is_run, pipeline_of, refuse_to_be_told, says_all
-from distilkit.runs.sheets import draw_sheet, tree_of
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats
@@ -59,35 +57,6 @@ def _show(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path |
     if out is not None:
         save(result, found, out)
         console.print(f"Stored in {out}")
-
-
-def show_sheet(path: Path, out: Path, case: dict[str, Any], *, which: Any, rows: int | None, real: int | None) -> None:
-    """Draw the images of a run, or of a set that comes with distilkit, and say where the picture lies.
-
-    Args:
-        path: of the run, or that set's name.
-        out: the picture.
-        case: the options of `assemble`, which loads the data.
-        which: the set to show, as in `distilkit.load`.
-        rows: the most images of a class to show.
-        real: real images of each class beside them; with 0, the data of a run is not needed.
-    """
-    require_picture(out)
-    console = Console(highlight=False, soft_wrap=True)
-    with Display(console) as display:
-        if is_run(path):
-            tree = storage.open(path)
-            depth = images_shown(tree, which, rows)
-            if not depth and (rows or real):
-                raise CombinationError(f"{path} holds feature vectors, which are drawn as a heat map, without --rows and --real.")
-            data = assemble(path, **case, progress=display).data if depth and real != 0 else None
-        else:
-            made = storage.load(path, which)  # there is one, before its data is loaded
-            data = assemble(path, **case, progress=display).data
-            tree = tree_of(made, data, title=path.as_posix(), spec={}, seed=0)
-        display.phase("drawing")
-        drawn = draw_sheet(tree, out, data, which=which, rows=rows, real=real)
-    console.print(f"Look at   {drawn}", markup=False)
 
 
 def assemble(
