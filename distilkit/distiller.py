@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilkit import fields, process
+from distilkit import fields, process, warm_start
 from distilkit.boosting import BoostSchedule, Stage, require_minibatch, sampling_groups, single_stage, with_batch_that_fits
 from distilkit.data.bundle import DataBundle, DataSource
 from distilkit.data.distilled import DistilledSet
@@ -28,7 +28,7 @@ from distilkit.functional.streams import Stream
 from distilkit.growth import Growth, Piece, pieces
 from distilkit.learner import Learner
 from distilkit.outer import Images, Labels, Outer, OuterState, OuterUpdate, VariableUpdate, averaged, require_finite, with_block
-from distilkit.progress import SILENT, Progress
+from distilkit.progress import Progress
 from distilkit.truncation import StepInfo, TruncationPolicy, Window, probing
 from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import Execution, ProgramCache
@@ -357,19 +357,20 @@ class Distiller:
     def distilled(self, state: DistillerState) -> DistilledSet:
         """The distilled set at a state, on the CPU."""
         leaves, stage = OuterVariables(*(x.detach().cpu() for x in state.result)), self.stages[state.stage]
+        started_from = {"started_from": self.images.stored} if self.images.stored else {}
         return DistilledSet(
             images=leaves.images,
             labels=leaves.labels,
             classes=stage.classes(self.bundle.num_classes),
             block=stage.block(self.bundle.num_classes),
             class_names=self.bundle.class_names,
-            label_space="probability" if self.labels.learn else "one-hot",
+            label_space="probability" if self.labels.learn or self.images.stored else "one-hot",
             inner_lr=leaves.log_lr.exp().tolist() if self.learner.learn_lr else None,
             preprocessing=self.bundle.preprocessing,
-            provenance={"title": self.title, "data": self.bundle.name, "seed": self.seed, "outer_step": state.step},
+            provenance={"title": self.title, "data": self.bundle.name, "seed": self.seed, "outer_step": state.step, **started_from},
         )
 
-    def run(self, directory: str | Path, progress: Progress = SILENT, **options: Any) -> xarray.DataTree:
+    def run(self, directory: str | Path, progress: Progress | None = None, **options: Any) -> xarray.DataTree:
         """Distil, evaluate and store; see `distilkit.run`, of which this is another name."""
         from distilkit.runs.run import run
 
@@ -378,6 +379,9 @@ class Distiller:
     def _block(self, stage: Stage, log_lr: Tensor) -> OuterVariables:
         """The rows that a stage adds, as they start."""
         count, skip = stage.blocks[-1], stage.per_class - stage.blocks[-1]
+        log_lr = log_lr.to(self.torch_device)
+        if self.images.stored is not None and stage.number == 0:
+            return warm_start.first_block(self.images.stored, self.bundle, count, log_lr, learn_lr=self.learner.learn_lr)
         images, classes = self.images.init(self.bundle, self.stream.fold("images"), count, skip)
         return OuterVariables(*(x.to(self.torch_device) for x in (images, self.labels.init(classes, self.bundle.num_classes), log_lr)))
 

@@ -1,10 +1,12 @@
-"""Progress: what long work tells of how it goes on. `distilkit.cli.display` shows it; from Python any object with the methods will do.
+"""Progress: what long work tells of how it goes on.
 
-class Printed(dk.Silent):
-def phase(self, words):
-print(words)
+`distilkit.display` shows it on a terminal and in a notebook. Any object with the methods does in its place; `dk.Silent()` shows nothing.
 
-dk.run(distiller, "runs/x", progress=Printed())
+    class Printed(dk.Silent):
+        def phase(self, words):
+            print(words)
+
+    dk.run(distiller, "runs/x", progress=Printed())
 """
 
 from __future__ import annotations

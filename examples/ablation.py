@@ -29,7 +29,7 @@ from headline import processor
 
 import distilkit as dk
 from distilkit import spec
-from distilkit.cli.display import Console, Display
+from distilkit.display import Console, Display
 from distilkit.report.drawing import new_figure, save
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ import torch
 
 import distilkit as dk
 from distilkit import recipes
-from distilkit.cli.display import Console, Display
+from distilkit.display import Console, Display
 from distilkit.runs.open import pipeline_of
 from distilkit.storage import shipped
 from distilkit.storage.spread import spread

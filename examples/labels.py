@@ -26,7 +26,7 @@ from torch import Tensor
 
 import distilkit as dk
 from distilkit import process
-from distilkit.cli.display import Console, Display
+from distilkit.display import Console, Display
 from distilkit.evaluation import training_set
 from distilkit.evaluation.baselines import CORESETS, coreset, full_data
 from distilkit.evaluation.scoring import Score, score

@@ -25,6 +25,7 @@ GROUPS = [
     {"unroll"},
     {"unroller", "outer"},
     {"evaluation", "storage"},
+    {"warm_start", "display"},
     {"distiller"},
     {"spec", "report"},
     {"runs"},

@@ -11,11 +11,11 @@ from typing import Any
 import attrs
 
 from distilkit import fields, recipes, spec as specs, storage
-from distilkit.cli.display import Console, Display
 from distilkit.cli.tables import evaluation_table, evaluation_words
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import Refittable
 from distilkit.data.sources.arrays import Arrays
+from distilkit.display import Console, Display
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation

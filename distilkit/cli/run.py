@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distilkit.cli.display import Console, Display, log_lines, option
+from distilkit.cli.display import log_lines, option
 from distilkit.cli.tables import gib, plan_table, recipes_table, results_table
+from distilkit.display import Console, Display
 from distilkit.errors import StoppedError
 
 if TYPE_CHECKING:

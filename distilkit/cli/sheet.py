@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import storage
-from distilkit.cli.display import Console, Display
 from distilkit.cli.evaluate import assemble
+from distilkit.display import Console, Display
 from distilkit.errors import CombinationError
 from distilkit.report import images_shown, require_picture
 from distilkit.runs.open import is_run

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilkit import report
-from distilkit.cli.display import Display, show_figures, stoppable, wide_console
+from distilkit.cli.display import show_figures, stoppable, wide_console
 from distilkit.cli.tables import gradients_table, sources_table, subsets_table
+from distilkit.display import Display
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller

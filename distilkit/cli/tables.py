@@ -62,20 +62,18 @@ def _duration(seconds: float) -> str:
 def evaluation_table(result: xr.Dataset, title: str) -> Table:
     """Test accuracy after each number of training steps, of the distilled set and of what was trained beside it."""
     table = Table(title=title)
-    for heading in ("trained on", "network", "steps", "mean", "std", "networks"):
+    several = "network" in result
+    for heading in ("trained on", *(["network"] if several else []), "steps", "mean", "std", "networks"):
         table.add_column(heading, justify="left" if heading in ("trained on", "network") else "right")
     accuracy = result.accuracy
-    rows = (
-        [("distilled", str(n), accuracy.sel(network=n)) for n in result.network.values]
-        if "network" in result
-        else [("distilled", "", accuracy)]
-    )
+    rows = [(["distilled", str(n)], accuracy.sel(network=n)) for n in result.network.values] if several else [(["distilled"], accuracy)]
     if "baseline_accuracy" in result:
-        rows += [(str(b), "", result.baseline_accuracy.sel(baseline=b)) for b in result.baseline.values]
-    for what, network, table_of_one in rows:
+        beside = [""] if several else []
+        rows += [([str(b), *beside], result.baseline_accuracy.sel(baseline=b)) for b in result.baseline.values]
+    for words, table_of_one in rows:
         for steps in result.training_steps.values:
             one = table_of_one.sel(training_steps=steps)
-            table.add_row(what, network, str(steps), f"{float(one.mean()):.4f}", _deviation(one, 4), _count(one))
+            table.add_row(*words, str(steps), f"{float(one.mean()):.4f}", _deviation(one, 4), _count(one))
     return table
 
 

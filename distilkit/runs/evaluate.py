@@ -20,13 +20,14 @@ import xarray as xr
 from distilkit import fields, process, storage
 from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
+from distilkit.display import shown
 from distilkit.errors import Change, CombinationError, RunError
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC
 from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.progress import SILENT, Progress
+from distilkit.progress import Progress
 from distilkit.runs.open import is_run, pipeline_of, says_all
 from distilkit.runs.sheets import tree_of
 from distilkit.storage import layout
@@ -69,7 +70,7 @@ def evaluate(
     ranking: bool = False,
     device: str | torch.device | None = None,
     trust: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Train fresh networks on a distilled set and test them on real images.
 
@@ -86,7 +87,7 @@ def evaluate(
         ranking: compute DD-Ranking's scores too, which trains on the full data.
         device: where to work; where a bundle lies, and else on a GPU where there is one, when left out.
         trust: allow the run's spec to name Python code.
-        progress: is told what is being done.
+        progress: is told what is being done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
         `accuracy` (training_steps, seed), a fraction of the test images, with `network` in front when `networks` are given;
@@ -110,6 +111,13 @@ def evaluate(
     case = _case(distilled, data, learner, evaluation, seed, trust)
     if device is not None:
         case = attrs.evolve(case, data=case.data.to(device))
+    with shown(progress) as progress:
+        return _evaluated(case, seed, networks, baselines, ranking, progress)
+
+
+def _evaluated(
+    case: EvaluationInput, seed: int, networks: Mapping[str, Any] | None, baselines: Sequence[str], ranking: bool, progress: Progress
+) -> xr.Dataset:
     training = training_set(case.distilled, case.data)
     stream = Stream(seed).fold("evaluate")
     rows = []

@@ -14,12 +14,13 @@ import attrs
 import torch
 
 from distilkit import fields, process
+from distilkit.display import shown
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.evaluation import selection_split, training_set
 from distilkit.evaluation.measuring import streams, trained
 from distilkit.evaluation.scoring import kept_bytes
 from distilkit.evaluation.training import TEST_BATCH, groups
-from distilkit.progress import SILENT, Progress
+from distilkit.progress import Progress
 from distilkit.runs.estimate import Plan, combine_pieces, drawn_windows, piece_from_shapes, waiting_bytes
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import AutogradAdjoint
@@ -27,7 +28,7 @@ from distilkit.unroll.adjoints import AutogradAdjoint
 PROBING = 5.0  # seconds after which a time is not taken again
 
 
-def plan(distiller: Distiller, *, probe: bool = True, progress: Progress = SILENT) -> Plan:
+def plan(distiller: Distiller, *, probe: bool = True, progress: Progress | None = None) -> Plan:
     """Estimate what a distiller's run takes. The data is loaded; nothing is written.
 
     Windows are drawn as the run will draw them; a policy that learns from how the run goes is taken as it starts.
@@ -35,11 +36,16 @@ def plan(distiller: Distiller, *, probe: bool = True, progress: Progress = SILEN
     Args:
         distiller: the pipeline.
         probe: run a few inner steps and measure; otherwise go by shapes alone, which knows memory to a factor of two, and no time.
-        progress: is told what is being done.
+        progress: is told what is being done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Raises:
         DistilkitError: what would end the run at its start.
     """
+    with shown(progress) as progress:
+        return _planned(distiller, probe, progress)
+
+
+def _planned(distiller: Distiller, probe: bool, progress: Progress) -> Plan:
     progress.phase("loading data")
     with _peak(distiller.torch_device) as loading:
         state = distiller.template(len(distiller.stages) - 1)

@@ -25,13 +25,14 @@ import xarray as xr
 
 from distilkit import process, storage
 from distilkit.data.preprocessing import to_words
+from distilkit.display import shown
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import Change, GradientError, ResourceError, RunError
 from distilkit.evaluation import PartialScore, Score, TrainingSet, baseline_set, require_feasible, score, training_set
 from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.progress import SILENT, Progress
+from distilkit.progress import Progress
 from distilkit.runs import checkpoints
 from distilkit.runs.checkpoints import Resume
 from distilkit.runs.claim import claimed
@@ -52,7 +53,7 @@ logger = logging.getLogger("distilkit")
 def run(
     distiller: Distiller,
     directory: str | Path,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
     *,
     resume: Resume = "auto",
     stop_after: float | None = None,
@@ -63,7 +64,7 @@ def run(
     Args:
         distiller: the pipeline.
         directory: a folder of its own, which is made. It is locked as long as this takes.
-        progress: is told how the run goes on.
+        progress: is told how the run goes on. None shows it on a terminal and in a notebook; `dk.Silent()` never.
         resume: "auto" goes on with the run of the same spec that is there, or of one that differs by fewer `outer.steps`; what is finished
             is given back as it is. "never" refuses.
         stop_after: seconds after which to stop, though not before an outer step, or the networks that are trained together, are done.
@@ -89,7 +90,8 @@ def run(
         if found is not None and found.meta["finished"] and (stored := _finished(directory, distiller.outer_steps)) is not None:
             logger.info("%s is finished", directory)
             return stored
-        tree = _Run(distiller, directory, progress, stop, checkpoint_every).run(found)
+        with shown(progress) as progress:
+            tree = _Run(distiller, directory, progress, stop, checkpoint_every).run(found)
     if stop.asked and not stop.timed and not tree.attrs["finished"]:
         raise KeyboardInterrupt(stop.reason)
     return tree

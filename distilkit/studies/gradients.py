@@ -33,11 +33,12 @@ from filelock import FileLock
 from torch import Tensor
 
 from distilkit import fields, process
+from distilkit.display import shown
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import CombinationError, FieldError, listing
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.progress import SILENT, Progress
+from distilkit.progress import Progress
 from distilkit.storage import checkpoint, require_writable
 from distilkit.storage.grid import Region, fill
 from distilkit.studies.gradients_layout import VARIABLES, gradients_template
@@ -122,7 +123,7 @@ def gradient_study(
     *,
     horizon: int | None = None,
     out: str | Path | None = None,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Measure meta-gradients along a distillation.
 
@@ -137,7 +138,7 @@ def gradient_study(
         replicates: K, at least 3.
         horizon: T of the full unroll that `cosine` compares with; the longest of the pipeline's and the policies' windows when left out.
         out: a folder; the study goes on there after a kill, and several processes may fill it.
-        progress: is told how many units are done.
+        progress: is told how many units are done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
         the variables in `gradients_layout.VARIABLES` over (policy, optimizer, outer_step, ...).
@@ -184,7 +185,8 @@ def gradient_study(
     }
     template = gradients_template(list(chosen), list(inner), points, replicates).assign_attrs(horizon=longest, title=pipeline.title)
     units = {"optimizer": 1, "outer_step": 1}
-    return fill(template, units, compute, identity=identity, folder=folder, progress=progress)
+    with shown(progress) as progress:
+        return fill(template, units, compute, identity=identity, folder=folder, progress=progress)
 
 
 def _plan(policy: Any, state: Any, stream: Stream) -> Window:

@@ -15,11 +15,12 @@ import xarray as xr
 
 from distilkit import fields, spec, storage
 from distilkit.data.distilled import DistilledSet
+from distilkit.display import shown
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, listing
 from distilkit.evaluation import TrainingSet, score_sets, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset
-from distilkit.progress import SILENT, Progress, Within
+from distilkit.progress import Progress, Within
 from distilkit.runs.run import run
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import build, coordinate, variable
@@ -40,7 +41,7 @@ def intercorrelation(
     coresets: Sequence[str] = CORESETS,
     together: int = 64,
     out: Path | None = None,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Compare sets of the same size from different sources.
 
@@ -53,7 +54,7 @@ def intercorrelation(
         coresets: of real images: "random real", "k-means real", "herding real".
         together: about how many networks are trained in one unit of work.
         out: a folder for the measurements as they are made, or None.
-        progress: is told how many units are done.
+        progress: is told how many units are done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
         accuracy (source, budget, draw, seed), NaN where a source has no set of that size or only one draw.
@@ -109,11 +110,12 @@ def intercorrelation(
         "seed": pipeline.seed,
     }
     units = {"source": 1, "budget": 1, "draw": max(1, together // protocol.seeds)}
-    return fill(template, units, compute, identity=identity, folder=out, progress=progress)
+    with shown(progress) as progress:
+        return fill(template, units, compute, identity=identity, folder=out, progress=progress)
 
 
 def intercorrelation_study(
-    pipeline: Distiller, out: str | Path, *, draws: int = 10, influence_at: int | None = None, progress: Progress = SILENT
+    pipeline: Distiller, out: str | Path, *, draws: int = 10, influence_at: int | None = None, progress: Progress | None = None
 ) -> xr.DataTree:
     """Make all the sets that the study needs, compare them, and measure the influence of samples on each other.
 
@@ -126,7 +128,7 @@ def intercorrelation_study(
         draws: random subsets, and draws of real images, at each budget.
         influence_at: images per class of the direct set whose samples are removed one and two at a time; the second budget
             when left out.
-        progress: is told how the study goes on.
+        progress: is told how the study goes on. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
         the tree with the groups sources and influence (see `intercorrelation` and `studies.influence`).
@@ -142,6 +144,11 @@ def intercorrelation_study(
     if at not in budgets:
         raise CombinationError(f"influence_at = {at}, and the sets distilled directly will have {listing(budgets)} images per class.")
     storage.require_writable(folder)
+    with shown(progress) as progress:
+        return _studied(pipeline, folder, draws, at, progress)
+
+
+def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, progress: Progress) -> xr.DataTree:
     judged = fields.evolve(pipeline.evaluation, baselines=())
     boosted = _made(fields.evolve(pipeline, evaluation=judged), folder / "boosted", progress)
     direct, steps = {}, 0

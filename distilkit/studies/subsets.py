@@ -17,6 +17,7 @@ from distilkit import fields
 from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing.base import hash_tensor, hash_words
+from distilkit.display import shown
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation, score_sets, training_set
@@ -24,7 +25,7 @@ from distilkit.evaluation.baselines import full_data
 from distilkit.evaluation.measuring import streams, trained
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.progress import SILENT, Progress
+from distilkit.progress import Progress
 from distilkit.runs.open import with_pipeline
 from distilkit.storage import require_writable
 from distilkit.storage.grid import Region, fill
@@ -46,7 +47,7 @@ def subset_grid(
     out: str | Path | None = None,
     together: int = 64,
     trust: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Test accuracy of subsets of a distilled set, by how many images of each class are left.
 
@@ -62,7 +63,7 @@ def subset_grid(
         out: a folder for the grid. A grid that was killed goes on there, and several processes may fill it at one time.
         together: about how many networks are trained in one unit of work.
         trust: allow the run's spec to name Python code.
-        progress: is told how many units are done.
+        progress: is told how many units are done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
         accuracy (budget, draw, network, seed), a fraction; training_steps (budget, draw, network), selected on validation; taken
@@ -107,7 +108,9 @@ def subset_grid(
     template = _template(made, budgets, draws, list(learners), protocol.seeds, rows, hard)
     units = {"budget": 1, "draw": max(1, together // protocol.seeds), "network": 1}
     folder = None if out is None else Path(out)
-    return fill(template, units, compute, identity=identity, folder=folder, progress=progress).assign_attrs(strategy=strategy)
+    with shown(progress) as progress:
+        grid = fill(template, units, compute, identity=identity, folder=folder, progress=progress)
+    return grid.assign_attrs(strategy=strategy)
 
 
 def _template(

@@ -172,7 +172,7 @@ def test_progress_fits_80_columns():
 
     from rich.console import Console
 
-    from distilkit.cli.display import Display
+    from distilkit.display import Display
 
     shown = io.StringIO()
     with Display(Console(file=shown, width=80, force_terminal=True)) as display:
@@ -192,7 +192,7 @@ def test_accuracies_of_a_part_without_a_count_are_shown():
 
     from rich.console import Console
 
-    from distilkit.cli.display import Display
+    from distilkit.display import Display
 
     shown = io.StringIO()
     with Display(Console(file=shown, width=120, force_terminal=True)) as display:
@@ -208,7 +208,7 @@ def test_time_left_leaves_out_what_was_there_before():
 
     from rich.console import Console
 
-    from distilkit.cli.display import Display
+    from distilkit.display import Display
 
     shown = io.StringIO()
     with Display(Console(file=shown, width=200)) as display:

@@ -13,8 +13,8 @@ import pytest
 import distilkit as dk
 from distilkit import recipes, spec
 from distilkit.cli import main
-from distilkit.cli.display import Console
 from distilkit.cli.tables import results_table
+from distilkit.display import Console
 from distilkit.errors import DistilkitError
 from tests.commands import distilkit
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from distilkit.cli import tables
-from distilkit.cli.display import Display
+from distilkit.display import Display
 from distilkit.report.curves import _level
 from distilkit.storage.spread import plus_minus, spread, standard_error
 

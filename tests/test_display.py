@@ -1,0 +1,99 @@
+"""Progress where somebody looks: on a terminal and in a notebook, from Python too."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+import distilkit as dk
+from distilkit.display import Console, Display, shown
+from distilkit.progress import SILENT
+from tests.pipelines import BARE, tiny
+
+RUN = """
+import distilkit as dk
+from tests.pipelines import BARE, tiny
+dk.run(tiny(evaluation=BARE), {folder!r}{silent})
+print("done")
+"""
+
+
+def on_a_terminal(code):
+    """What a program writes whose output and errors go to a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        words = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                words += chunk
+        except OSError:  # its end
+            pass
+        assert process.wait() == 0, words.decode()
+    os.close(ours)
+    return words.decode()
+
+
+def test_a_run_from_python_shows_itself_on_a_terminal(tmp_path):
+    words = on_a_terminal(RUN.format(folder=str(tmp_path / "run"), silent=""))
+    assert "distilling" in words
+    assert "6/6" in words
+    assert "done" in words
+
+
+def test_it_is_silent_when_asked_and_where_nobody_looks(tmp_path):
+    assert "distilling" not in on_a_terminal(RUN.format(folder=str(tmp_path / "asked"), silent=", dk.Silent()"))
+    code = RUN.format(folder=str(tmp_path / "piped"), silent="")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_what_was_given_is_told():
+    class Phases(dk.Silent):
+        def __init__(self):
+            self.words = []
+
+        def phase(self, words):
+            self.words.append(words)
+
+    told = Phases()
+    with shown(told) as progress:
+        progress.phase("one")
+    assert told.words == ["one"]
+    with shown(None) as progress:
+        assert progress is SILENT  # pytest reads what is written
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_without_widgets_gets_lines(monkeypatch, widgets):
+    """rich moves a bar in a notebook by widgets only, and warns where there are none."""
+    monkeypatch.setattr("distilkit.display.find_spec", lambda name: object() if widgets else None)
+    out = io.StringIO()
+    display = Display(Console(file=out, force_jupyter=False))
+    display._console.is_jupyter = True
+    again = Display(display._console)
+    assert again._lively is widgets
+
+
+def test_studies_and_evaluations_show_themselves_too(tmp_path, monkeypatch):
+    import distilkit.display as module
+
+    seen = []
+
+    class Watching(dk.Silent):
+        def phase(self, words):
+            seen.append(words)
+
+        def advance(self, done, total):
+            seen.append(f"{done}/{total}")
+
+    monkeypatch.setattr(module, "SILENT", Watching())
+    distiller = tiny(evaluation=BARE)
+    dk.plan(distiller, probe=False)
+    distiller.run(tmp_path / "run")
+    dk.evaluate(tmp_path / "run")
+    dk.subset_grid(tmp_path / "run", [1])
+    assert {"loading data", "working out shapes", "distilling", "training 1 networks for 2 steps", "1/1"} <= set(seen)
