@@ -83,7 +83,7 @@ def test_an_object_without_the_methods_is_refused(folder, monkeypatch):
 
 
 def test_a_set_with_a_preprocessing_of_ones_own_can_be_read_without_the_code(folder, tmp_path):
-    made = dk.load(folder / "runs" / "own", "last")
+    made = dk.load(folder / "runs" / "own")
     stored = dk.open(folder / "runs" / "own")["distilled"]
     assert made.preprocessing.to_arrays()[0]["kind"] == "Centred"
     mean = made.preprocessing.to_arrays()[1]["mean"]

@@ -16,7 +16,7 @@ def vectors_figure(data: xr.Dataset, title: str) -> Figure:
     """A row for each sample, in the order of the classes, and a column for each entry of the vector.
 
     Args:
-        data: the group `/distilled` or `/best`, whose image has the dimensions (sample, feature).
+        data: the group `/distilled` or `/last`, whose image has the dimensions (sample, feature).
         title: title of the run.
     """
     owner = data["label_class"].values

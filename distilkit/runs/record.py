@@ -67,10 +67,11 @@ class Record:
 def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], directory: Path) -> xr.DataTree:
     """Write all that is known by now."""
     last = distiller.distilled(record.state)
-    if not record.best:
-        last = _with_training(last, distiller, record.final)
+    accuracy, judged = record.best or (None, last)
+    judged = _with_training(judged, distiller, record.final)
+    made = judged.provenance["outer_step"]
     groups = {
-        "distilled": storage.distilled_group(storage.to_arrays(last), record.state.step),
+        "distilled": storage.distilled_group(storage.to_arrays(judged), made, validation_accuracy=accuracy),
         "history": layout.history_group(
             {
                 "outer_step": [i.outer_step for i in record.infos],
@@ -89,11 +90,8 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
             },
         ).assign_attrs(_how(distiller, record.state)),
     }
-    if record.best:
-        accuracy, best = record.best[0], _with_training(record.best[1], distiller, record.final)
-        groups["best"] = storage.distilled_group(
-            storage.to_arrays(best), best.provenance["outer_step"], validation_accuracy=accuracy, preprocessing_group="distilled"
-        )
+    if made != record.state.step:
+        groups["last"] = storage.distilled_group(storage.to_arrays(last), record.state.step, preprocessing_group="distilled")
     if record.validation or record.final:
         protocol = distiller.evaluation.to_json(distiller.bundle) | (
             {"selected_training_steps": record.final.steps} if record.final else {}

@@ -1,11 +1,13 @@
 """The public format of `results.zarr`, built from plain numpy arrays as an `xarray.DataTree`.
 
     /             attrs: title, distilkit_version, format_version, torch, device, spec (JSON), seed, created, references
-    /distilled    image (sample, channel, y, x), label (sample, class), pixel (sample, channel, y, x), block and label_class (sample)
+    /distilled    the set that was judged: image (sample, channel, y, x), label (sample, class), pixel (sample, channel, y, x); by sample,
+                  class_name, label_class (its index) and block
                   preprocessing_NAME: arrays that undo and redo the preprocessing; inner_lr () or (inner_step) when it was learned
-                  attrs: label_space, preprocessing (JSON), provenance (JSON), outer_step
-    /best         the same for the iterate selected on validation (attrs outer_step, validation_accuracy), when there was one;
-                  attr preprocessing_group names the group that holds its preprocessing arrays
+                  attrs: label_space, preprocessing (JSON), provenance (JSON), outer_step; validation_accuracy, where it is the best of
+                  several iterates on validation, and not the last
+    /last         the same for the last iterate, where that is another; attr preprocessing_group names the group that holds its
+                  preprocessing arrays
     /history      by outer_step: outer_loss, meta_gradient_norm, clip_scale, window_start, window_stop, seconds
                   attrs of a run: precision, execution (how inner steps were run)
     /evaluation   accuracy (seed), tested once; validation_accuracy (outer_step, seed); attrs: set ("best" or "last"), protocol (JSON)
@@ -29,9 +31,9 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from distilkit import __version__
-from distilkit.errors import RunError, listing, nearest
+from distilkit.errors import Change, RunError, listing, nearest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REFERENCES = "Feng, Vedantam, Kempe: Embarrassingly Simple Dataset Distillation. ICLR 2024. arXiv:2311.07025"
 
 # name: (long_name, units, dtype)
@@ -201,25 +203,23 @@ def require_which(which: str) -> None:
     """
     if which not in ("auto", "best", "last"):
         near = nearest(str(which), ("auto", "best", "last")) or "auto"
-        raise RunError(f"which = {which!r} cannot be: it takes 'auto', 'best' or 'last'.", fix=f'which="{near}"')
+        raise RunError(f"which = {which!r} cannot be: it takes 'auto', 'best' or 'last'.", changes=[Change("which", near)])
 
 
 def group_of_set(tree: xr.DataTree, which: str = "auto", of: str = "The run") -> str:
-    """The name of the group that holds a distilled set: "best", the one selected on validation, or "distilled", the last.
+    """The name of the group that holds a distilled set: "distilled", the one that was judged, or "last".
 
     Args:
         tree: the results of a run.
-        which: "best", "last", or "auto": the best if there is one, else the last.
+        which: "auto", the one that was judged; "best", the same, which has to be selected on validation; "last", the last iterate.
         of: what they are, for the words of an error.
 
     Raises:
         RunError: there is no such set.
     """
     require_which(which)
-    group = "best" if which == "best" or (which == "auto" and "best" in tree.children) else "distilled"
-    if group not in tree.children:
-        raise RunError(
-            f"{of} has no group /{group}; it has {listing(sorted(tree.children), 'and') if tree.children else 'none'}.",
-            fix='which="last"' if group == "best" and "distilled" in tree.children else None,
-        )
-    return group
+    if "distilled" not in tree.children:
+        raise RunError(f"{of} has no group /distilled; it has {listing(sorted(tree.children), 'and') if tree.children else 'none'}.")
+    if which == "best" and "validation_accuracy" not in tree["distilled"].attrs:
+        raise RunError(f"{of} has no set that was selected on validation.", changes=[Change("which", "last")])
+    return "last" if which == "last" and "last" in tree.children else "distilled"

@@ -1,4 +1,4 @@
-"""A distilled set on disk: the groups `/distilled` and `/best`, and back to torch tensors, bit for bit both ways."""
+"""A distilled set on disk: the groups `/distilled` and `/last`, and back to torch tensors, bit for bit both ways."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SetArrays:
 def distilled_group(
     arrays: SetArrays, outer_step: int, *, validation_accuracy: float | None = None, preprocessing_group: str | None = None
 ) -> xr.Dataset:
-    """The group `/distilled` or `/best`.
+    """The group `/distilled` or `/last`.
 
     Args:
         arrays: the set.
@@ -89,6 +89,7 @@ def distilled_group(
     }
     coords = {dim: coordinate(dim, np.arange(size)) for dim, size in zip(space, arrays.image.shape, strict=True)}
     coords["class"] = coordinate("class", list(arrays.class_names))
+    coords["class_name"] = variable("sample", np.array(arrays.class_names, object)[arrays.label_class], "class of the sample")
     coords["label_class"] = variable("sample", arrays.label_class, "index of the class that the sample stands for")
     coords["block"] = variable("sample", block, "boost block of the sample, from 0")
     if arrays.inner_lr is not None:
@@ -141,7 +142,7 @@ def from_group(tree: xr.DataTree, group: str = "distilled") -> DistilledSet:
 
     Args:
         tree: what `distilkit.open` returned.
-        group: "distilled" or "best".
+        group: "distilled" or "last".
 
     Returns:
         The set on the CPU: the very tensors that were stored, with the preprocessing they were made in.

@@ -101,10 +101,16 @@ def open(run: str | os.PathLike[str]) -> xr.DataTree:
     version = tree.attrs.get("format_version")
     if not isinstance(version, int):
         raise RunError(f"{store} is a Zarr store, but not one of distilkit: it has no attribute format_version.")
+    if version < FORMAT_VERSION:
+        raise RunError(
+            f"{store} has format version {version}, of an early distilkit ({tree.attrs.get('distilkit_version')}); this one reads "
+            f"version {FORMAT_VERSION}.",
+            fix="distilkit run spec.toml --fresh",
+        )
     if version > FORMAT_VERSION:
         raise RunError(
             f"{store} has format version {version}, written by distilkit {tree.attrs.get('distilkit_version')}; "
-            f"this distilkit knows versions up to {FORMAT_VERSION}.",
+            f"this distilkit reads version {FORMAT_VERSION}.",
             fix="pip install --upgrade distilkit",
         )
     return tree
@@ -116,8 +122,8 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
     Args:
         run: the folder of a run, or its `results.zarr`; or the name of a set that comes with distilkit, such as
             "fast/cifar10-ipc1", whose preprocessing is fitted when data is loaded in its space.
-        which: "best", the one selected on validation; "last", the one after the last outer step; "auto", the best if there
-            is one, else the last.
+        which: "auto", the one that was judged: the best on validation, or the last where there was no validation; "best", the same, or
+            an error where it was not selected; "last", the one after the last outer step.
 
     Raises:
         RunError: there is no such set in the run.
@@ -125,7 +131,7 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
     require_which(which)
     if shipped.comes_with_distilkit(run):
         if which != "auto":
-            raise RunError(f"which = {which!r} cannot be for {os.fspath(run)!r}: it is one set.", fix='which="auto"')
+            raise RunError(f"which = {which!r} cannot be for {os.fspath(run)!r}: it is one set.", changes=[Change("which", "auto")])
         return shipped.read(run)
     tree = open(run)
     return from_group(tree, group_of_set(tree, which, f"The run {os.fspath(run)!r}"))

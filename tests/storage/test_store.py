@@ -58,7 +58,8 @@ def small_set(value: float = 0.5, n: int = 4) -> DistilledSet:
 def run_tree(distilled: DistilledSet, best: DistilledSet | None = None, steps: int = 3, title: str = "a run") -> xr.DataTree:
     groups = {"distilled": storage.distilled_group(storage.to_arrays(distilled), steps)}
     if best is not None:
-        groups["best"] = storage.distilled_group(storage.to_arrays(best), 1, validation_accuracy=0.5, preprocessing_group="distilled")
+        groups["distilled"] = storage.distilled_group(storage.to_arrays(best), 1, validation_accuracy=0.5)
+        groups["last"] = storage.distilled_group(storage.to_arrays(distilled), steps, preprocessing_group="distilled")
     groups["history"] = layout.history_group({"outer_step": range(steps), **{name: np.linspace(1, 2, steps) for name in layout.HISTORY}})
     groups["evaluation"] = layout.evaluation_group(
         protocol={"steps": 5}, which="last", accuracy={0: 0.5, 1: 0.7}, validation={0: {0: 0.1}, 2: {0: 0.2, 7: 0.3}}
@@ -106,7 +107,7 @@ def test_best_and_last_are_told_apart(tmp_path: Path) -> None:
     assert_same(storage.load(tmp_path, "last"), last)
     shared = storage.open(tmp_path)
     assert any(str(v).startswith("preprocessing_") for v in shared["distilled"].data_vars)
-    assert not any(str(v).startswith("preprocessing_") for v in shared["best"].data_vars)
+    assert not any(str(v).startswith("preprocessing_") for v in shared["last"].data_vars)
 
 
 PLAIN = """
@@ -118,9 +119,10 @@ for node in tree.subtree:
         assert variable.attrs["long_name"] and variable.attrs["units"], (node.path, name)
     assert set(data.dims) <= set(data.coords), node.path
 assert tree["distilled"]["class"].values.tolist() == ["cat", "H\\u00fcndin", "\\u9ce5", "a $ b"]
+assert tree["distilled"]["class_name"].values.tolist() == ["cat", "H\\u00fcndin", "\\u9ce5", "a $ b"]
 assert tree["history/seconds"].dtype == "float64" and tree["history/seconds"].units == "s"
 assert tree["evaluation/validation_accuracy"].sel(outer_step=2, seed=7) == 0.3
-assert tree.attrs["format_version"] == 1
+assert tree.attrs["format_version"] == 2
 assert not {"distilkit", "torch"} & set(sys.modules)
 """
 OPEN = "import sys, distilkit; print(distilkit.open(sys.argv[1]).attrs['title']); assert 'torch' not in sys.modules"
@@ -257,12 +259,16 @@ def test_a_real_kill_while_writing_over_and_over(tmp_path: Path) -> None:
         assert holds_one_of(tmp_path, "1.0")
 
 
-def test_a_newer_format_is_refused_and_others_stores_are_told(tmp_path: Path) -> None:
+def test_another_format_is_refused_and_others_stores_are_told(tmp_path: Path) -> None:
     tree = run_tree(small_set())
     tree.attrs["format_version"] = storage.FORMAT_VERSION + 1
     storage.write(tree, tmp_path / "newer")
     with pytest.raises(RunError, match=f"format version {storage.FORMAT_VERSION + 1}"):
         storage.open(tmp_path / "newer")
+    tree.attrs["format_version"] = 1
+    storage.write(tree, tmp_path / "older")
+    with pytest.raises(RunError, match="of an early distilkit"):
+        storage.open(tmp_path / "older")
     xr.DataTree(xr.Dataset()).to_zarr(tmp_path / "other.zarr", zarr_format=3, consolidated=False)
     with pytest.warns(RuntimeWarning, match="consolidated"), pytest.raises(RunError, match="not one of distilkit"):
         storage.open(tmp_path / "other.zarr")
@@ -274,7 +280,7 @@ MISTAKES = {
     "not a store": (lambda p: storage.open(p / "junk.zarr"), "cannot be read"),
     "in the way": (lambda p: storage.write(run_tree(small_set()), p / "junk.zarr"), "not overwritten"),
     "which": (lambda p: storage.load(p, "bets"), "'best'"),  # type: ignore[arg-type]
-    "no best": (lambda p: storage.load(storage.write(run_tree(small_set()), p / "good.zarr"), "best"), "no group /best"),
+    "no best": (lambda p: storage.load(storage.write(run_tree(small_set()), p / "good.zarr"), "best"), "selected on validation"),
     "history": (lambda p: layout.history_group({"outer_step": [0], "outer_los": [1.0]}), '"outer_loss": values'),
     "bare": (lambda p: layout.build({"g": xr.Dataset({"v": ("d", [1])})}, title="", spec={}, seed=0), "v or d lacks"),
 }
