@@ -2,13 +2,14 @@
 
     python examples/ablation.py --data cifar10 --seconds 900                          # all, one after the other
     python examples/ablation.py --data fashion-mnist --only RaT-BPTT "AT-BPTT" --seeds 0 1 2
+    python examples/ablation.py --data cifar10 --per-class 10 --seconds 600           # an inner step takes one image of each class
 
 Each run is the example of its data with the settings of `FIELD`, much as in `fast/cifar10-ipc1`, and with what stands in `WAYS`. Networks
 that judge take plain Adam at 1e-3 where the way does not change the inner rate, and that rate or the learned one where it does.
 How many outer steps go into the time is measured on a few of them, so that the cosine of the learning rate ends with it. Looks at
 validation and the test are not counted, nor is the building of programs. Sets are tested by networks as wide as those they were made with,
 and by the field's, of width 128 (`--judges`). What is found is added to docs/results/ablation.json, run by run, so that a call that was
-stopped goes on, and drawn beside it. A figure and a table hold runs of one width and one time.
+stopped goes on, and drawn beside it. A figure and a table hold runs of one width, one time and one number of images per class.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ WAYS: dict[str, list[str]] = {
     "full unroll, eps_root": ['truncation={kind="FullUnroll",horizon=40}', CALM],
     "without step 0": [WITHOUT_FIRST],
     "without step 0, eps_root": [WITHOUT_FIRST, CALM],
+    "windows of 40 in 120, eps_root": ['truncation={kind="RandomTruncation",horizon=120,window=40}', CALM],
     "twice the steps": ['truncation={kind="FixedStart",start=1,window=79}', CALM],
     "half the steps, inner rate 0.003": ['truncation={kind="FixedStart",start=1,window=19}', CALM, "learner.optimizer.lr=0.003"],
     "quicker second moment": [WITHOUT_FIRST, CALM, "outer.optimizer.betas=[0.9,0.95]"],
@@ -84,14 +86,19 @@ def ways_of(data: str) -> list[str]:
     return [way for way, changes in WAYS.items() if data != "digits" or not any("widths" in one for one in changes)]
 
 
-def pipeline(data: str, way: str, seed: int, steps: int, networks: int, threads: int | None, width: int = 128) -> dk.Distiller:
+def pipeline(
+    data: str, way: str, seed: int, steps: int, networks: int, threads: int | None, width: int = 128, per_class: int = 1
+) -> dk.Distiller:
     """The example of some data, with another way to the meta-gradient and so many outer steps."""
     changes = [] if data == "digits" else [*FIELD, f"learner.network.width={width}"]
     changes += [*(one % max(1, steps // 2) if "%d" in one else one for one in WAYS[way])]
     if data != "digits" and not any("learn_lr" in one or "learner.optimizer.lr" in one for one in changes):
         changes += ['evaluation.optimizer={kind="Adam",lr=0.001}']
+    if per_class > 1:
+        changes += [f"images.per_class={per_class}", "learner.batch_per_class=1"]
     changes += [f"seed={seed}", f"outer.steps={steps}", f"evaluation.every={max(1, math.ceil(steps / LOOKS))}"]
-    changes += [f"evaluation.seeds={networks}", "evaluation.steps=[100,200]", "evaluation.baselines=[]"]
+    lengths = "[100,200]" if per_class == 1 else "[100,200,400]"
+    changes += [f"evaluation.seeds={networks}", f"evaluation.steps={lengths}", "evaluation.baselines=[]"]
     return spec.load(ROOT / "examples" / SPECS[data], [*changes, *([f"threads={threads}"] if threads else [])])
 
 
@@ -108,14 +115,23 @@ def seconds_of_a_step(distiller: dk.Distiller) -> float:
 
 
 def run(
-    data: str, way: str, seed: int, seconds: float, networks: int, threads: int | None, width: int, judges: int, display: dk.Progress
+    data: str,
+    way: str,
+    seed: int,
+    seconds: float,
+    networks: int,
+    threads: int | None,
+    width: int,
+    judges: int,
+    per_class: int,
+    display: dk.Progress,
 ) -> dict[str, Any]:
     """One run of so many seconds of outer steps, and what it gave."""
     display.phase(f"{data}, {way}, seed {seed}: trying some outer steps")
-    one = seconds_of_a_step(pipeline(data, way, seed, 1000, networks, threads, width))
+    one = seconds_of_a_step(pipeline(data, way, seed, 1000, networks, threads, width, per_class))
     steps = LOOKS * max(1, round(seconds / one / LOOKS))
     folder = Path(tempfile.mkdtemp())
-    tree = dk.run(pipeline(data, way, seed, steps, networks, threads, width), folder / "run", display)
+    tree = dk.run(pipeline(data, way, seed, steps, networks, threads, width, per_class), folder / "run", display)
     wide = None if data == "digits" or judges == width else tested_by_wider(folder / "run", judges, display)
     shutil.rmtree(folder)
     accuracy, validation = tree["evaluation"]["accuracy"].values, tree["evaluation"]["validation_accuracy"]
@@ -128,6 +144,7 @@ def run(
         "budget": seconds,
         "width": width,
         "judges": judges,
+        "per_class": per_class,
         "mean": float(np.mean(accuracy)),
         "values": accuracy.tolist(),
         "wider": wide,
@@ -163,13 +180,14 @@ def draw(found: list[dict[str, Any]], data: str, path: Path) -> None:
     figure = new_figure(11, 4.5)
     left, right = figure.subplots(1, 2, sharey=True)
     ways = list(dict.fromkeys(one["way"] for one in found))
+    each = "one image" if found[0]["per_class"] == 1 else f"{found[0]['per_class']} images"
     for one in found:
         number, looks = ways.index(one["way"]), one["looks"]
         style: dict[str, Any] = {"marker": ".", "color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
         height = 100 * np.array(looks["accuracy"])
         left.plot(np.array(looks["seconds"]) / 60, height, label=one["way"], **style)
         right.plot(looks["outer_step"], height, **style)
-    left.set(xlabel="minutes of outer steps", ylabel="validation accuracy, %", title=f"{data}, one image a class")
+    left.set(xlabel="minutes of outer steps", ylabel="validation accuracy, %", title=f"{data}, {each} a class")
     right.set(xlabel="outer steps")
     handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))  # one for each way
     figure.legend(handles.values(), handles, loc="outside right center", fontsize=8, frameon=False)
@@ -193,6 +211,7 @@ def main() -> None:
     parser.add_argument(
         "--judges", type=int, default=128, help="width of the ConvNets that test each set in the end (default: %(default)s)"
     )
+    parser.add_argument("--per-class", type=int, default=1, help="images of each class (default: %(default)s)")
     parser.add_argument("--networks", type=int, default=5, help="that judge a set")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -200,18 +219,32 @@ def main() -> None:
     for seed in given.seeds:
         for way in given.only or ways_of(given.data):
             found = read(given.out)
-            key = {"data": given.data, "way": way, "seed": seed, "budget": given.seconds, "width": given.width, "judges": given.judges}
+            asked = {"budget": given.seconds, "width": given.width, "judges": given.judges, "per_class": given.per_class}
+            key = {"data": given.data, "way": way, "seed": seed, **asked}
             if any(key.items() <= one.items() for one in found):
                 continue
             with Display(Console()) as display:
-                one = run(given.data, way, seed, given.seconds, given.networks, given.threads, given.width, given.judges, display)
+                one = run(
+                    given.data,
+                    way,
+                    seed,
+                    given.seconds,
+                    given.networks,
+                    given.threads,
+                    given.width,
+                    given.judges,
+                    given.per_class,
+                    display,
+                )
             print(
                 f"{way}, seed {seed}: {100 * one['mean']:.1f} after {one['outer_steps']} outer steps in {one['seconds']:.0f} s", flush=True
             )
             found = read(given.out)  # again: another process may have added to it
             given.out.write_text(json.dumps([*found, one], indent=1) + "\n", encoding="utf-8")
-            mine = [row for row in [*found, one] if (row["data"], row["budget"], row["width"]) == (given.data, given.seconds, given.width)]
-            draw(mine, given.data, given.out.with_name(f"{given.out.stem}-{given.data}.png"))
+            alike = ("data", "budget", "width", "per_class")
+            mine = [row for row in [*found, one] if all(row[name] == one[name] for name in alike)]
+            many = "" if given.per_class == 1 else f"-ipc{given.per_class}"
+            draw(mine, given.data, given.out.with_name(f"{given.out.stem}-{given.data}{many}.png"))
 
 
 if __name__ == "__main__":

@@ -51,3 +51,5 @@ def test_every_way_of_the_ablation_is_a_pipeline(monkeypatch):
     for data in ablation.SPECS:
         made = [ablation.pipeline(data, way, 0, 30, 2, 1) for way in ablation.ways_of(data)]
         assert len({repr(one) for one in made}) == len(made)
+    ten = ablation.pipeline("cifar10", "RaT-BPTT", 0, 30, 2, 1, per_class=10)
+    assert (ten.images.per_class, ten.learner.batch_per_class) == (10, 1)

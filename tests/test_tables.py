@@ -29,6 +29,7 @@ def ablated(way, seed, mean, curve):
         "width": 128,
         "mean": mean,
         "judges": 192,
+        "per_class": 1,
         "wider": {"width": 192, "values": [mean + 0.05, mean + 0.15]},
         "outer_steps": 30,
         "seconds": 60.0,
@@ -48,7 +49,7 @@ def test_the_ablation_says_when_a_way_is_where_the_papers_ends(tables, tmp_path)
         ablated("better", 1, 0.42, [0.2, 0.33, 0.4]),
         ablated("worse", 0, 0.25, [0.1, 0.2, 0.25]),
     ]
-    (tmp_path / "ablation.json").write_text(json.dumps([*record, ablated("RaT-BPTT", 0, 0.5, [0.5, 0.5, 0.5]) | {"budget": 90.0}]))
+    (tmp_path / "ablation.json").write_text(json.dumps([*record, ablated("RaT-BPTT", 0, 0.5, [0.5, 0.5, 0.5]) | {"per_class": 10}]))
     lines = tables.on_page_markdown("<!-- table: ablation -->").splitlines()
     assert "test accuracy at width 192" in lines[0]
     assert lines[2:5] == [
@@ -56,8 +57,9 @@ def test_the_ablation_says_when_a_way_is_where_the_papers_ends(tables, tmp_path)
         "| RaT-BPTT | 30.0 ± 1.4 | 40.0 ± 1.4 | 2 | 31.0 | 30 | 60 | 60 s |",
         "| worse | 25.0 | 35.0 | 1 | 25.0 | 30 | 60 | never |",
     ]
-    assert lines[6] == "*cifar10: 60 s of outer steps planned, width 128; a processor, one thread, torch 2.14.1.*"
+    assert lines[6] == "*cifar10, one image a class: 60 s of outer steps planned, width 128; a processor, one thread, torch 2.14.1.*"
     assert lines[10].startswith("| RaT-BPTT | 50.0 |")
+    assert lines[12].startswith("*cifar10, 10 images a class: 60 s")
     (tmp_path / "ablation.json").write_text(json.dumps([record[0] | {"wider": None, "judges": 128}]))
     assert "at width" not in tables.on_page_markdown("<!-- table: ablation -->").splitlines()[0]
 

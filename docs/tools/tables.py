@@ -125,13 +125,17 @@ def _row_of_labels(row: Record | None) -> str:
     return "" if row is None else f"{_mean(row['values'])} ({len(row['values'])})"
 
 
+_ABLATED = ("data", "budget", "width", "judges", "per_class")  # a table for each
+
+
 def _ablation(record: list[Record]) -> str:
     """Each way at equal seconds, best first: what it came to, and when it was where plain RaT-BPTT ends."""
     parts = []
-    for data, budget, width, judged in dict.fromkeys((one["data"], one["budget"], one["width"], one["judges"]) for one in record):
+    for key in dict.fromkeys(tuple(one[name] for name in _ABLATED) for one in record):
+        data, budget, width, _, per_class = key
         ways: dict[str, list[Record]] = {}
         for one in record:
-            if (one["data"], one["budget"], one["width"], one["judges"]) == (data, budget, width, judged):
+            if tuple(one[name] for name in _ABLATED) == key:
                 ways.setdefault(one["way"], []).append(one)
         goal = _mean_curve(ways["RaT-BPTT"])[-1][1] if "RaT-BPTT" in ways else None
         rows = []
@@ -157,7 +161,9 @@ def _ablation(record: list[Record]) -> str:
             "at RaT-BPTT's last",
         ]
         threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
-        words = f"{data}: {budget:.0f} s of outer steps planned, width {width}; {first['hardware']}, {threads}, torch {first['torch']}."
+        each = "one image" if per_class == 1 else f"{per_class} images"
+        words = f"{data}, {each} a class: {budget:.0f} s of outer steps planned, width {width}; {first['hardware']}, {threads}, "
+        words += f"torch {first['torch']}."
         parts.append(f"{_markdown(headings, rows)}\n\n*{words}*")
     return "\n\n".join([*parts, "*All runs: [ablation.json](results/ablation.json).*"])
 
