@@ -50,6 +50,13 @@ def first_block(path: str, data: DataBundle, count: int, log_lr: Tensor, *, lear
             f"images.stored = {path!r} has {words} in each class, and the run starts with {count}.",
             fix=None if of_each is None else f"per_class = {of_each}",
         )
+    if made.preprocessing.fingerprint() != data.preprocessing.fingerprint():
+        its, here = (one.to_arrays()[0]["kind"] for one in (made.preprocessing, data.preprocessing))
+        why = f"the data {data.name!r} is in that of {here}" if its != here else f"on other images than those of {data.name!r}"
+        raise CombinationError(
+            f"images.stored = {path!r} was made in the space of {its}, {why}: its images would be taken for something else.",
+            fix=f'data.preprocessing = {{kind = "{its}"}}' if its != here else None,
+        )
     training = training_set(made, data)
     order = torch.argsort(made.classes, stable=True).to(training.images.device)  # a run's rows go class by class
     rates = log_lr if training.log_lr is None or not learn_lr else training.log_lr.to(log_lr)

@@ -64,7 +64,7 @@ def test_a_boosted_run_has_it_as_its_first_block(earlier):
     assert torch.equal(grown.leaves.images[distiller.stages[1].block(10) == 0], first)
 
 
-@pytest.mark.parametrize("case", ["count", "shape", "space", "rates", "none"])
+@pytest.mark.parametrize("case", ["count", "shape", "space", "rates", "preprocessing", "none"])
 def test_a_set_that_does_not_fit_is_refused(earlier, tmp_path, case):
     made, distiller = dk.load(earlier), begun_with(earlier)
     error: type[Exception] = CombinationError
@@ -73,6 +73,8 @@ def test_a_set_that_does_not_fit_is_refused(earlier, tmp_path, case):
     elif case == "rates":
         learner = attrs.evolve(distiller.learner, learn_lr=True, lr_steps=3)
         made, words = attrs.evolve(made, inner_lr=(0.1, 0.2)), "2 learned rates"
+    elif case == "preprocessing":
+        distiller, words = attrs.evolve(distiller, data=dk.Digits(preprocessing=dk.Whiten())), "in the space of"
     elif case == "shape":
         made, words = attrs.evolve(made, images=made.images[:, :, :4]), "of shape"
     elif case == "space":
