@@ -12,10 +12,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 from distilkit.data.preprocessing import Fitted, Identity
-from distilkit.errors import CombinationError, FieldError, listing
+from distilkit.errors import CombinationError, DistilkitError, FieldError, listing
 from distilkit.functional.pytrees import aligned
 
 LABEL_SPACES = ("one-hot", "probability", "logit", "centred")
+SHOWN = 200  # images in a notebook
 LabelSpace = Literal["one-hot", "probability", "logit", "centred"]
 
 
@@ -103,6 +104,23 @@ class DistilledSet:
         rate = ("", ", a learned rate")[rates] if rates < 2 else f", {rates} learned rates"
         space = self.preprocessing.to_arrays()[0].get("kind", type(self.preprocessing).__name__)
         return f"DistilledSet({len(self)} {kind} of {size}, {len(self.class_names)} classes, {self.label_space} labels{rate}, {space})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The images in a notebook, class by class; nothing where there are none to see."""
+        if len(self.image_shape) != 3 or self.image_shape[0] not in (1, 3) or not len(self):
+            return None
+        from torchvision.io import encode_png
+        from torchvision.utils import make_grid
+
+        order = torch.argsort(self.classes, stable=True)[:SHOWN]
+        try:
+            seen = self.subset(order).pixels().cpu()
+        except DistilkitError:  # of a whitening that has not met its data yet, or somebody else's
+            return None
+        of_each = int(self.class_counts().max())
+        side = max(1, 64 // self.image_shape[-1])
+        large = seen.repeat_interleave(side, 2).repeat_interleave(side, 3)
+        return bytes(encode_png(make_grid(large, nrow=10 if of_each == 1 else of_each, pad_value=255)).numpy())
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -104,3 +104,23 @@ def test_a_bundle_moves_as_a_whole():
 def test_a_class_name_that_the_store_would_lose_is_refused():
     with pytest.raises(FieldError, match="NUL"):
         DistilledSet(torch.zeros(1, 2), torch.eye(1), torch.zeros(1, dtype=torch.int64), ("a\0",))
+
+
+def test_a_notebook_shows_the_images_class_by_class():
+    from torchvision.io import decode_png
+
+    distilled, x = made()
+    seen = decode_png(torch.frombuffer(bytearray(distilled._repr_png_()), dtype=torch.uint8))
+    assert seen.shape == (3, 3 * 66 + 2, 2 * 66 + 2)  # a line of two images for each of three classes, 4 pixels at 16 times, frames of 2
+    first = seen[:, 2 : 2 + 64 : 16, 2 : 2 + 64 : 16]
+    assert (first.float() / 255 - x[0]).abs().max() < 0.01
+    second = seen[:, 2 : 2 + 64 : 16, 68 : 68 + 64 : 16]  # beside it stands the other image of that class, which is the fourth row
+    assert (second.float() / 255 - x[3]).abs().max() < 0.01
+
+
+def test_a_notebook_shows_nothing_where_there_is_nothing_to_see():
+    vectors = DistilledSet(torch.zeros(2, 5), torch.eye(2), torch.arange(2), ("a", "b"))
+    assert vectors._repr_png_() is None
+    from distilkit.storage import shipped
+
+    assert shipped.read("fast/cifar10-ipc1")._repr_png_() is None  # until its whitening has met the data
