@@ -15,12 +15,16 @@ from typing import Any
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+OPTIONS = ("which", "format", "label_space", "preprocessing")
+
+
 @dataclass(frozen=True)
 class Change:
     """What to change: Python and the command line have words of their own for it.
 
     Args:
-        name: a value of the spec by its dotted name, such as "learner.optimizer.lr"; or "out", where the results go.
+        name: a value of the spec by its dotted name, such as "learner.optimizer.lr"; "out", where the results go; or an argument of
+            functions that commands have as an option, `OPTIONS`.
         value: what it should be; a component is a table with its kind.
 
     >>> str(Change("learner.optimizer.lr", 0.001)), str(Change("unroller.adjoint", {"kind": "ReplayAdjoint", "keep_last": 6}))
@@ -82,13 +86,14 @@ class FieldError(DistilkitError, ValueError):
         given: the value as it was given.
         allowed: what the field takes, in words, such as "a whole number, at least 1".
         fix: a line to paste instead, when there is one.
+        changes: as of any error.
     """
 
-    def __init__(self, field: str, given: object, allowed: str, *, fix: str | None = None) -> None:
+    def __init__(self, field: str, given: object, allowed: str, *, fix: str | None = None, changes: Sequence[Change] = ()) -> None:
         self.field = field
         self.given = given
         self.allowed = allowed
-        super().__init__(f"{field} = {given!r} cannot be: it takes {allowed}.", fix=fix)
+        super().__init__(f"{field} = {given!r} cannot be: it takes {allowed}.", fix=fix, changes=changes)
 
 
 class CombinationError(DistilkitError, ValueError):

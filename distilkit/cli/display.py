@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distilkit.display import Console, plain_line
-from distilkit.errors import Change, StoppedError
+from distilkit.errors import OPTIONS, Change, StoppedError
 from distilkit.spec.text import to_toml
 
 
@@ -18,9 +18,11 @@ def option(change: Change) -> str:
 
     >>> print(option(Change("images.per_class", 3)))
     --set images.per_class=3
+    >>> print(option(Change("label_space", "logit")))
+    --label-space logit
     """
-    if change.name == "out":
-        return f"--out {shlex.quote(str(change.value))}"
+    if change.name == "out" or change.name in OPTIONS:
+        return f"--{change.name.replace('_', '-')} {shlex.quote(str(change.value))}"
     value = change.value if isinstance(change.value, str) else to_toml(change.value)
     return f"--set {shlex.quote(f'{change.name}={value}')}"
 

@@ -62,7 +62,7 @@ def test_run_makes_what_it_says(spec, tmp_path):
     assert distilkit("sheet", "runs/tiny", "--rows", "1", cwd=tmp_path).returncode == 0
     assert (folder / "sheet.png").exists()
     assert distilkit("sheet", "runs/tiny/results.zarr", "--which", "last", cwd=tmp_path).returncode == 0
-    assert 'which="best"' in distilkit("sheet", "runs/tiny", "--which", "bets", cwd=tmp_path).stderr
+    assert "Try: --which best" in distilkit("sheet", "runs/tiny", "--which", "bets", cwd=tmp_path).stderr
     assert "Try: --out runs/tiny/sheet.png" in distilkit("sheet", "runs/tiny", "--out", "runs/tiny", cwd=tmp_path).stderr
     refused = distilkit("sheet", "runs/tiny", "--out", "paper.docx", cwd=tmp_path)
     assert refused.returncode == 2

@@ -10,7 +10,7 @@ import torch
 
 from distilkit.data.distilled import LABEL_SPACES, DistilledSet, LabelSpace
 from distilkit.data.preprocessing import require_same
-from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
+from distilkit.errors import Change, CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.storage.formats.raw import Options, Raw, by_class, is_one_hot
 from distilkit.storage.formats.spaces import fitted, is_fitted, known
 
@@ -76,7 +76,10 @@ def labelled(raw: Raw, options: Options) -> tuple[LabelSpace, tuple[torch.Tensor
     if options.label_space is not None and options.label_space not in LABEL_SPACES:
         near = nearest(options.label_space, LABEL_SPACES)
         raise FieldError(
-            "label_space", options.label_space, listing([f'"{s}"' for s in LABEL_SPACES]), fix=f'label_space="{near}"' if near else None
+            "label_space",
+            options.label_space,
+            listing([f'"{s}"' for s in LABEL_SPACES]),
+            changes=[Change("label_space", near)] if near else (),
         )
     n = len(raw.images)
     given = options.class_names or (options.data.class_names if options.data is not None else None)
@@ -120,10 +123,12 @@ def _space(raw: Raw, options: Options, labels: torch.Tensor, whole: bool) -> Lab
         raise CombinationError(
             f"{raw.label_file} holds soft labels {tuple(labels.shape)}, and does not say what their numbers are. DATM's are logits; "
             'labels that a softmax or cross-entropy took as they are, are "probability"; one-hot less 1/K is "centred".',
-            fix='label_space="logit"',
+            changes=[Change("label_space", "logit")],
         )
     if whole and space != "one-hot":
-        raise CombinationError(f'{raw.label_file} holds class numbers, which are "one-hot", not {space!r}.', fix='label_space="one-hot"')
+        raise CombinationError(
+            f'{raw.label_file} holds class numbers, which are "one-hot", not {space!r}.', changes=[Change("label_space", "one-hot")]
+        )
     return cast(LabelSpace, space)
 
 

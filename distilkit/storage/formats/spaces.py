@@ -9,7 +9,7 @@ import numpy as np
 
 from distilkit.data.bundle import DataBundle
 from distilkit.data.preprocessing import REFITTABLE, Fitted, Identity, Standardized
-from distilkit.errors import CombinationError, FieldError, listing, nearest
+from distilkit.errors import Change, CombinationError, FieldError, listing, nearest
 from distilkit.storage.formats.raw import Options, Raw
 
 DECLARED: dict[str, Any] = {"Identity": Identity, **REFITTABLE}
@@ -45,7 +45,7 @@ def known(preprocessing: Any) -> Any:
     if name is not None or isinstance(preprocessing, type) or not callable(getattr(preprocessing, "fit", None)):
         near = nearest(name or "", [*DECLARED, *CONSTANTS])
         allowed = listing([f'"{name}"' for name in [*DECLARED, *CONSTANTS]]) + ", or a preprocessing such as Whiten()"
-        raise FieldError("preprocessing", preprocessing, allowed, fix=f'preprocessing="{near}"' if near else None)
+        raise FieldError("preprocessing", preprocessing, allowed, changes=[Change("preprocessing", near)] if near else ())
     return preprocessing
 
 
@@ -66,7 +66,7 @@ def fitted(raw: Raw, options: Options, format: str) -> Fitted:
             f"{raw.image_file} does not say which preprocessing its images went through, and accuracy measured in another space "
             f'means nothing. With {format}, ZCA of kornia is preprocessing="KorniaZCA"; the constants of the authors\' code are '
             f'{listing(list(CONSTANTS))}; images in [0, 1] are "Identity".',
-            fix='preprocessing="KorniaZCA"',
+            changes=[Change("preprocessing", "KorniaZCA")],
         )
     return fit(known(stated), options.data, raw.image_file)
 

@@ -11,7 +11,7 @@ import attrs
 
 from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import LABEL_SPACES, DistilledSet
-from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
+from distilkit.errors import Change, CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.storage.formats import dc, frepo, hugging_face, image_folder, lossless, mtt, rat_bptt
 from distilkit.storage.formats.complete import agree, complete
 from distilkit.storage.formats.raw import Options, Raw
@@ -171,11 +171,12 @@ def _detect(path: Path) -> str:
         return found[0]
     why = f"looks like {listing(found)}" if found else "looks like none of the formats"
     known = "; ".join(f'"{name}": {format.summary}' for name, format in FORMATS.items())
-    raise DistilkitError(f"{path} {why}, so its format must be given. {known}.", fix=f'format="{found[0] if found else "mtt"}"')
+    changes = [Change("format", found[0] if found else "mtt")]
+    raise DistilkitError(f"{path} {why}, so its format must be given. {known}.", changes=changes)
 
 
 def _known(format: str | None) -> str:
     if format in FORMATS:
         return str(format)
     near = nearest(str(format), FORMATS)
-    raise FieldError("format", format, listing([f'"{name}"' for name in FORMATS]), fix=f'format="{near or "safetensors"}"')
+    raise FieldError("format", format, listing([f'"{name}"' for name in FORMATS]), changes=[Change("format", near or "safetensors")])
