@@ -7,6 +7,7 @@ fails all the same is an error.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,6 +49,33 @@ def why_not(graph: fx.GraphModule) -> str | None:
     return None
 
 
+class Buffers:
+    """The inputs of a graph, which stay where they are.
+
+    Filling them copies only what is another than before: all training images, say, are the same in every call.
+
+    Args:
+        flat: arguments, of the shapes that all calls will have; what is no tensor stays as it is.
+    """
+
+    def __init__(self, flat: Sequence[Any]) -> None:
+        self.held = [x.clone() if isinstance(x, Tensor) else x for x in flat]
+        self._sources: list[tuple[weakref.ref[Tensor], int] | None] = [None] * len(self.held)
+
+    def fill(self, leaves: Sequence[Any]) -> int:
+        """Copy in what has changed; gives how many tensors that were."""
+        copied = 0
+        for i, (buffer, leaf) in enumerate(zip(self.held, leaves, strict=True)):
+            if not isinstance(buffer, Tensor):
+                continue
+            source = self._sources[i]
+            if source is None or source[0]() is not leaf or source[1] != leaf._version:
+                buffer.copy_(leaf, non_blocking=True)
+                self._sources[i] = (weakref.ref(leaf), leaf._version)
+                copied += 1
+        return copied
+
+
 def captured(program: Callable[..., Any], flat: Sequence[Any], pool: Any = None) -> Callable[..., list[Tensor]]:
     """Capture a program as a CUDA graph with static buffers; a call copies its arguments in and its results out.
 
@@ -63,17 +91,17 @@ def captured(program: Callable[..., Any], flat: Sequence[Any], pool: Any = None)
     """
     device = next(x.device for x in flat if isinstance(x, Tensor))
     with torch.cuda.device(device):
-        buffers = [x.clone() if isinstance(x, Tensor) else x for x in flat]
+        buffers = Buffers(flat)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):  # warm up outside of the capture, as torch.cuda.graph asks
             for _ in range(3):
-                program(*buffers)
+                program(*buffers.held)
         torch.cuda.current_stream(device).wait_stream(side)
         recorded = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(recorded, pool=pool, stream=side):
-                results = program(*buffers)
+                results = program(*buffers.held)
         except Exception as error:  # of torch, of CUDA or of a network: after it nothing on this GPU can be trusted
             raise CaptureError(
                 f"A CUDA graph could not be captured ({type(error).__name__}: {error}), and this process cannot use the GPU any more. "
@@ -83,9 +111,7 @@ def captured(program: Callable[..., Any], flat: Sequence[Any], pool: Any = None)
 
     def replay(*leaves: Any) -> list[Tensor]:
         with torch.cuda.device(device):
-            for buffer, leaf in zip(buffers, leaves, strict=True):
-                if isinstance(buffer, Tensor):
-                    buffer.copy_(leaf, non_blocking=True)
+            buffers.fill(leaves)
             recorded.replay()
             return [result.clone() for result in results]
 

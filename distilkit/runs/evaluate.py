@@ -108,7 +108,7 @@ def evaluate(
     >>> result.accuracy.dims, result.accuracy.shape
     (('training_steps', 'seed'), (2, 2))
     """
-    case = _case(distilled, data, learner, evaluation, seed, trust)
+    case = _case(distilled, data, learner, evaluation, seed, trust, device)
     if device is not None:
         case = attrs.evolve(case, data=case.data.to(device))
     with shown(progress) as progress:
@@ -157,7 +157,15 @@ def require_free(directory: str | os.PathLike[str]) -> None:
     require_writable(directory)
 
 
-def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation | None, seed: int, trust: bool) -> EvaluationInput:
+def _case(
+    given: Any,
+    data: Any,
+    learner: Learner | None,
+    evaluation: Evaluation | None,
+    seed: int,
+    trust: bool,
+    device: str | torch.device | None = None,
+) -> EvaluationInput:
     if isinstance(given, EvaluationInput):
         return given
     title, split = "distilled", Stream(seed)
@@ -172,6 +180,8 @@ def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation
         given = storage.load(path)
         if not is_run(path) or data is None or learner is None or evaluation is None:
             pipeline = pipeline_of(path, trust=trust)
+            if device is not None:
+                pipeline = fields.evolve(pipeline, device=str(device))  # data does not go over another one
             # The data of a set that comes with distilkit has to be split as its recipe does it.
             split = split if is_run(path) else pipeline.stream
             data = pipeline.bundle if data is None else data
@@ -180,7 +190,7 @@ def _case(given: Any, data: Any, learner: Learner | None, evaluation: Evaluation
     if missing or learner is None:
         raise CombinationError(f"A distilled set does not say its {' and '.join(missing)}.", fix="dk.evaluate(distilled, data, learner)")
     if not isinstance(data, DataBundle):
-        data = data.load(split.fold("data")).to("cuda" if torch.cuda.is_available() else "cpu")
+        data = data.load(split.fold("data")).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return EvaluationInput(given, data, learner, evaluation or Evaluation(), title)
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distilkit.programs.capture import CaptureError, captured, why_not
+from distilkit.programs.capture import Buffers, CaptureError, captured, why_not
 from distilkit.programs.programs import Programs, record
 
 ROWS = torch.arange(6.0).reshape(2, 3)
@@ -113,3 +113,26 @@ def test_results_are_copies(card):
     first = replay(ROWS)[0]
     first.zero_()
     assert torch.equal(replay(ROWS)[0], 2 * ROWS)
+
+
+def test_what_has_not_changed_is_not_copied_again():
+    """By the tensor and its version: the same tensor written in place, or another one, is another input."""
+    steady, moving = torch.arange(3.0), torch.zeros(3)
+    buffers = Buffers([steady, moving, 5])
+    assert buffers.fill([steady, moving, 5]) == 2
+    assert buffers.fill([steady, moving, 5]) == 0
+    moving += 1
+    assert buffers.fill([steady, moving, 5]) == 1
+    assert torch.equal(buffers.held[1], torch.ones(3))
+    assert buffers.fill([steady.clone(), moving, 5]) == 1
+    steady[0] = 7  # of which the buffer has the clone from before
+    assert buffers.fill([steady, moving, 5]) == 1
+    assert torch.equal(buffers.held[0], torch.tensor([7.0, 1.0, 2.0]))
+    assert buffers.held[0] is not steady
+
+
+def test_a_tensor_that_is_gone_is_not_taken_for_a_new_one_in_its_place():
+    buffers = Buffers([torch.zeros(2)])
+    for value in range(20):  # CPython gives the address of the last one again
+        buffers.fill([torch.full((2,), float(value))])
+        assert buffers.held[0][0] == value

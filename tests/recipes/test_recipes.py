@@ -252,7 +252,9 @@ def test_an_unknown_recipe_is_answered_with_the_nearest():
 
 def test_the_checkout_has_them_among_the_examples():
     examples = Path(__file__).parents[2] / "examples"
-    assert {f"{kind}/{file.stem}" for kind in ("paper", "fast") for file in (examples / kind).glob("*.toml")} == {*NAMES, *OURS} - {"digits"}
+    assert {f"{kind}/{file.stem}" for kind in ("paper", "fast") for file in (examples / kind).glob("*.toml")} == {*NAMES, *OURS} - {
+        "digits"
+    }
     assert (examples / "digits.toml").read_text() == recipes.read("digits")
 
 
