@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ class Console(RichConsole):
     def on_broken_pipe(self) -> None:
         """What is printed from now on goes nowhere."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        if not self.stderr:  # which is shared with all that a program of somebody else's has to say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
         """As rich does it, but what came from a file, such as a title, moves no cursor."""
@@ -55,7 +57,7 @@ def shown(progress: Progress | None) -> Generator[Progress, None, None]:
         yield progress
         return
     console = Console(stderr=True)
-    if not (console.is_terminal or console.is_jupyter):
+    if not (console.file.isatty() or console.is_jupyter):
         yield SILENT
         return
     with Display(console) as display:
@@ -73,8 +75,16 @@ class Display:
         columns: list[ProgressColumn] = [_text("{task.description}"), _text("{task.fields[count]}"), _text("{task.fields[numbers]}")]
         if console.width >= 110:  # 80 columns hold the numbers and the time left; the rest is for wider ones
             columns = [SpinnerColumn(), columns[0], BarColumn(bar_width=20), *columns[1:], TimeElapsedColumn()]
-        self._lively = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)  # a notebook moves widgets only
-        self._progress = Bar(*columns, _text("left"), TimeRemainingColumn(), console=console, disable=not self._lively)
+        # A terminal of the simplest kind cannot go back on a line, and a notebook moves widgets only.
+        self._lively = console.is_interactive or (console.is_jupyter and find_spec("ipywidgets") is not None)
+        self._progress = Bar(
+            *columns,
+            _text("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._lively,
+            redirect_stdout=sys.stdout.isatty(),  # or what a program prints into a file would come to the terminal
+        )
         self._numbers: dict[str, str] = {}
         self._words, self._count = "", ""
         self._counted, self._first, self._tenth, self._began = False, 0, 0, 0.0

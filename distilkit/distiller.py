@@ -29,6 +29,7 @@ from distilkit.growth import Growth, Piece, pieces
 from distilkit.learner import Learner
 from distilkit.outer import Images, Labels, Outer, OuterState, OuterUpdate, VariableUpdate, averaged, require_finite, with_block
 from distilkit.progress import Progress
+from distilkit.storage.formats.raw import is_one_hot
 from distilkit.truncation import StepInfo, TruncationPolicy, Window, probing
 from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import Execution, ProgramCache
@@ -191,10 +192,10 @@ class Distiller:
             VariableUpdate(outer.lr_optimizer or outer.optimizer, outer.clip, self.learner.learn_lr),
         )
 
-    def init(self) -> DistillerState:
-        """The state before the first outer step."""
+    def init(self, *, stored: bool = True) -> DistillerState:
+        """The state before the first outer step; with `stored=False` as if `images.stored` were left out, for its shapes."""
         rate, several = torch.tensor(self.learner.optimizer.lr, dtype=torch.float32).log(), self.learner.lr_steps
-        leaves = self._block(self.stages[0], rate.repeat(several) if several > 1 else rate)
+        leaves = self._block(self.stages[0], rate.repeat(several) if several > 1 else rate, stored=stored)
         average = leaves if self.outer.average else None
         return DistillerState(0, leaves, self.update.init(leaves), self.stages[0].truncation.init(), average=average)
 
@@ -214,7 +215,7 @@ class Distiller:
 
     def template(self, stage: int) -> DistillerState:
         """A state of the shape that states have in a stage, for `storage.checkpoint.unflatten`."""
-        state = self.init()
+        state = self.init(stored=False)  # the set that a run has started from may be gone
         for _ in range(stage):
             state = self.add_block(state)
         return state
@@ -364,7 +365,7 @@ class Distiller:
             classes=stage.classes(self.bundle.num_classes),
             block=stage.block(self.bundle.num_classes),
             class_names=self.bundle.class_names,
-            label_space="probability" if self.labels.learn or self.images.stored else "one-hot",
+            label_space="probability" if self.labels.learn or not is_one_hot(leaves.labels) else "one-hot",
             inner_lr=leaves.log_lr.exp().tolist() if self.learner.learn_lr else None,
             preprocessing=self.bundle.preprocessing,
             provenance={"title": self.title, "data": self.bundle.name, "seed": self.seed, "outer_step": state.step, **started_from},
@@ -376,12 +377,13 @@ class Distiller:
 
         return run(self, directory, progress, **options)
 
-    def _block(self, stage: Stage, log_lr: Tensor) -> OuterVariables:
+    def _block(self, stage: Stage, log_lr: Tensor, *, stored: bool = False) -> OuterVariables:
         """The rows that a stage adds, as they start."""
         count, skip = stage.blocks[-1], stage.per_class - stage.blocks[-1]
         log_lr = log_lr.to(self.torch_device)
-        if self.images.stored is not None and stage.number == 0:
-            return warm_start.first_block(self.images.stored, self.bundle, count, log_lr, learn_lr=self.learner.learn_lr)
+        if stored and self.images.stored is not None:
+            asked = "images.per_class" if self.boost is None else "boost.blocks"
+            return warm_start.first_block(self.images.stored, self.bundle, count, log_lr, learn_lr=self.learner.learn_lr, asked=asked)
         images, classes = self.images.init(self.bundle, self.stream.fold("images"), count, skip)
         return OuterVariables(*(x.to(self.torch_device) for x in (images, self.labels.init(classes, self.bundle.num_classes), log_lr)))
 

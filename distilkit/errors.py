@@ -15,6 +15,7 @@ from typing import Any
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+# Arguments of functions that commands have as options: what is `label_space="logit"` in Python is `--label-space logit` there.
 OPTIONS = ("which", "format", "label_space", "preprocessing")
 
 
@@ -26,6 +27,7 @@ class Change:
         name: a value of the spec by its dotted name, such as "learner.optimizer.lr"; "out", where the results go; or an argument of
             functions that commands have as an option, `OPTIONS`.
         value: what it should be; a component is a table with its kind.
+        option: what the command calls an argument, where that is another word.
 
     >>> str(Change("learner.optimizer.lr", 0.001)), str(Change("unroller.adjoint", {"kind": "ReplayAdjoint", "keep_last": 6}))
     ('lr=0.001  # of learner.optimizer', 'adjoint=dk.ReplayAdjoint(keep_last=6)  # of unroller')
@@ -33,12 +35,13 @@ class Change:
 
     name: str
     value: Any
+    option: str | None = None
 
     def __str__(self) -> str:
         """In Python."""
         if self.name == "out":
             return f'"{self.value}"  # in its place'
-        value = repr(self.value)
+        value = f'"{self.value}"' if isinstance(self.value, str) and not set(self.value) & set('"\\') else repr(self.value)
         if isinstance(self.value, Mapping):
             options = ", ".join(f"{key}={one!r}" for key, one in self.value.items() if key != "kind")
             value = f"dk.{self.value['kind']}({options})"

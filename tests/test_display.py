@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import distilkit as dk
-from distilkit.display import Console, Display, shown
+from distilkit.display import Console, shown
 from distilkit.progress import SILENT
 from tests.pipelines import BARE, tiny
 
@@ -21,10 +21,10 @@ print("done")
 """
 
 
-def on_a_terminal(code):
-    """What a program writes whose output and errors go to a terminal."""
+def on_a_terminal(code, out=None):
+    """What a program writes whose errors go to a terminal, and its output too, or into a file."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, stdin=theirs) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=out or theirs, stderr=theirs, stdin=theirs) as process:
         os.close(theirs)
         words = b""
         try:
@@ -51,6 +51,21 @@ def test_it_is_silent_when_asked_and_where_nobody_looks(tmp_path):
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
+def test_what_a_program_prints_goes_where_it_did(tmp_path):
+    """Into the file, while the bar is on the terminal."""
+    code = """
+import distilkit as dk
+from distilkit.display import shown
+with shown(None) as progress:
+    progress.phase("distilling")
+    print("a line of the program")
+"""
+    with (tmp_path / "log.txt").open("w") as out:
+        words = on_a_terminal(code, out)
+    assert "a line" not in words
+    assert (tmp_path / "log.txt").read_text() == "a line of the program\n"
+
+
 def test_what_was_given_is_told():
     class Phases(dk.Silent):
         def __init__(self):
@@ -67,15 +82,25 @@ def test_what_was_given_is_told():
         assert progress is SILENT  # pytest reads what is written
 
 
+class Notebook(Console):
+    """As rich has it in Jupyter, writing to a string."""
+
+    def __init__(self, **_):
+        super().__init__(file=io.StringIO(), width=100)
+        self.is_jupyter = True
+
+
 @pytest.mark.parametrize("widgets", [True, False])
 def test_a_notebook_without_widgets_gets_lines(monkeypatch, widgets):
     """rich moves a bar in a notebook by widgets only, and warns where there are none."""
     monkeypatch.setattr("distilkit.display.find_spec", lambda name: object() if widgets else None)
-    out = io.StringIO()
-    display = Display(Console(file=out, force_jupyter=False))
-    display._console.is_jupyter = True
-    again = Display(display._console)
-    assert again._lively is widgets
+    monkeypatch.setattr("distilkit.display.Console", Notebook)
+    monkeypatch.setattr("rich.live.Live.start", lambda *_, **__: None)
+    with shown(None) as progress:
+        progress.phase("distilling")
+        progress.advance(5, 10)
+        lines = progress._console.file.getvalue()
+    assert ("distilling, 5 of 10" in lines) is not widgets
 
 
 def test_studies_and_evaluations_show_themselves_too(tmp_path, monkeypatch):
@@ -96,4 +121,7 @@ def test_studies_and_evaluations_show_themselves_too(tmp_path, monkeypatch):
     distiller.run(tmp_path / "run")
     dk.evaluate(tmp_path / "run")
     dk.subset_grid(tmp_path / "run", [1])
-    assert {"loading data", "working out shapes", "distilling", "training 1 networks for 2 steps", "1/1"} <= set(seen)
+    said = {"loading data", "working out shapes", "distilling", "training 1 networks for 2 steps", "testing subsets", "1/1"}
+    assert said <= set(seen)
+    dk.gradient_study(distiller, {"full": dk.FullUnroll(2)}, outer_steps=[0], replicates=3)
+    assert "taking meta-gradients" in seen

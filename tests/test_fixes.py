@@ -73,6 +73,9 @@ def check(fix, case):
         return check_options(shlex.split(fix, comments=True), case.of)
     if fix.split()[0] == "mv":
         return None
+    if fix.startswith("distilkit "):
+        assert fix.split()[1] in typer.main.get_command(app).commands
+        return None
     if fix.startswith("pip "):
         return check_pip(shlex.split(fix)[2:])
     if fix.startswith("["):
@@ -295,6 +298,11 @@ def write_run(path, **changes):
     return path
 
 
+def with_checkpoints(path):
+    (path / "checkpoints").mkdir()
+    return path
+
+
 def saved(path, content):
     torch.save(content, path)
     return path
@@ -443,6 +451,7 @@ CASES = {
     "experiment": Case(foreign(index=3), formats.read),
     "sparse": Case(foreign(images=torch.zeros(2, 1, 4, 4).to_sparse()), names={"images": torch.zeros(2)}),
     "pickle": Case(lambda path: formats.read(hostile(path))),
+    "format to write": Case(lambda path: formats.write(distilled(), path / "a", "safetensor"), "export"),
     "is there": Case(lambda path: formats.write(distilled(), text(path / "a.safetensors"))),
     "several rates": Case(lambda path: formats.write(attrs.evolve(distilled(), inner_lr=(0.1, 0.2)), path / "x", "mtt")),
     "no rate to learn": Case(lambda _: dk.Learner(dk.MLP(), lr_steps=3), dk.Learner),
@@ -459,6 +468,7 @@ CASES = {
     ),
     "no store": Case(lambda path: (text(path / "results.zarr"), write_run(path))),
     "newer": Case(lambda path: storage.open(write_run(path, format_version=99))),
+    "older": Case(lambda path: storage.open(with_checkpoints(write_run(path, format_version=1)))),
     "which": Case(lambda path: storage.load(path, "bst"), "sheet"),
     "no best": Case(lambda path: storage.load(write_run(path), "best"), "sheet"),
     "checkpoints": Case(spoilt_checkpoint),

@@ -6,8 +6,10 @@ import torch
 
 import distilkit as dk
 from distilkit import storage
-from distilkit.errors import CombinationError, DistilkitError
-from tests.pipelines import tiny
+from distilkit.cli.display import option
+from distilkit.errors import CombinationError
+from tests.commands import distilkit
+from tests.pipelines import BARE, tiny
 
 
 def begun_with(path, **changes):
@@ -64,27 +66,89 @@ def test_a_boosted_run_has_it_as_its_first_block(earlier):
     assert torch.equal(grown.leaves.images[distiller.stages[1].block(10) == 0], first)
 
 
-@pytest.mark.parametrize("case", ["count", "shape", "space", "rates", "preprocessing", "none"])
-def test_a_set_that_does_not_fit_is_refused(earlier, tmp_path, case):
-    made, distiller = dk.load(earlier), begun_with(earlier)
-    error: type[Exception] = CombinationError
-    if case == "count":
-        distiller, words = attrs.evolve(distiller, images=dk.Images(per_class=2, stored=str(earlier))), "starts with 2"
-    elif case == "rates":
-        learner = attrs.evolve(distiller.learner, learn_lr=True, lr_steps=3)
-        made, words = attrs.evolve(made, inner_lr=(0.1, 0.2)), "2 learned rates"
-    elif case == "preprocessing":
-        distiller, words = attrs.evolve(distiller, data=dk.Digits(preprocessing=dk.Whiten())), "in the space of"
-    elif case == "shape":
-        made, words = attrs.evolve(made, images=made.images[:, :, :4]), "of shape"
-    elif case == "space":
-        made, words = attrs.evolve(made, label_space="logit"), "are logits"
-    else:
-        distiller, words, error = begun_with(tmp_path / "nothing"), "nothing", DistilkitError
-    if case in ("rates", "shape", "space"):
-        storage.formats.write(made, tmp_path / "other.safetensors")
-        distiller = begun_with(tmp_path / "other.safetensors")
-    if case == "rates":
-        distiller = attrs.evolve(distiller, learner=learner)
-    with pytest.raises(error, match=words):
+def as_file(made, tmp_path):
+    return storage.formats.write(made, tmp_path / "other.safetensors")
+
+
+STANDARDIZED = "--set 'data.preprocessing={kind = \"Standardize\"}'"
+# How the set or the run is changed, what is said, and what to type instead.
+MISTAKES = {
+    "number of images": (None, {"images": 2}, "has 1 images in each class, and the run starts with 2", "--set images.per_class=1"),
+    "shape": (lambda made: {"images": made.images[:, :, :4]}, {}, "of shape", None),
+    "labels": (lambda made: {"label_space": "logit"}, {}, "are logits", None),
+    "rates": (lambda made: {"inner_lr": (0.1, 0.2)}, {"lr_steps": 3}, "2 learned rates", "--set learner.lr_steps=2"),
+    "classes": (lambda made: {"class_names": ("a", *made.class_names[1:])}, {}, "class 'a' stands where the data", None),
+    "space": (None, {"data": dk.Digits(preprocessing=dk.Whiten())}, "made in the space of", STANDARDIZED),
+    "other images": (None, {"seed": 5}, "the seed and data.validation decide which", "--set seed=0"),
+}
+
+
+@pytest.mark.parametrize(("of_set", "of_run", "words", "instead"), MISTAKES.values(), ids=MISTAKES)
+def test_a_set_that_does_not_fit_is_refused(earlier, tmp_path, of_set, of_run, words, instead):
+    made = dk.load(earlier)
+    path = earlier if of_set is None else as_file(attrs.evolve(made, **of_set(made)), tmp_path)
+    distiller = begun_with(path)
+    changes = {"images": dk.Images(per_class=of_run["images"], stored=str(path))} if "images" in of_run else {}
+    if "lr_steps" in of_run:
+        changes["learner"] = attrs.evolve(distiller.learner, learn_lr=True, lr_steps=of_run["lr_steps"])
+    changes |= {name: of_run[name] for name in ("data", "seed") if name in of_run}
+    distiller = attrs.evolve(distiller, **changes)
+    with pytest.raises(CombinationError, match=words) as caught:
         distiller.init()
+    assert [option(change) for change in caught.value.changes] == ([] if instead is None else [instead])
+    with pytest.raises(CombinationError, match=words):
+        dk.plan(distiller, probe=False)
+
+
+def test_names_of_numbers_say_nothing_of_classes(earlier, tmp_path):
+    """As files of others have them."""
+    made = attrs.evolve(dk.load(earlier), class_names=tuple("0123456789"))
+    assert torch.equal(begun_with(as_file(made, tmp_path)).init().leaves.images, made.images)
+
+
+def test_what_is_not_there_is_told_with_the_nearest_name():
+    with pytest.raises(CombinationError, match="neither the folder of a run") as caught:
+        begun_with("fast/cifar-ipc1").init()
+    assert [option(change) for change in caught.value.changes] == ["--set images.stored=fast/cifar10-ipc1"]
+
+
+def test_a_run_goes_on_when_what_it_started_from_is_gone(earlier, tmp_path):
+    """It is read once; whole and in pieces come to the same bits."""
+    distiller = begun_with(earlier, evaluation=BARE)
+    whole = distiller.run(tmp_path / "whole")
+    distiller.run(tmp_path / "pieces", stop_after=0)
+    assert not dk.open(tmp_path / "pieces").attrs["finished"]
+    earlier.rename(tmp_path / "elsewhere")
+    for _ in range(20):
+        found = distiller.run(tmp_path / "pieces", stop_after=0)
+        if found.attrs["finished"]:
+            break
+    assert found.attrs["finished"]
+    assert (found["distilled"]["image"] == whole["distilled"]["image"]).all()
+    assert (found["evaluation"]["accuracy"] == whole["evaluation"]["accuracy"]).all()
+
+
+def test_what_was_there_is_kept_where_the_run_makes_it_worse(earlier, tmp_path):
+    worse = begun_with(earlier, outer=dk.Outer(steps=2, batch_size=64, optimizer=dk.SGD(lr=1e6), clip=None))
+    tree = worse.run(tmp_path / "worse")
+    assert tree["evaluation"]["validation_accuracy"]["outer_step"].values.tolist() == [0, 2]
+    assert tree["distilled"].attrs["outer_step"] == 0
+    assert torch.equal(dk.load(tmp_path / "worse").images, dk.load(earlier).images)
+
+
+def test_the_study_starts_its_boosted_run_alone_from_a_set(earlier, tmp_path):
+    boost = dk.BoostSchedule(blocks=(1, 1), steps=1)
+    pipeline = attrs.evolve(begun_with(earlier), images=dk.Images(stored=str(earlier), start="real"), boost=boost, evaluation=BARE)
+    tree = dk.intercorrelation_study(pipeline, tmp_path / "study", draws=2)
+    assert tree["sources"].sizes["budget"] == 2
+
+
+def test_the_command_starts_from_a_run(earlier, tmp_path):
+    few = ["outer.steps=1", "evaluation.seeds=1", "evaluation.steps=[1]", "evaluation.baselines=[]", "learner.network.hidden=[12]"]
+    changes = [f"--set={one}" for one in [*few, f"images.stored={earlier}"]]
+    done = distilkit("run", "digits", *changes, "--out", tmp_path / "on", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert dk.load(tmp_path / "on").provenance["started_from"] == str(earlier)
+    done = distilkit("run", "digits", *changes, "--set", "images.per_class=2", "--out", tmp_path / "two", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Try: --set images.per_class=1" in done.stderr

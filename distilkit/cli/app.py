@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 SpecPath = Annotated[
-    Path, typer.Argument(metavar="SPEC", help="A TOML spec, such as examples/digits.toml, or a recipe, such as paper/cifar10-ipc10.")
+    Path, typer.Argument(metavar="SPEC", help="A TOML spec, such as mine.toml, or a recipe, such as digits or paper/cifar10-ipc10.")
 ]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the spec, such as outer.steps=100.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow components of kind python, which execute code that the spec names.")]

@@ -21,8 +21,8 @@ def option(change: Change) -> str:
     >>> print(option(Change("label_space", "logit")))
     --label-space logit
     """
-    if change.name == "out" or change.name in OPTIONS:
-        return f"--{change.name.replace('_', '-')} {shlex.quote(str(change.value))}"
+    if change.name in ("out", *OPTIONS):
+        return f"--{change.option or change.name.replace('_', '-')} {shlex.quote(str(change.value))}"
     value = change.value if isinstance(change.value, str) else to_toml(change.value)
     return f"--set {shlex.quote(f'{change.name}={value}')}"
 

@@ -59,6 +59,6 @@ def show_recipes() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    console.print(recipes_table())
+    console.print(recipes_table(console.width))
     console.print("distilkit recipes show NAME prints one; distilkit run NAME runs it.", highlight=False)
     console.print("distilkit evaluate NAME judges the set that comes with one; distilkit.load(NAME) gives it.", highlight=False)

@@ -30,7 +30,6 @@ def show_subsets(
         budgets = [*(2**i for i in range(whole.bit_length()) if 2**i < whole), whole]
     chosen = parse_networks(networks, [], pipeline.learner, pipeline.evaluation) or None
     with stoppable(out), Display(console) as display:
-        display.phase(f"testing subsets of {run}")
         grid = subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=display)
     console.print(subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy"))
     grid.attrs["title"] = f"{run.name}: {strategy} subsets"
@@ -76,7 +75,6 @@ def show_gradients(
         chosen = (chosen or usual_policies(pipeline.truncation)) | dict(changed)
     inner = {_words(text): _component("optimizer", text) for text in optimizers}
     with stoppable(out), Display(console) as display:
-        display.phase("taking meta-gradients")
         study = gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=display)
     console.print(gradients_table(study))
     show_figures(console, out, report.gradient_curves(study, out / "gradients.png"))

@@ -17,15 +17,23 @@ from distilkit.storage.spread import plus_minus, spread
 if TYPE_CHECKING:
     from distilkit.runs.estimate import Plan
 
+WIDE = 120  # columns of a terminal that hold all of a recipe
 
-def recipes_table() -> Table:
-    """What the recipes say of themselves."""
+
+def recipes_table(width: int = WIDE) -> Table:
+    """What the recipes say of themselves; where there is little room, without what stands in brackets, and what their names say too."""
     table = Table(title="Recipes: test accuracy in percent, as published")
-    for heading in ("name", "data", "per class", "published", "memory", "cost", "its set"):
-        table.add_column(heading, justify="right" if heading == "per class" else "left", overflow="fold")
+    wide = width >= WIDE
+    for heading in ("name", "data", "per class", "published", "memory", "cost", "its set") if wide else ("name", "published", "cost"):
+        name = heading == "name"  # which is to be typed, and so stays in one piece
+        table.add_column(heading, justify="right" if heading == "per class" else "left", overflow="fold", no_wrap=name)
     ready = shipped.names()
     for one in map(recipes.describe, recipes.names()):
-        table.add_row(one.name, one.data, str(one.per_class), one.published, one.memory, one.cost, "here" if one.name in ready else "")
+        if wide:
+            here = "here" if one.name in ready else ""
+            table.add_row(one.name, one.data, str(one.per_class), one.published, one.memory, one.cost, here)
+        else:
+            table.add_row(one.name, one.published.partition(" (")[0], one.cost.partition(" (")[0])
     return table
 
 

@@ -16,7 +16,7 @@ from distilkit.errors import CombinationError, DistilkitError, FieldError, listi
 from distilkit.functional.pytrees import aligned
 
 LABEL_SPACES = ("one-hot", "probability", "logit", "centred")
-SHOWN = 200  # images in a notebook
+SHOWN = 2_000_000  # pixels in a notebook
 LabelSpace = Literal["one-hot", "probability", "logit", "centred"]
 
 
@@ -112,15 +112,23 @@ class DistilledSet:
         from torchvision.io import encode_png
         from torchvision.utils import make_grid
 
-        order = torch.argsort(self.classes, stable=True)[:SHOWN]
+        channels, high, wide = self.image_shape
+        side = max(1, 64 // wide)
+        most = max(1, SHOWN // (high * wide * side**2))
+        lines = [rows[:10] for k in range(len(self.class_names)) if len(rows := (self.classes == k).nonzero()[:, 0])]
+        across = max(map(len, lines))
+        if across == 1:
+            lines, across = list(torch.cat(lines).split(10)), 10
+        lines = lines[: max(1, most // across)]
         try:
-            seen = self.subset(order).pixels().cpu()
+            seen = self.subset(torch.cat(lines)).pixels().cpu()
         except DistilkitError:  # of a whitening that has not met its data yet, or somebody else's
             return None
-        of_each = int(self.class_counts().max())
-        side = max(1, 64 // self.image_shape[-1])
-        large = seen.repeat_interleave(side, 2).repeat_interleave(side, 3)
-        return bytes(encode_png(make_grid(large, nrow=10 if of_each == 1 else of_each, pad_value=255)).numpy())
+        page = torch.full((len(lines), across, channels, high, wide), 255, dtype=torch.uint8)
+        for line, images in zip(page, seen.split(list(map(len, lines))), strict=True):
+            line[: len(images)] = images
+        large = page.flatten(0, 1).repeat_interleave(side, 2).repeat_interleave(side, 3)
+        return bytes(encode_png(make_grid(large, nrow=across, pad_value=255)).numpy())
 
     @property
     def image_shape(self) -> tuple[int, ...]:

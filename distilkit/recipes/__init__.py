@@ -1,6 +1,6 @@
 """Specs that come with the package, by name: `paper/cifar10-ipc1` is `paper/cifar10-ipc1.toml` in this folder.
 
-They are files of the package, so that an installed distilkit has them too; `examples/paper` in a checkout is a link to them.
+They are files of the package, so that an installed distilkit has them too; `examples/` in a checkout has links to them.
 A recipe begins with a header of comments, whose lines `key: value` `describe` reads. Nothing here loads torch.
 """
 

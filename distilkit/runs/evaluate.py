@@ -108,10 +108,11 @@ def evaluate(
     >>> result.accuracy.dims, result.accuracy.shape
     (('training_steps', 'seed'), (2, 2))
     """
-    case = _case(distilled, data, learner, evaluation, seed, trust, device)
-    if device is not None:
-        case = attrs.evolve(case, data=case.data.to(device))
     with shown(progress) as progress:
+        progress.phase("loading data")
+        case = _case(distilled, data, learner, evaluation, seed, trust, device)
+        if device is not None:
+            case = attrs.evolve(case, data=case.data.to(device))
         return _evaluated(case, seed, networks, baselines, ranking, progress)
 
 

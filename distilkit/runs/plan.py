@@ -49,6 +49,8 @@ def _planned(distiller: Distiller, probe: bool, progress: Progress) -> Plan:
     progress.phase("loading data")
     with _peak(distiller.torch_device) as loading:
         state = distiller.template(len(distiller.stages) - 1)
+        if distiller.images.stored is not None:
+            distiller.init()  # which says what is wrong with that set
     count = distiller.cpu_threads(state)
     drafts = []
     with process.thread_limit(count):

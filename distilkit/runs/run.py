@@ -121,10 +121,9 @@ class _Run:
         """From the start or from a checkpoint to the end, or to where it is stopped."""
         distiller = self.distiller
         self.progress.phase("loading data")
-        fresh = distiller.init()
+        self.record = Record(distiller.init()) if found is None else checkpoints.load(distiller, found)
         require_feasible(distiller.evaluation, distiller.bound, distiller.bundle, distiller.per_class)
         to_words(distiller.bundle.preprocessing)  # what could not be read back is refused now, not at the end
-        self.record = Record(fresh) if found is None else checkpoints.load(distiller, found)
         if found is not None:
             logger.info("going on at outer step %d of %d", self.record.state.step, distiller.outer_steps)
         self.pipeline = checkpoints.identity(distiller)
@@ -199,8 +198,10 @@ class _Run:
     def _is_to_be_validated(self) -> bool:
         distiller, state = self.distiller, self.record.state
         every, done = distiller.evaluation.every, state.step
-        if not done or done in self.record.validation:
+        if done in self.record.validation:
             return False
+        if not done:  # a set that was there may be better than what becomes of it
+            return bool(every) and distiller.images.stored is not None
         stage_over = distiller.boost is not None and state.stage_step == distiller.stages[state.stage].steps
         return bool(every and (done % every == 0 or done == distiller.outer_steps)) or stage_over
 

@@ -4,13 +4,14 @@
     /distilled    the set that was judged: image (sample, channel, y, x), label (sample, class), pixel (sample, channel, y, x); by sample,
                   class_name, label_class (its index) and block
                   preprocessing_NAME: arrays that undo and redo the preprocessing; inner_lr () or (inner_step) when it was learned
-                  attrs: label_space, preprocessing (JSON), provenance (JSON), outer_step; validation_accuracy, where it is the best of
-                  several iterates on validation, and not the last
+                  attrs: label_space, preprocessing (JSON), provenance (JSON), outer_step; validation_accuracy, where it was selected on
+                  validation: without it, it is the last iterate
     /last         the same for the last iterate, where that is another; attr preprocessing_group names the group that holds its
                   preprocessing arrays
     /history      by outer_step: outer_loss, meta_gradient_norm, clip_scale, window_start, window_stop, seconds
                   attrs of a run: precision, execution (how inner steps were run)
-    /evaluation   accuracy (seed), tested once; validation_accuracy (outer_step, seed); attrs: set ("best" or "last"), protocol (JSON)
+    /evaluation   accuracy (seed), tested once; validation_accuracy (outer_step, seed)
+                  attrs: set ("best" on validation, or the "last"), protocol (JSON)
     /baselines    accuracy (baseline, seed)
 
 Feature vectors have the dimensions (sample, feature) in place of (sample, channel, y, x). Every variable has `long_name` and

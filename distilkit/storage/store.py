@@ -102,10 +102,12 @@ def open(run: str | os.PathLike[str]) -> xr.DataTree:
     if not isinstance(version, int):
         raise RunError(f"{store} is a Zarr store, but not one of distilkit: it has no attribute format_version.")
     if version < FORMAT_VERSION:
+        folder = store.parent
         raise RunError(
             f"{store} has format version {version}, of an early distilkit ({tree.attrs.get('distilkit_version')}); this one reads "
-            f"version {FORMAT_VERSION}.",
-            fix="distilkit run spec.toml --fresh",
+            f"version {FORMAT_VERSION}. "
+            + ("The checkpoints beside it are good." if (folder / "checkpoints").is_dir() else "It has to be made again."),
+            fix=f"distilkit resume {folder}" if (folder / "checkpoints").is_dir() else None,
         )
     if version > FORMAT_VERSION:
         raise RunError(

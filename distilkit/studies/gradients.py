@@ -146,46 +146,47 @@ def gradient_study(
     Raises:
         CombinationError: fewer than 3 replicates, an outer step beyond the pipeline's last, or a pipeline that differs in more.
     """
-    if out is not None:
-        require_writable(out)
-    chosen = dict(policies or usual_policies(pipeline.truncation))
-    inner = dict(optimizers or {type(pipeline.learner.optimizer).__name__: pipeline.learner.optimizer})
-    points = sorted(set(outer_steps))
-    for name, one in chosen.items():
-        if isinstance(one, Distiller):
-            _require_same(pipeline, name, one)
-    if replicates < 3:
-        raise CombinationError(f"replicates = {replicates} are too few for a variance and its error.", fix="replicates=16")
-    if not points or points[0] < 0:
-        raise FieldError("outer_steps", list(outer_steps), "one or more whole numbers, each at least 0", fix="outer_steps=[0, 50]")
-    if points[-1] > pipeline.outer_steps:
-        raise CombinationError(
-            f"outer step {points[-1]} is beyond the run's {pipeline.outer_steps}.", fix=f"outer_steps={[0, pipeline.outer_steps]}"
-        )
-    streams = [pipeline.stream.fold("gradient study").fold(k) for k in range(replicates)]
-    asked = [one.truncation if isinstance(one, Distiller) else one for one in (*chosen.values(), pipeline)]
-    stops = [_plan(policy, policy.init(), stream).stop for policy in asked for stream in streams]
-    longest = horizon or max([*stops, *(getattr(policy, "horizon", 0) for policy in asked)])
-    folder = None if out is None else Path(out)
-    states = _States(pipeline, folder)
-
-    def compute(region: Region) -> dict[str, np.ndarray]:
-        name, point = list(inner)[region["optimizer"].start], points[region["outer_step"].start]
-        taken = _unit(pipeline, states.at(point), inner[name], list(chosen.values()), streams, longest)
-        return {key: values[:, None, None] for key, values in taken.items()}
-
-    identity = {
-        "study": "gradients",
-        "pipeline": repr(pipeline),
-        "policies": {name: repr(policy) for name, policy in chosen.items()},
-        "optimizers": {name: repr(optimizer) for name, optimizer in inner.items()},
-        "outer_steps": points,
-        "replicates": replicates,
-        "horizon": longest,
-    }
-    template = gradients_template(list(chosen), list(inner), points, replicates).assign_attrs(horizon=longest, title=pipeline.title)
-    units = {"optimizer": 1, "outer_step": 1}
     with shown(progress) as progress:
+        if out is not None:
+            require_writable(out)
+        chosen = dict(policies or usual_policies(pipeline.truncation))
+        inner = dict(optimizers or {type(pipeline.learner.optimizer).__name__: pipeline.learner.optimizer})
+        points = sorted(set(outer_steps))
+        for name, one in chosen.items():
+            if isinstance(one, Distiller):
+                _require_same(pipeline, name, one)
+        if replicates < 3:
+            raise CombinationError(f"replicates = {replicates} are too few for a variance and its error.", fix="replicates=16")
+        if not points or points[0] < 0:
+            raise FieldError("outer_steps", list(outer_steps), "one or more whole numbers, each at least 0", fix="outer_steps=[0, 50]")
+        if points[-1] > pipeline.outer_steps:
+            raise CombinationError(
+                f"outer step {points[-1]} is beyond the run's {pipeline.outer_steps}.", fix=f"outer_steps={[0, pipeline.outer_steps]}"
+            )
+        streams = [pipeline.stream.fold("gradient study").fold(k) for k in range(replicates)]
+        asked = [one.truncation if isinstance(one, Distiller) else one for one in (*chosen.values(), pipeline)]
+        stops = [_plan(policy, policy.init(), stream).stop for policy in asked for stream in streams]
+        longest = horizon or max([*stops, *(getattr(policy, "horizon", 0) for policy in asked)])
+        folder = None if out is None else Path(out)
+        states = _States(pipeline, folder)
+
+        def compute(region: Region) -> dict[str, np.ndarray]:
+            name, point = list(inner)[region["optimizer"].start], points[region["outer_step"].start]
+            taken = _unit(pipeline, states.at(point), inner[name], list(chosen.values()), streams, longest)
+            return {key: values[:, None, None] for key, values in taken.items()}
+
+        identity = {
+            "study": "gradients",
+            "pipeline": repr(pipeline),
+            "policies": {name: repr(policy) for name, policy in chosen.items()},
+            "optimizers": {name: repr(optimizer) for name, optimizer in inner.items()},
+            "outer_steps": points,
+            "replicates": replicates,
+            "horizon": longest,
+        }
+        template = gradients_template(list(chosen), list(inner), points, replicates).assign_attrs(horizon=longest, title=pipeline.title)
+        units = {"optimizer": 1, "outer_step": 1}
+        progress.phase("taking meta-gradients")
         return fill(template, units, compute, identity=identity, folder=folder, progress=progress)
 
 

@@ -59,58 +59,59 @@ def intercorrelation(
     Returns:
         accuracy (source, budget, draw, seed), NaN where a source has no set of that size or only one draw.
     """
-    budgets = sorted(direct) if budgets is None else list(budgets)
-    protocol, data, stream = pipeline.evaluation, pipeline.bundle, pipeline.stream.fold("intercorrelation")
-    sources = [SUBSET, DIRECT, *([PREFIX] if boosted is not None else []), *coresets]
-    large = direct[max(direct)]
-
-    def sets(source: str, budget: int, some: range) -> list[TrainingSet]:
-        if source == SUBSET:
-            order = orders("random", large, draws, stream.fold("rows"))
-            return [training_set(large.subset(subset_rows(large.classes, budget, order[draw])), data) for draw in some]
-        if source == DIRECT:
-            return [training_set(direct[budget], data)] if budget in direct else []
-        if source == PREFIX:
-            assert boosted is not None
-            order = orders("prefix", boosted, 1, stream)[0]
-            return [training_set(boosted.subset(subset_rows(boosted.classes, budget, order)), data)]
-        made = coreset(source, data, budget, len(some), stream.fold(source).fold(budget).fold(some.start))
-        return [attrs.evolve(made, images=made.images[i], labels=made.labels[i]) for i in range(len(some))]
-
-    def compute(region: Region) -> dict[str, np.ndarray]:
-        source, budget = sources[region["source"].start], budgets[region["budget"].start]
-        some = range(region["draw"].start, region["draw"].stop)
-        found = np.full((1, 1, len(some), protocol.seeds), np.nan)
-        wanted = range(0, 1) if source in ONE_DRAW else some
-        if (source not in ONE_DRAW or some.start == 0) and (given := sets(source, budget, wanted)):
-            scores = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"), programs=pipeline.programs)
-            found[0, 0, : len(given)] = [s.test for s in scores]
-        return {"accuracy": found}
-
-    shape = (len(sources), len(budgets), draws, protocol.seeds)
-    dims = ("source", "budget", "draw", "seed")
-    template = xr.Dataset(
-        {"accuracy": variable(dims, np.full(shape, np.nan), "test accuracy of networks trained on the set")},
-        {
-            "source": coordinate("source", sources, "where the set comes from"),
-            "budget": coordinate("budget", np.array(budgets, np.int64), "images of each class"),
-            "draw": coordinate("draw", np.arange(draws), "draw of the set"),
-            "seed": coordinate("seed", np.arange(protocol.seeds)),
-        },
-    )
-    identity = {
-        "study": "intercorrelation",
-        "direct": {str(budget): fingerprint(made) for budget, made in direct.items()},
-        "boosted": None if boosted is None else fingerprint(boosted),
-        "sources": sources,
-        "budgets": budgets,
-        "draws": draws,
-        "protocol": protocol.to_json(),
-        "learner": repr(pipeline.learner),
-        "seed": pipeline.seed,
-    }
-    units = {"source": 1, "budget": 1, "draw": max(1, together // protocol.seeds)}
     with shown(progress) as progress:
+        budgets = sorted(direct) if budgets is None else list(budgets)
+        protocol, data, stream = pipeline.evaluation, pipeline.bundle, pipeline.stream.fold("intercorrelation")
+        sources = [SUBSET, DIRECT, *([PREFIX] if boosted is not None else []), *coresets]
+        large = direct[max(direct)]
+
+        def sets(source: str, budget: int, some: range) -> list[TrainingSet]:
+            if source == SUBSET:
+                order = orders("random", large, draws, stream.fold("rows"))
+                return [training_set(large.subset(subset_rows(large.classes, budget, order[draw])), data) for draw in some]
+            if source == DIRECT:
+                return [training_set(direct[budget], data)] if budget in direct else []
+            if source == PREFIX:
+                assert boosted is not None
+                order = orders("prefix", boosted, 1, stream)[0]
+                return [training_set(boosted.subset(subset_rows(boosted.classes, budget, order)), data)]
+            made = coreset(source, data, budget, len(some), stream.fold(source).fold(budget).fold(some.start))
+            return [attrs.evolve(made, images=made.images[i], labels=made.labels[i]) for i in range(len(some))]
+
+        def compute(region: Region) -> dict[str, np.ndarray]:
+            source, budget = sources[region["source"].start], budgets[region["budget"].start]
+            some = range(region["draw"].start, region["draw"].stop)
+            found = np.full((1, 1, len(some), protocol.seeds), np.nan)
+            wanted = range(0, 1) if source in ONE_DRAW else some
+            if (source not in ONE_DRAW or some.start == 0) and (given := sets(source, budget, wanted)):
+                scores = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"), programs=pipeline.programs)
+                found[0, 0, : len(given)] = [s.test for s in scores]
+            return {"accuracy": found}
+
+        shape = (len(sources), len(budgets), draws, protocol.seeds)
+        dims = ("source", "budget", "draw", "seed")
+        template = xr.Dataset(
+            {"accuracy": variable(dims, np.full(shape, np.nan), "test accuracy of networks trained on the set")},
+            {
+                "source": coordinate("source", sources, "where the set comes from"),
+                "budget": coordinate("budget", np.array(budgets, np.int64), "images of each class"),
+                "draw": coordinate("draw", np.arange(draws), "draw of the set"),
+                "seed": coordinate("seed", np.arange(protocol.seeds)),
+            },
+        )
+        identity = {
+            "study": "intercorrelation",
+            "direct": {str(budget): fingerprint(made) for budget, made in direct.items()},
+            "boosted": None if boosted is None else fingerprint(boosted),
+            "sources": sources,
+            "budgets": budgets,
+            "draws": draws,
+            "protocol": protocol.to_json(),
+            "learner": repr(pipeline.learner),
+            "seed": pipeline.seed,
+        }
+        units = {"source": 1, "budget": 1, "draw": max(1, together // protocol.seeds)}
+        progress.phase("comparing the sources")
         return fill(template, units, compute, identity=identity, folder=out, progress=progress)
 
 
@@ -157,7 +158,7 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, progress: P
         alone = fields.evolve(
             pipeline,
             boost=None,
-            images=fields.evolve(pipeline.images, per_class=stage.per_class),
+            images=fields.evolve(pipeline.images, per_class=stage.per_class, stored=None),
             outer=fields.evolve(pipeline.outer, steps=steps),
             truncation=stage.truncation,
             learner=fields.evolve(pipeline.learner, batch_per_class=pipeline.stage_learner(stage).batch_per_class),
@@ -165,7 +166,6 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, progress: P
             title=f"{pipeline.title}-direct-{stage.per_class}",
         )
         direct[stage.per_class] = _made(alone, folder / f"direct-{stage.per_class}", progress)
-    progress.phase("comparing the sources")
     sources = intercorrelation(pipeline, direct, boosted, draws=draws, out=folder / "grid", progress=progress)
     progress.phase(f"removing samples of the set with {at} images per class")
     pairs = "all" if len(direct[at]) <= 30 else "same class"

@@ -73,44 +73,47 @@ def subset_grid(
         CombinationError: a budget that the set cannot serve, or a set without its pipeline.
         RunError: `out` holds another grid.
     """
-    if out is not None:
-        require_writable(out)
-    made, pipeline = with_pipeline(distilled, pipeline, trust=trust)
-    protocol = pipeline.evaluation if seeds is None else fields.evolve(pipeline.evaluation, seeds=seeds)
-    learners = {name: bound(pipeline, network) for name, network in (networks or {"the learner's": pipeline.learner}).items()}
-    data, stream = pipeline.bundle, pipeline.stream.fold("subsets")
-    hard = None
-    if strategy in ("easiest", "hardest"):
-        hard = difficulty(pipeline.bound, made, data, fields.evolve(protocol, labels="soft"), stream.fold("difficulty"), pipeline.programs)
-    order = orders(strategy, made, draws, stream.fold("rows"), hard)
-    rows = {(budget, draw): subset_rows(made.classes, budget, order[draw]) for budget in budgets for draw in range(draws)}
-    whole = training_set(made, data)
-
-    def compute(region: Region) -> dict[str, np.ndarray]:
-        budget, name = budgets[region["budget"].start], list(learners)[region["network"].start]
-        picked = [rows[budget, draw] for draw in range(region["draw"].start, region["draw"].stop)]
-        sets = [attrs.evolve(whole, images=whole.images[r], labels=whole.labels[r], classes=whole.classes[r]) for r in picked]
-        scores = score_sets(learners[name], sets, data, protocol, stream.fold("networks"), programs=pipeline.programs)
-        accuracy, steps = np.stack([s.test for s in scores]), np.array([s.steps for s in scores], np.int64)
-        return {"accuracy": accuracy[None, :, None], "training_steps": steps[None, :, None]}
-
-    identity = {
-        "study": "subsets",
-        "set": fingerprint(made),
-        "budgets": list(budgets),
-        "draws": draws,
-        "networks": {name: repr(learner) for name, learner in learners.items()},
-        "strategy": strategy,
-        "protocol": protocol.to_json(),
-        "seed": pipeline.seed,
-        "data": repr(pipeline.data),
-    }
-    template = _template(made, budgets, draws, list(learners), protocol.seeds, rows, hard)
-    units = {"budget": 1, "draw": max(1, together // protocol.seeds), "network": 1}
-    folder = None if out is None else Path(out)
     with shown(progress) as progress:
-        grid = fill(template, units, compute, identity=identity, folder=folder, progress=progress)
-    return grid.assign_attrs(strategy=strategy)
+        if out is not None:
+            require_writable(out)
+        progress.phase("loading data")
+        made, pipeline = with_pipeline(distilled, pipeline, trust=trust)
+        protocol = pipeline.evaluation if seeds is None else fields.evolve(pipeline.evaluation, seeds=seeds)
+        learners = {name: bound(pipeline, network) for name, network in (networks or {"the learner's": pipeline.learner}).items()}
+        data, stream = pipeline.bundle, pipeline.stream.fold("subsets")
+        hard = None
+        if strategy in ("easiest", "hardest"):
+            hard = difficulty(
+                pipeline.bound, made, data, fields.evolve(protocol, labels="soft"), stream.fold("difficulty"), pipeline.programs
+            )
+        order = orders(strategy, made, draws, stream.fold("rows"), hard)
+        rows = {(budget, draw): subset_rows(made.classes, budget, order[draw]) for budget in budgets for draw in range(draws)}
+        whole = training_set(made, data)
+
+        def compute(region: Region) -> dict[str, np.ndarray]:
+            budget, name = budgets[region["budget"].start], list(learners)[region["network"].start]
+            picked = [rows[budget, draw] for draw in range(region["draw"].start, region["draw"].stop)]
+            sets = [attrs.evolve(whole, images=whole.images[r], labels=whole.labels[r], classes=whole.classes[r]) for r in picked]
+            scores = score_sets(learners[name], sets, data, protocol, stream.fold("networks"), programs=pipeline.programs)
+            accuracy, steps = np.stack([s.test for s in scores]), np.array([s.steps for s in scores], np.int64)
+            return {"accuracy": accuracy[None, :, None], "training_steps": steps[None, :, None]}
+
+        identity = {
+            "study": "subsets",
+            "set": fingerprint(made),
+            "budgets": list(budgets),
+            "draws": draws,
+            "networks": {name: repr(learner) for name, learner in learners.items()},
+            "strategy": strategy,
+            "protocol": protocol.to_json(),
+            "seed": pipeline.seed,
+            "data": repr(pipeline.data),
+        }
+        template = _template(made, budgets, draws, list(learners), protocol.seeds, rows, hard)
+        units = {"budget": 1, "draw": max(1, together // protocol.seeds), "network": 1}
+        folder = None if out is None else Path(out)
+        progress.phase("testing subsets")
+        return fill(template, units, compute, identity=identity, folder=folder, progress=progress).assign_attrs(strategy=strategy)
 
 
 def _template(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import distilkit as dk
 from distilkit import recipes, spec
 from distilkit.cli.app import app
+from distilkit.cli.tables import recipes_table
 from distilkit.errors import DistilkitError
 from distilkit.evaluation.training import cost
 from distilkit.functional.streams import Stream
@@ -222,6 +225,17 @@ def test_the_commands_list_and_show():
     assert shown.output == recipes.read("paper/cifar10-ipc10")
 
 
+def test_the_table_fits_80_columns():
+    """Names are to be typed, and are not broken."""
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(recipes_table(80))
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in recipes.names():
+        (row,) = [line for line in lines if f" {name} " in line]
+        assert recipes.describe(name).published.partition(" (")[0] in row
+
+
 def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "paper").mkdir()
@@ -252,9 +266,8 @@ def test_an_unknown_recipe_is_answered_with_the_nearest():
 
 def test_the_checkout_has_them_among_the_examples():
     examples = Path(__file__).parents[2] / "examples"
-    assert {f"{kind}/{file.stem}" for kind in ("paper", "fast") for file in (examples / kind).glob("*.toml")} == {*NAMES, *OURS} - {
-        "digits"
-    }
+    linked = {f"{kind}/{file.stem}" for kind in ("paper", "fast") for file in (examples / kind).glob("*.toml")}
+    assert linked == {*NAMES, *OURS} - {"digits"}
     assert (examples / "digits.toml").read_text() == recipes.read("digits")
 
 

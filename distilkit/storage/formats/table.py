@@ -144,7 +144,7 @@ def write(distilled: DistilledSet, path: str | os.PathLike[str], format: str | N
     place = Path(path)
     if not place.name:
         raise CombinationError(f"{os.fspath(path)!r} is no name for a file or folder to write.")
-    name = "safetensors" if format is None and place.suffix == ".safetensors" else _known(format)
+    name = "safetensors" if format is None and place.suffix == ".safetensors" else _known(format, option="to")
     chosen = FORMATS[name]
     if chosen.suffixes and place.suffix not in chosen.suffixes:
         raise CombinationError(
@@ -175,8 +175,10 @@ def _detect(path: Path) -> str:
     raise DistilkitError(f"{path} {why}, so its format must be given. {known}.", changes=changes)
 
 
-def _known(format: str | None) -> str:
+def _known(format: str | None, *, option: str | None = None) -> str:
     if format in FORMATS:
         return str(format)
     near = nearest(str(format), FORMATS)
-    raise FieldError("format", format, listing([f'"{name}"' for name in FORMATS]), changes=[Change("format", near or "safetensors")])
+    raise FieldError(
+        "format", format, listing([f'"{name}"' for name in FORMATS]), changes=[Change("format", near or "safetensors", option)]
+    )
