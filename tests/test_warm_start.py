@@ -9,7 +9,7 @@ from distilkit import storage
 from distilkit.cli.display import option
 from distilkit.errors import CombinationError
 from tests.commands import distilkit
-from tests.pipelines import BARE, tiny
+from tests.pipelines import BARE, ruin, tiny
 
 
 def begun_with(path, **changes):
@@ -20,7 +20,7 @@ def begun_with(path, **changes):
 def earlier(tmp_path):
     """The folder of a run with learned labels and a learned rate."""
     learner = attrs.evolve(tiny().learner, learn_lr=True)
-    tiny(labels=dk.Labels(learn=True), learner=learner, outer=dk.Outer(steps=3, batch_size=64)).run(tmp_path / "earlier")
+    tiny(images=dk.Images(start="real"), learner=learner, outer=dk.Outer(steps=3, batch_size=64)).run(tmp_path / "earlier")
     return tmp_path / "earlier"
 
 
@@ -128,9 +128,9 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone(earlier, tmp_path):
     assert (found["evaluation"]["accuracy"] == whole["evaluation"]["accuracy"]).all()
 
 
-def test_what_was_there_is_kept_where_the_run_makes_it_worse(earlier, tmp_path):
-    worse = begun_with(earlier, outer=dk.Outer(steps=2, batch_size=64, optimizer=dk.SGD(lr=1e6), clip=None))
-    tree = worse.run(tmp_path / "worse")
+def test_what_was_there_is_kept_where_the_run_makes_it_worse(earlier, tmp_path, monkeypatch):
+    ruin(monkeypatch)
+    tree = begun_with(earlier, outer=dk.Outer(steps=2, batch_size=64)).run(tmp_path / "worse")
     assert tree["evaluation"]["validation_accuracy"]["outer_step"].values.tolist() == [0, 2]
     assert tree["distilled"].attrs["outer_step"] == 0
     assert torch.equal(dk.load(tmp_path / "worse").images, dk.load(earlier).images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -109,7 +110,7 @@ class DistilledSet:
         """The images in a notebook, class by class; nothing where there are none to see."""
         if len(self.image_shape) != 3 or self.image_shape[0] not in (1, 3) or not len(self):
             return None
-        from torchvision.io import encode_png
+        from torchvision.transforms.functional import to_pil_image
         from torchvision.utils import make_grid
 
         channels, high, wide = self.image_shape
@@ -128,7 +129,9 @@ class DistilledSet:
         for line, images in zip(page, seen.split(list(map(len, lines))), strict=True):
             line[: len(images)] = images
         large = page.flatten(0, 1).repeat_interleave(side, 2).repeat_interleave(side, 3)
-        return bytes(encode_png(make_grid(large, nrow=across, pad_value=255)).numpy())
+        file = io.BytesIO()
+        to_pil_image(make_grid(large, nrow=across, pad_value=255)).save(file, "PNG")
+        return file.getvalue()
 
     @property
     def image_shape(self) -> tuple[int, ...]:
