@@ -68,10 +68,10 @@ class Buffers:
         for i, (buffer, leaf) in enumerate(zip(self.held, leaves, strict=True)):
             if not isinstance(buffer, Tensor):
                 continue
-            source = self._sources[i]
-            if source is None or source[0]() is not leaf or source[1] != leaf._version:
+            source, version = self._sources[i], leaf._version
+            if source is None or source[1] != version or source[0]() is not leaf:
                 buffer.copy_(leaf, non_blocking=True)
-                self._sources[i] = (weakref.ref(leaf), leaf._version)
+                self._sources[i] = (weakref.ref(leaf), version)
                 copied += 1
         return copied
 
