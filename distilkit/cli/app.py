@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import io
-import re
 import sys
 import traceback
 from pathlib import Path
@@ -17,25 +16,15 @@ from typing import Annotated
 
 import typer
 
-from distilkit.errors import DistilkitError, FieldError, ResourceError, visible
+from distilkit.cli.options import Overrides, SpecPath, StopAfter, Trust, folder_for, folder_of, numbers_of, seconds_of, words_of
+from distilkit.errors import DistilkitError, ResourceError, visible
 
 app = typer.Typer(
     name="distilkit",
     help="Dataset distillation with exact meta-gradients: make a tiny synthetic training set out of a large real one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-
-SpecPath = Annotated[
-    Path, typer.Argument(metavar="SPEC", help="A TOML spec, such as mine.toml, or a recipe, such as digits or paper/cifar10-ipc10.")
-]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the spec, such as outer.steps=100.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Allow components of kind python, which execute code that the spec names.")]
-
-StopAfter = Annotated[
-    str | None, typer.Option("--stop-after", metavar="TIME", help="Stop after so long, such as 9m or 3.5h; the same command goes on.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -64,8 +53,8 @@ def run(
     from distilkit.cli.run import show_run
     from distilkit.runs.claim import folder_for, free_folder
 
-    distiller, seconds = specs.load(spec, set_, trust=trust), _seconds(stop_after)
-    folder = out or _folder(distiller.title)
+    distiller, seconds = specs.load(spec, set_, trust=trust), seconds_of(stop_after)
+    folder = out or folder_for(distiller.title)
     if fresh:
         folder = free_folder(folder)
     elif out is None:
@@ -89,7 +78,7 @@ def resume(
     folder = run.parent if run.suffix == ".zarr" else run
     if comes_with_distilkit(folder):
         raise RunError(f"{folder} names a set that comes with distilkit, not a run that was stopped.", fix=f"distilkit run {folder}")
-    show_run(pipeline_of(folder, set_, trust=trust, instead="distilkit run SPEC"), folder, _seconds(stop_after))
+    show_run(pipeline_of(folder, set_, trust=trust, instead="distilkit run SPEC"), folder, seconds_of(stop_after))
 
 
 @app.command()
@@ -181,7 +170,7 @@ def evaluate(
     protocol = {"evaluation.steps": steps and f"[{steps}]", "evaluation.seeds": seeds, "evaluation.select": select}
     overrides = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
-    options = {"networks": _list(networks), "rates": lr, "baselines": _list(baselines), "ranking": ranking, "seed": seed}
+    options = {"networks": words_of(networks), "rates": lr, "baselines": words_of(baselines), "ranking": ranking, "seed": seed}
     show_evaluation(path, case | {"overrides": overrides, "trust": trust}, options, out)
 
 
@@ -225,7 +214,7 @@ def sheet(
     from distilkit.cli.sheet import show_sheet
 
     case = {"data": data, "overrides": set_, "trust": trust}
-    show_sheet(run, out or _results(run) / "sheet.png", case, which=which, rows=rows, real=real)
+    show_sheet(run, out or folder_of(run) / "sheet.png", case, which=which, rows=rows, real=real)
 
 
 @app.command()
@@ -247,8 +236,8 @@ def subsets(
     """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""
     from distilkit.cli.studies import show_subsets
 
-    numbers, draws = _numbers("--budgets", budgets, least=1), draws if strategy == "random" else 1
-    show_subsets(run, numbers, draws, strategy, _list(networks), seeds, out or _results(run) / f"subsets-{strategy}", trust)
+    numbers, draws = numbers_of("--budgets", budgets, least=1), draws if strategy == "random" else 1
+    show_subsets(run, numbers, draws, strategy, words_of(networks), seeds, out or folder_of(run) / f"subsets-{strategy}", trust)
 
 
 study_commands = typer.Typer(help="Study meta-gradients, or how distilled samples depend on each other.", no_args_is_help=True)
@@ -276,9 +265,9 @@ def gradients(
     from distilkit.cli.studies import show_gradients
 
     pipeline = specs.load(spec, set_, trust=trust)
-    points = _numbers("--at", at, least=0)
+    points = numbers_of("--at", at, least=0)
     changed = {one: specs.load(spec, [*set_, one], trust=trust) for one in with_}
-    show_gradients(pipeline, points, replicates, policy, optimizer, changed, out or _folder(f"{pipeline.title}-gradients"))
+    show_gradients(pipeline, points, replicates, policy, optimizer, changed, out or folder_for(f"{pipeline.title}-gradients"))
 
 
 @study_commands.command()
@@ -295,7 +284,7 @@ def intercorrelation(
     from distilkit.cli.studies import show_intercorrelation
 
     pipeline = specs.load(spec, set_, trust=trust)
-    show_intercorrelation(pipeline, draws, influence, out or _folder(f"{pipeline.title}-study"))
+    show_intercorrelation(pipeline, draws, influence, out or folder_for(f"{pipeline.title}-study"))
 
 
 def in_words(error: DistilkitError) -> str:
@@ -310,42 +299,6 @@ def in_words(error: DistilkitError) -> str:
 def _say(words: str, *, err: bool = False) -> None:
     """Print a line, in which nothing that came from a file moves the cursor."""
     typer.echo(visible(words), err=err)
-
-
-def _seconds(words: str | None) -> float | None:
-    """Of "90", "90s", "9m", "3.5h" or "1d"."""
-    if words is None:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", words)
-    if not found:
-        raise FieldError("--stop-after", words, "a time such as 90s, 9m or 3.5h", fix="--stop-after 9m")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
-def _list(words: str | None) -> list[str]:
-    return [word.strip() for word in words.split(",")] if words else []
-
-
-def _numbers(option: str, words: str | None, least: int) -> list[int]:
-    """Whole numbers, of "1,2,5"; each once."""
-    found = [int(word) if re.fullmatch(r"\d{1,9}", word, re.ASCII) else -1 for word in _list(words)]
-    if any(number < least for number in found) or len(set(found)) != len(found):
-        raise FieldError(option, words, f"whole numbers, each at least {least} and none twice", fix=f"{option} 1,2,5")
-    return found
-
-
-def _results(run: Path) -> Path:
-    """The folder for what is made of a run."""
-    from distilkit.storage.shipped import comes_with_distilkit
-
-    if comes_with_distilkit(run):
-        return Path("runs") / run.name  # a folder of its own name would hide the set
-    return run.parent if run.suffix == ".zarr" else run
-
-
-def _folder(title: str) -> Path:
-    """runs/TITLE."""
-    return Path("runs") / ("".join(c if c.isalnum() or c in "-_." else "-" for c in title).strip("-.") or "run")
 
 
 def main() -> None:

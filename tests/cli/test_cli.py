@@ -1,5 +1,6 @@
-"""The command line as a person meets it: its exit code and its words. Two tests start a process, the others need none."""
+"""The command line as a person meets it: its exit code and its words. Some tests start a process, the others need none."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -287,3 +288,16 @@ def test_what_cannot_go_on_says_why(arguments, words, tmp_path):
     done = distilkit(*(spec if word == "SPEC" else word for word in arguments), cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("run fast/cifar10-ipc10", "fast/cifar10-ipc10"), ("plan dig", "digits"), ("veri", "verify"), ("run mine.t", "")],
+)
+def test_a_shell_completes_commands_and_recipes(typed, expected):
+    """As bash asks for it; where nothing comes back, it completes files."""
+    words = ["distilkit", *typed.split()]
+    asked = {"_DISTILKIT_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    program = Path(sys.executable).with_name("distilkit")
+    done = subprocess.run([program], capture_output=True, text=True, check=False, env=os.environ | asked)
+    assert (done.stdout.split(), done.stderr) == (expected.split(), "")

@@ -1,0 +1,71 @@
+"""What several commands take: their options, and what is typed behind them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distilkit.errors import FieldError
+
+
+def names_like(beginning: str) -> list[str]:
+    """Recipes that a shell completes; where there is none, it completes files."""
+    from distilkit import recipes
+
+    return [name for name in recipes.names() if name.startswith(beginning)]
+
+
+SpecPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SPEC",
+        help="A TOML spec, such as mine.toml, or a recipe, such as digits or paper/cifar10-ipc10.",
+        autocompletion=names_like,
+    ),
+]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the spec, such as outer.steps=100.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Allow components of kind python, which execute code that the spec names.")]
+
+StopAfter = Annotated[
+    str | None, typer.Option("--stop-after", metavar="TIME", help="Stop after so long, such as 9m or 3.5h; the same command goes on.")
+]
+
+
+def seconds_of(words: str | None) -> float | None:
+    """Of "90", "90s", "9m", "3.5h" or "1d"."""
+    if words is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", words)
+    if not found:
+        raise FieldError("--stop-after", words, "a time such as 90s, 9m or 3.5h", fix="--stop-after 9m")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def words_of(words: str | None) -> list[str]:
+    """Of "ConvNet, VGG"."""
+    return [word.strip() for word in words.split(",")] if words else []
+
+
+def numbers_of(option: str, words: str | None, least: int) -> list[int]:
+    """Whole numbers, of "1,2,5"; each once."""
+    found = [int(word) if re.fullmatch(r"\d{1,9}", word, re.ASCII) else -1 for word in words_of(words)]
+    if any(number < least for number in found) or len(set(found)) != len(found):
+        raise FieldError(option, words, f"whole numbers, each at least {least} and none twice", fix=f"{option} 1,2,5")
+    return found
+
+
+def folder_of(run: Path) -> Path:
+    """The folder for what is made of a run."""
+    from distilkit.storage.shipped import comes_with_distilkit
+
+    if comes_with_distilkit(run):
+        return Path("runs") / run.name  # a folder of its own name would hide the set
+    return run.parent if run.suffix == ".zarr" else run
+
+
+def folder_for(title: str) -> Path:
+    """runs/TITLE."""
+    return Path("runs") / ("".join(c if c.isalnum() or c in "-_." else "-" for c in title).strip("-.") or "run")
