@@ -16,7 +16,20 @@ from typing import Annotated
 
 import typer
 
-from distilkit.cli.options import Overrides, SpecPath, StopAfter, Trust, folder_for, folder_of, numbers_of, seconds_of, words_of
+from distilkit.cli.options import (
+    Device,
+    Overrides,
+    Seed,
+    SpecPath,
+    StopAfter,
+    Trust,
+    folder_of,
+    numbers_of,
+    overrides,
+    runs_folder,
+    seconds_of,
+    words_of,
+)
 from distilkit.errors import DistilkitError, ResourceError, visible
 
 app = typer.Typer(
@@ -44,6 +57,8 @@ def run(
     spec: SpecPath,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run; by default runs/TITLE.")] = None,
     set_: Overrides = [],  # noqa: B006  (typer reads the default)
+    seed: Seed = None,
+    device: Device = None,
     trust: Trust = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, in a folder beside the run of this spec that is there.")] = False,
     stop_after: StopAfter = None,
@@ -53,8 +68,8 @@ def run(
     from distilkit.cli.run import show_run
     from distilkit.runs.claim import folder_for, free_folder
 
-    distiller, seconds = specs.load(spec, set_, trust=trust), seconds_of(stop_after)
-    folder = out or folder_for(distiller.title)
+    distiller, seconds = specs.load(spec, overrides(set_, seed, device), trust=trust), seconds_of(stop_after)
+    folder = out or runs_folder(distiller.title)
     if fresh:
         folder = free_folder(folder)
     elif out is None:
@@ -82,11 +97,17 @@ def resume(
 
 
 @app.command()
-def validate(spec: SpecPath, set_: Overrides = [], trust: Trust = False) -> None:  # noqa: B006
+def validate(
+    spec: SpecPath,
+    set_: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+    device: Device = None,
+    trust: Trust = False,
+) -> None:
     """Check a spec without running it, and print it with every default filled in."""
     from distilkit import spec as specs
 
-    distiller = specs.load(spec, set_, trust=trust)
+    distiller = specs.load(spec, overrides(set_, seed, device), trust=trust)
     _say(specs.dumps(distiller))
     _say(f"# {spec} is a valid spec.")
 
@@ -95,6 +116,8 @@ def validate(spec: SpecPath, set_: Overrides = [], trust: Trust = False) -> None
 def plan(
     spec: SpecPath,
     set_: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+    device: Device = None,
     trust: Trust = False,
     probe: Annotated[bool, typer.Option(help="Run a few inner steps to measure; without, memory is known to a factor of two.")] = True,
 ) -> None:
@@ -102,7 +125,7 @@ def plan(
     from distilkit import spec as specs
     from distilkit.cli.run import show_plan
 
-    show_plan(specs.load(spec, set_, trust=trust), probe)
+    show_plan(specs.load(spec, overrides(set_, seed, device), trust=trust), probe)
 
 
 @app.command()
@@ -258,16 +281,19 @@ def gradients(
     ] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-gradients.")] = None,
     set_: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+    device: Device = None,
     trust: Trust = False,
 ) -> None:
     """Measure norm, variance, bias and cost of the meta-gradient by truncation policy. Stopped, it goes on."""
     from distilkit import spec as specs
     from distilkit.cli.studies import show_gradients
 
-    pipeline = specs.load(spec, set_, trust=trust)
+    changes = overrides(set_, seed, device)
+    pipeline = specs.load(spec, changes, trust=trust)
     points = numbers_of("--at", at, least=0)
-    changed = {one: specs.load(spec, [*set_, one], trust=trust) for one in with_}
-    show_gradients(pipeline, points, replicates, policy, optimizer, changed, out or folder_for(f"{pipeline.title}-gradients"))
+    changed = {one: specs.load(spec, [*changes, one], trust=trust) for one in with_}
+    show_gradients(pipeline, points, replicates, policy, optimizer, changed, out or runs_folder(f"{pipeline.title}-gradients"))
 
 
 @study_commands.command()
@@ -277,14 +303,16 @@ def intercorrelation(
     influence: Annotated[int | None, typer.Option(metavar="2", help="Images per class of the set whose samples are removed.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-study.")] = None,
     set_: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+    device: Device = None,
     trust: Trust = False,
 ) -> None:
     """Compare boosted prefixes with subsets, with sets distilled directly and with real images. Stopped, it goes on."""
     from distilkit import spec as specs
     from distilkit.cli.studies import show_intercorrelation
 
-    pipeline = specs.load(spec, set_, trust=trust)
-    show_intercorrelation(pipeline, draws, influence, out or folder_for(f"{pipeline.title}-study"))
+    pipeline = specs.load(spec, overrides(set_, seed, device), trust=trust)
+    show_intercorrelation(pipeline, draws, influence, out or runs_folder(f"{pipeline.title}-study"))
 
 
 def in_words(error: DistilkitError) -> str:

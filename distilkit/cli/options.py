@@ -29,6 +29,8 @@ SpecPath = Annotated[
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the spec, such as outer.steps=100.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow components of kind python, which execute code that the spec names.")]
 
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything; as --set seed=N.", min=0)]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:1; as --set device=NAME.")]
 StopAfter = Annotated[
     str | None, typer.Option("--stop-after", metavar="TIME", help="Stop after so long, such as 9m or 3.5h; the same command goes on.")
 ]
@@ -42,6 +44,12 @@ def seconds_of(words: str | None) -> float | None:
     if not found:
         raise FieldError("--stop-after", words, "a time such as 90s, 9m or 3.5h", fix="--stop-after 9m")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def overrides(set_: list[str], seed: int | None, device: str | None) -> list[str]:
+    """Changes of a spec, of which those with a name of their own come last."""
+    named = {"seed": seed, "device": device}
+    return [*set_, *(f"{name}={value}" for name, value in named.items() if value is not None)]
 
 
 def words_of(words: str | None) -> list[str]:
@@ -66,6 +74,6 @@ def folder_of(run: Path) -> Path:
     return run.parent if run.suffix == ".zarr" else run
 
 
-def folder_for(title: str) -> Path:
+def runs_folder(title: str) -> Path:
     """runs/TITLE."""
     return Path("runs") / ("".join(c if c.isalnum() or c in "-_." else "-" for c in title).strip("-.") or "run")

@@ -290,6 +290,18 @@ def test_what_cannot_go_on_says_why(arguments, words, tmp_path):
     assert words in done.stderr
 
 
+def test_seed_and_device_are_settings_like_others(tmp_path):
+    (tmp_path / "tiny.toml").write_text(GOOD)
+    by_name = distilkit("validate", "tiny.toml", "--seed", 3, "--device", "cpu", cwd=tmp_path)
+    assert by_name.stdout == distilkit("validate", "tiny.toml", "--set", "seed=3", "--set", "device=cpu", cwd=tmp_path).stdout
+    assert "seed = 3" in by_name.stdout
+    assert distilkit("validate", "tiny.toml", "--set", "seed=2", "--seed", 3, cwd=tmp_path).stdout == by_name.stdout.replace(
+        '"cpu"', '"auto"'
+    )
+    wrong = distilkit("validate", "tiny.toml", "--device", "gpu", cwd=tmp_path)
+    assert (wrong.returncode, "device" in wrong.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [("run fast/cifar10-ipc10", "fast/cifar10-ipc10"), ("plan dig", "digits"), ("veri", "verify"), ("run mine.t", "")],
