@@ -146,8 +146,8 @@ class Programs:
             except (WrongProgramError, CaptureError):
                 raise
             except Exception as error:  # torch raises many kinds; all mean the same here
-                if process.is_out_of_memory(error):
-                    raise
+                if process.is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                    raise  # a GPU that has met an error gives nothing but errors from then on
                 eagerly = self.execution == "eager" or not left
                 self._fall_back(name, "eagerly" + (", in plain layout" if left else "") if eagerly else "recorded in plain layout", error)
         return _unflattened(ways[-1], arguments)
@@ -214,6 +214,7 @@ class Programs:
         # Where products are rounded (TF32), another routine for the same may differ by more than that.
         graph = record(function, arguments, mutations=not split, faster=False)
         if _same(graph, flat, expected):
+            self.notice(f"{name} runs without faster operations: they round otherwise by more than can be told from a fault")
             return graph, truth
         raise WrongProgramError(
             f"The program {name!r} does not give what its function gives: the function is not pure, or its path depends on the "
@@ -236,7 +237,7 @@ class Programs:
             if within_rounding(truth, run(*flat), there) and within_rounding(there, run(*moved), truth):
                 return run
             why: Exception | str = "what was compiled of it differs by more than roundings can"
-        except CaptureError:
+        except (CaptureError, torch.AcceleratorError):
             raise
         except Exception as error:  # compilers raise many kinds; all mean that the recorded list is to be used
             why = error

@@ -163,6 +163,20 @@ def test_a_recorded_program_that_is_wrong_in_a_few_entries_is_an_error(heard, mo
         heard[1]("trace")("steep", lambda x: (1e4 * x).sin())(steep)
 
 
+@pytest.mark.parametrize("where", ["record", "torch.compile"])
+def test_a_gpu_that_has_failed_is_not_fallen_back_from(where, heard, monkeypatch):
+    """Nothing that runs on it afterwards can be right, or can run at all."""
+
+    def broken(*_, **__):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(*((module, "record") if where == "record" else (torch, "compile")), broken)
+    said, make = heard
+    with pytest.raises(torch.AcceleratorError):
+        make("inductor")("twice", lambda x: 2 * x)(IMAGES)
+    assert said == []
+
+
 def test_memory_that_runs_out_is_not_fallen_back_from(heard):
     def greedy(_):
         raise torch.OutOfMemoryError("planted")
