@@ -34,7 +34,7 @@ class Console(RichConsole):
     def on_broken_pipe(self) -> None:
         """What is printed from now on goes nowhere."""
         self.quiet = True
-        if not self.stderr:  # which is shared with all that a program of somebody else's has to say
+        if not self.stderr and sys.stdout is not None:  # which is shared with all that a program of somebody else's has to say
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
@@ -83,7 +83,7 @@ class Display:
             TimeRemainingColumn(),
             console=console,
             disable=not self._lively,
-            redirect_stdout=sys.stdout.isatty(),  # or what a program prints into a file would come to the terminal
+            redirect_stdout=getattr(sys.stdout, "isatty", bool)(),  # or what a program prints into a file would come to the terminal
         )
         self._numbers: dict[str, str] = {}
         self._words, self._count = "", ""

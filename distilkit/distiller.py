@@ -382,8 +382,8 @@ class Distiller:
         count, skip = stage.blocks[-1], stage.per_class - stage.blocks[-1]
         log_lr = log_lr.to(self.torch_device)
         if stored and self.images.stored is not None:
-            asked = "images.per_class" if self.boost is None else "boost.blocks"
-            return warm_start.first_block(self.images.stored, self.bundle, count, log_lr, learn_lr=self.learner.learn_lr, asked=asked)
+            about: Any = {"learn_lr": self.learner.learn_lr, "seed": self.seed, "boosted": self.boost is not None}
+            return warm_start.first_block(self.images.stored, self.bundle, log_lr, count=count, **about)
         images, classes = self.images.init(self.bundle, self.stream.fold("images"), count, skip)
         return OuterVariables(*(x.to(self.torch_device) for x in (images, self.labels.init(classes, self.bundle.num_classes), log_lr)))
 

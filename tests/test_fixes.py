@@ -300,6 +300,8 @@ def write_run(path, **changes):
 
 def with_checkpoints(path):
     (path / "checkpoints").mkdir()
+    (path / "checkpoints" / "step-000000001.safetensors").touch()
+    (path / "spec.toml").touch()
     return path
 
 

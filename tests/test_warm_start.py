@@ -3,11 +3,13 @@
 import attrs
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import distilkit as dk
 from distilkit import storage
 from distilkit.cli.display import option
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, DistilkitError
+from distilkit.warm_start import first_block
 from tests.commands import distilkit
 from tests.pipelines import BARE, ruin, tiny
 
@@ -80,6 +82,7 @@ MISTAKES = {
     "classes": (lambda made: {"class_names": ("a", *made.class_names[1:])}, {}, "class 'a' stands where the data", None),
     "space": (None, {"data": dk.Digits(preprocessing=dk.Whiten())}, "made in the space of", STANDARDIZED),
     "other images": (None, {"seed": 5}, "the seed and data.validation decide which", "--set seed=0"),
+    "another share": (None, {"data": dk.Digits(validation=0.3)}, "the seed and data.validation decide which", None),
 }
 
 
@@ -100,10 +103,28 @@ def test_a_set_that_does_not_fit_is_refused(earlier, tmp_path, of_set, of_run, w
         dk.plan(distiller, probe=False)
 
 
-def test_names_of_numbers_say_nothing_of_classes(earlier, tmp_path):
-    """As files of others have them."""
-    made = attrs.evolve(dk.load(earlier), class_names=tuple("0123456789"))
-    assert torch.equal(begun_with(as_file(made, tmp_path)).init().leaves.images, made.images)
+def test_numbers_in_a_file_say_nothing_of_classes(earlier, tmp_path):
+    """A file of others knows no names; a run does."""
+    data = attrs.evolve(tiny().bundle, class_names=tuple("abcdefghij"))
+    ask = {"count": 1, "learn_lr": False, "seed": 0}
+    leaves = first_block(str(as_file(dk.load(earlier), tmp_path)), data, torch.tensor(0.0), **ask)
+    assert torch.equal(leaves.images, dk.load(earlier).images)
+    with pytest.raises(CombinationError, match="class '0' stands where the data"):
+        first_block(str(earlier), data, torch.tensor(0.0), **ask)
+
+
+def test_a_file_of_others_is_refused(tmp_path):
+    save_file({"images": torch.zeros(10, 1, 8, 8), "labels": torch.full((10, 10), 0.1)}, tmp_path / "theirs.safetensors")
+    with pytest.raises(DistilkitError, match="not a distilled set of this distilkit"):
+        begun_with(tmp_path / "theirs.safetensors").init()
+
+
+def test_of_a_boosted_run_nothing_is_to_be_given_up(earlier):
+    """Its blocks stay as they are: no number of images is suggested."""
+    distiller = attrs.evolve(begun_with(earlier), images=dk.Images(stored=str(earlier)), boost=dk.BoostSchedule(blocks=(2, 3), steps=1))
+    with pytest.raises(CombinationError, match="the run starts with 2") as caught:
+        distiller.init()
+    assert caught.value.fix is None
 
 
 def test_what_is_not_there_is_told_with_the_nearest_name():

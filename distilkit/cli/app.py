@@ -81,6 +81,7 @@ def run(
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that was stopped.")],
     set_: Overrides = [],  # noqa: B006
+    device: Device = None,
     trust: Trust = False,
     stop_after: StopAfter = None,
 ) -> None:
@@ -93,7 +94,7 @@ def resume(
     folder = run.parent if run.suffix == ".zarr" else run
     if comes_with_distilkit(folder):
         raise RunError(f"{folder} names a set that comes with distilkit, not a run that was stopped.", fix=f"distilkit run {folder}")
-    show_run(pipeline_of(folder, set_, trust=trust, instead="distilkit run SPEC"), folder, seconds_of(stop_after))
+    show_run(pipeline_of(folder, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC"), folder, seconds_of(stop_after))
 
 
 @app.command()

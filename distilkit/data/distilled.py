@@ -107,7 +107,7 @@ class DistilledSet:
         return f"DistilledSet({len(self)} {kind} of {size}, {len(self.class_names)} classes, {self.label_space} labels{rate}, {space})"
 
     def _repr_png_(self) -> bytes | None:
-        """The images in a notebook, class by class; nothing where there are none to see."""
+        """The first images of each class in a notebook, of as many classes as a page holds; nothing where there are none to see."""
         if len(self.image_shape) != 3 or self.image_shape[0] not in (1, 3) or not len(self):
             return None
         from torchvision.transforms.functional import to_pil_image

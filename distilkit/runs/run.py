@@ -14,6 +14,7 @@ bits.
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import attrs
 import numpy as np
+import torch
 import xarray as xr
 
 from distilkit import process, storage
@@ -133,7 +135,7 @@ class _Run:
             self.spec = write_spec(distiller, self.directory)
         except OSError as error:
             raise ResourceError(f"{self.directory} cannot be written: {error.strerror or error}.") from error
-        count = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1))
+        count, lost = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1)), False
         with process.thread_limit(count), process.keep_freed_memory():
             try:
                 self._distil()
@@ -142,12 +144,18 @@ class _Run:
             except (_Stopped, GivenUp):
                 pass
             except Exception as error:  # torch raises more kinds than one where memory runs out
+                if isinstance(error, torch.AcceleratorError):
+                    lost = True  # with all that lies on it
+                    raise ResourceError(
+                        f"The GPU has failed: {str(error).splitlines()[0]}. What was done until the last checkpoint is there.",
+                        fix=f"distilkit resume {shlex.quote(str(self.directory))}",
+                    ) from error
                 if process.is_out_of_memory(error):
                     raise out_of_memory(distiller) from error
                 raise
             finally:
                 self.stop.ending()
-                tree = self._write()
+                tree = xr.DataTree() if lost else self._write()
             try:
                 save_figures(distiller, tree, self.directory)
             except Exception as error:  # a picture is no reason to end a run, whatever matplotlib meets
@@ -200,8 +208,8 @@ class _Run:
         every, done = distiller.evaluation.every, state.step
         if done in self.record.validation:
             return False
-        if not done:  # a set that was there may be better than what becomes of it
-            return bool(every) and distiller.images.stored is not None
+        if not done:  # a set that was there may be better than what becomes of it; a boosted run makes a larger one
+            return bool(every) and distiller.images.stored is not None and distiller.boost is None
         stage_over = distiller.boost is not None and state.stage_step == distiller.stages[state.stage].steps
         return bool(every and (done % every == 0 or done == distiller.outer_steps)) or stage_over
 

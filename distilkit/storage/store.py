@@ -15,6 +15,7 @@ Files and folders are synced before they are moved, so that this holds against a
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -103,11 +104,12 @@ def open(run: str | os.PathLike[str]) -> xr.DataTree:
         raise RunError(f"{store} is a Zarr store, but not one of distilkit: it has no attribute format_version.")
     if version < FORMAT_VERSION:
         folder = store.parent
+        goes_on = (folder / "spec.toml").is_file() and any((folder / "checkpoints").glob("step-*.safetensors"))
         raise RunError(
             f"{store} has format version {version}, of an early distilkit ({tree.attrs.get('distilkit_version')}); this one reads "
             f"version {FORMAT_VERSION}. "
-            + ("The checkpoints beside it are good." if (folder / "checkpoints").is_dir() else "It has to be made again."),
-            fix=f"distilkit resume {folder}" if (folder / "checkpoints").is_dir() else None,
+            + ("The run goes on from its checkpoints, and writes it anew." if goes_on else "It has to be made again."),
+            fix=f"distilkit resume {shlex.quote(str(folder))}" if goes_on else None,
         )
     if version > FORMAT_VERSION:
         raise RunError(

@@ -121,7 +121,7 @@ def intercorrelation_study(
     """Make all the sets that the study needs, compare them, and measure the influence of samples on each other.
 
     A set that is distilled directly at a budget gets as many outer steps as the boosted run has spent when it reaches that
-    budget. What is finished is not made again: a study that was stopped goes on.
+    budget; one that `images.stored` has given it counts as none. What is finished is not made again: a study that was stopped goes on.
 
     Args:
         pipeline: with a boost schedule.

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 import distilkit as dk
-from distilkit.errors import GradientError
+from distilkit.errors import GradientError, ResourceError
 from distilkit.progress import Silent
 from tests.pipelines import BARE, ruin, tiny
 
@@ -81,6 +81,25 @@ def test_stored_spec_runs_again_to_the_same_bits(usual, tmp_path):
     again = spec.load(usual / "spec.toml")
     assert again == tiny()
     assert same(arrays(dk.open(usual)), arrays(again.run(tmp_path / "again")))
+
+
+def test_a_gpu_that_fails_ends_the_run_with_words(tmp_path, monkeypatch):
+    """Nothing is read from it any more; the run goes on from its last checkpoint, to the same bits."""
+    whole = tiny(evaluation=BARE).run(tmp_path / "whole")
+    real = dk.Distiller.step
+
+    def step(self, state, attempt=1):
+        if state.step == 4:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
+        return real(self, state, attempt)
+
+    monkeypatch.setattr(dk.Distiller, "step", step)
+    with pytest.raises(ResourceError, match=r"The GPU has failed: CUDA error: an illegal memory access was encountered\.") as caught:
+        tiny(evaluation=BARE).run(tmp_path / "run", checkpoint_every=0)
+    assert "might be" not in str(caught.value)
+    monkeypatch.undo()
+    again = tiny(evaluation=BARE).run(tmp_path / "run")
+    assert same(arrays(whole, "distilled", "history"), arrays(again, "distilled", "history"))
 
 
 class Stop(Silent):
