@@ -192,10 +192,10 @@ def evaluate(
     from distilkit.cli.evaluate import show_evaluation
 
     protocol = {"evaluation.steps": steps and f"[{steps}]", "evaluation.seeds": seeds, "evaluation.select": select}
-    overrides = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
+    changes = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
     options = {"networks": words_of(networks), "rates": lr, "baselines": words_of(baselines), "ranking": ranking, "seed": seed}
-    show_evaluation(path, case | {"overrides": overrides, "trust": trust}, options, out)
+    show_evaluation(path, case | {"overrides": changes, "trust": trust}, options, out)
 
 
 @app.command()

@@ -23,10 +23,10 @@ from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
 from distilkit.runs.claim import claimed
 from distilkit.runs.evaluate import EvaluationInput, evaluate, require_free, save
-from distilkit.runs.open import is_run, pipeline_of, refuse_to_be_told, says_all
+from distilkit.runs.open import pipeline_of, refuse_to_be_told
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
-from distilkit.storage import formats
+from distilkit.storage import formats, is_run, says_all
 
 
 def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None) -> None:

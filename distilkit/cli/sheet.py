@@ -10,8 +10,8 @@ from distilkit.cli.evaluate import assemble
 from distilkit.display import Console, Display
 from distilkit.errors import CombinationError
 from distilkit.report import images_shown, require_picture
-from distilkit.runs.open import is_run
 from distilkit.runs.sheets import draw_sheet, tree_of
+from distilkit.storage import is_run
 
 
 def show_sheet(path: Path, out: Path, case: dict[str, Any], *, which: Any, rows: int | None, real: int | None) -> None:

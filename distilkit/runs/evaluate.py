@@ -28,10 +28,10 @@ from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import Progress
-from distilkit.runs.open import is_run, pipeline_of, says_all
+from distilkit.runs.open import pipeline_of
 from distilkit.runs.sheets import tree_of
 from distilkit.storage import layout
-from distilkit.storage.store import holds_results, require_writable
+from distilkit.storage.store import holds_results, is_run, require_writable, says_all
 from distilkit.unroll.execution import ProgramCache
 
 

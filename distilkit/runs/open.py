@@ -13,21 +13,11 @@ from distilkit.errors import CombinationError, RunError, listing
 from distilkit.storage import formats, shipped
 
 
-def is_run(path: Any) -> bool:
-    """Whether there are results of distilkit at a path."""
-    return Path(path).suffix == ".zarr" or storage.holds_results(path)
-
-
-def says_all(path: Any) -> bool:
-    """Whether a path is a run, or the name of a set that comes with distilkit: both say how they were made, and load as they are."""
-    return is_run(path) or shipped.comes_with_distilkit(path)
-
-
 def refuse_to_be_told(path: Any, **options: str | None) -> None:
     """Refuse what a run says of itself: an option that does nothing would pass for one that did."""
     given = [name for name, value in options.items() if value is not None]
     if given:
-        what = "a run" if is_run(path) else "a set of distilkit's own"
+        what = "a run" if storage.is_run(path) else "a set of distilkit's own"
         raise CombinationError(f"{path} is {what}, which says its {listing(given, 'and').replace('_', ' ')} itself: it cannot be given.")
 
 
@@ -43,7 +33,7 @@ def read_set(path: Any, *, format: str | None = None, label_space: str | None = 
     Raises:
         DistilkitError: it cannot be read; the message asks for what is missing.
     """
-    if says_all(path):
+    if storage.says_all(path):
         refuse_to_be_told(path, format=format, label_space=label_space, preprocessing=preprocessing)
         return storage.load(path)
     return formats.read(path, format, label_space=label_space, preprocessing=preprocessing)

@@ -10,7 +10,7 @@ from distilkit.storage import checkpoint, layout
 from distilkit.storage.integrity import verify
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.sets import SetArrays, distilled_group, from_group, to_arrays
-from distilkit.storage.store import holds_results, load, open, require_writable, write
+from distilkit.storage.store import holds_results, is_run, load, open, require_writable, says_all, write
 
 __all__ = [
     "FORMAT_VERSION",
@@ -19,10 +19,12 @@ __all__ = [
     "distilled_group",
     "from_group",
     "holds_results",
+    "is_run",
     "layout",
     "load",
     "open",
     "require_writable",
+    "says_all",
     "to_arrays",
     "verify",
     "write",

@@ -147,6 +147,16 @@ def holds_results(folder: str | os.PathLike[str]) -> bool:
     return os.path.lexists(store) or _beside(store)[0].is_dir()
 
 
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether there are results of distilkit at a path."""
+    return Path(path).suffix == ".zarr" or holds_results(path)
+
+
+def says_all(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a run, or the name of a set that comes with distilkit: both say how they were made, and load as they are."""
+    return is_run(path) or shipped.comes_with_distilkit(path)
+
+
 def require_writable(folder: str | os.PathLike[str]) -> None:
     """See that a folder can be made and written into, before hours of work; nothing is left of it.
 
