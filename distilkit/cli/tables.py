@@ -171,7 +171,9 @@ def gradients_table(study: xr.Dataset) -> Table:
         "clipped",
         "cosine to full",
         "same end",
+        "one draw to full",
         "seconds",
+        "gain a second, %",
         "peak MB",
     )
     for heading in headings:
@@ -189,7 +191,9 @@ def gradients_table(study: xr.Dataset) -> Table:
                     f"{float(own['variance_clipped']):.3g} ± {float(own['variance_clipped_error']):.2g}",
                     f"{float(own['cosine']):.2f} ± {float(own['cosine_error']):.2f}",
                     f"{float(own['same_end_cosine'].mean()):.2f}",
+                    f"{float(own['alignment']):.2f} ± {float(own['alignment_error']):.2f}",
                     f"{float(own['seconds'].median()):.3f}",
+                    f"{100 * float(own['alignment']) ** 2 / float(own['seconds'].median()):.2g}" if own["alignment"] > 0 else "0",
                     f"{float(own['peak_memory']) / 1e6:.1f}",
                 )
     return table

@@ -7,6 +7,8 @@ fresh network, a fresh real batch and a fresh window. With g_k the gradient with
     clipped    the same after each draw is clipped to twice the median norm of its kind, as a distiller's clip does: single
                spikes, from windows that hold inner step 0 with Adam, can be most of the plain variance
     cosine     between E g and E g_full                   bias of the direction; g_full is FullUnroll over the longest horizon T
+    alignment  between one draw g_k and E g_full          bias and noise in one number; its square is what a step along g_k is worth,
+               where a step along E g_full is worth 1, and over `seconds` that is what a way gives for its time
     same end   between g_k and the exact gradient of the very loss whose window g_k was taken through: what truncation does
                alone, when the random end of the window is left out
 
@@ -42,7 +44,7 @@ from distilkit.progress import Progress
 from distilkit.storage import checkpoint, require_writable
 from distilkit.storage.grid import Region, fill
 from distilkit.studies.gradients_layout import VARIABLES, gradients_template
-from distilkit.studies.statistics import clipped, cosine, jackknife, relative_variance, squared_mean
+from distilkit.studies.statistics import alignment, clipped, cosine, jackknife, relative_variance, squared_mean
 from distilkit.truncation import FullUnroll, RandomHorizon, RandomTruncation, TailTruncation, Window, probing
 from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroller import RealBatch, Unroller
@@ -277,6 +279,8 @@ def _unit(
                 "variance_clipped_error": jackknife(lambda g: relative_variance(clipped(g)), gram),
                 "cosine": cosine(gram, reference, cross),
                 "cosine_error": jackknife(cosine, gram, reference, cross),
+                "alignment": alignment(gram, reference, cross),
+                "alignment_error": jackknife(alignment, gram, reference, cross),
                 "mean_norm": np.sqrt(max(squared_mean(gram), 0.0)),
                 "peak_memory": process.peak_of_tensors(lambda own=own, w=longest: own(w, streams[0]), pipeline.torch_device),  # type: ignore[misc]
             }

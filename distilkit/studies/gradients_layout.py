@@ -23,6 +23,8 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "variance_clipped_error": ((), "standard error of the clipped variance, by the jackknife", "1"),
     "cosine": ((), "cosine between the mean meta-gradient and that of the full unroll", "1"),
     "cosine_error": ((), "standard error of the cosine, by the jackknife", "1"),
+    "alignment": ((), "cosine between one meta-gradient and the mean of the full unroll's", "1"),
+    "alignment_error": ((), "standard error of the alignment, by the jackknife", "1"),
     "mean_norm": ((), "norm of the mean meta-gradient", "1"),
     "peak_memory": ((), "peak of tensors in the longest window among the replicates", "B"),
 }

@@ -68,6 +68,21 @@ def cosine(gram: Matrix, other: Matrix, cross: Matrix) -> float:
     return squared_mean(cross) / float(np.sqrt(lengths[0] * lengths[1])) if min(lengths) > 0 else np.nan
 
 
+def alignment(gram: Matrix, other: Matrix, cross: Matrix) -> float:
+    """Cosine of one draw of the first kind to the mean of the second, <E g, E f> / sqrt(E |g|^2 |E f|^2): bias and noise in one number.
+
+    Its square is what a step along a draw can be expected to gain, as a share of what a step along E f gains, each at its best length on a
+    smooth loss (the descent lemma). Without noise it is `cosine`; noise only makes it smaller. NaN where |E f| is not told from zero.
+
+    Args:
+        gram: (K, K), of the first kind.
+        other: (K, K), of the second kind.
+        cross: (K, K), first kind by second kind; entries (k, k) share their randomness and are not used.
+    """
+    power, length = float(np.trace(gram) / len(gram)), squared_mean(other)
+    return squared_mean(cross) / float(np.sqrt(power * length)) if min(power, length) > 0 else np.nan
+
+
 def jackknife(estimate: Callable[..., float], *matrices: Matrix) -> float:
     """Standard error of an estimate that is made from (K, K) matrices, by leaving out one replicate at a time.
 

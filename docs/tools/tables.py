@@ -59,7 +59,10 @@ def _matrix(record: Record) -> str:
 
 
 def _gradients(source: str) -> str:
-    """A gradient study, as examples/analysis.py writes it: a row for each way, and its variance and direction at each outer step."""
+    """A gradient study, as examples/analysis.py writes it: a row for each way, and its variance and direction at each outer step.
+
+    Where one draw is compared with the full unroll too, as in studies since that is measured: by it, and by what it gains a second.
+    """
     path = RESULTS / f"{source.replace('_', '-')}.csv"
     with path.open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
@@ -69,10 +72,22 @@ def _gradients(source: str) -> str:
         told = float(one["variance_error"]) < float(one["variance"])  # else the draws do not tell it apart from zero or infinity
         words = f"{float(one['variance']):.3g} ± {float(one['variance_error']):.2g}" if told else "not told"
         cells = [words, f"{float(one['variance_clipped']):.2g}", f"{float(one['cosine']):.2f}"]
+        cells = [*cells, *_gain(one)] if one.get("alignment") else cells
         rows.setdefault((one["optimizer"], one["policy"]), []).extend(cells)
-    headings = [f"{words}, step {step}" for step in steps for words in ("variance", "clipped", "cosine")]
+    columns = ("variance", "clipped", "cosine", *(GAIN if found[0].get("alignment") else ()))
+    headings = [f"{words}, step {step}" if len(steps) > 1 else words for step in steps for words in columns]
     table = _markdown(["inner optimiser", "way", *headings], ([*key, *cells] for key, cells in rows.items()))
     return f"{table}\n\n*All numbers: [{path.name}](results/{path.name}).*"
+
+
+GAIN = ("one draw", "seconds", "gain a second, %")
+
+
+def _gain(one: dict[str, str]) -> list[str]:
+    """How near one draw lies to the mean of the full unroll, its seconds, and what it gains in a second, where a step along that is 100 %."""
+    found, error, seconds = (float(one[name]) for name in ("alignment", "alignment_error", "seconds_median"))
+    gain = f"{100 * found**2 / seconds:.2g}" if found > 2 * error else "not told"
+    return [f"{found:.2f} ± {error:.2f}", f"{seconds:.1f}", gain]
 
 
 def _numbers(record: Record) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distilkit.studies.statistics import cosine, jackknife, relative_variance, squared_mean, total_variance
+from distilkit.studies.statistics import alignment, cosine, jackknife, relative_variance, squared_mean, total_variance
 
 DIMENSION, REPLICATES, TRIALS = 60, 8, 4000
 
@@ -53,6 +53,22 @@ def test_many_replicates_find_the_truth():
     assert angle == pytest.approx(mean @ other / np.linalg.norm(mean) / np.linalg.norm(other), abs=0.01)
 
 
+def test_alignment_is_the_cosine_times_what_noise_leaves():
+    rng = np.random.default_rng(3)
+    mean, other = rng.normal(size=(2, DIMENSION))
+    scale = rng.uniform(0.5, 3, DIMENSION)
+    noise = rng.normal(size=(4000, DIMENSION)) * scale
+    first, second = mean + noise, other + 2 * noise
+    angle = mean @ other / np.linalg.norm(mean) / np.linalg.norm(other)
+    left = np.sqrt(mean @ mean / (mean @ mean + (scale**2).sum()))
+    found = alignment(gram(first), gram(second), gram(first, second))
+    assert found == pytest.approx(angle * left, abs=0.01)
+    # What a step at its best length gains on a bowl, |x - f|^2 / 2 from 0, as a share of what the step along f itself gains.
+    best = (first @ other).mean() / (first**2).sum(1).mean()
+    gained = (((0 - other) ** 2).sum() - ((best * first - other) ** 2).sum(1).mean()) / (other @ other)
+    assert gained == pytest.approx(found**2, abs=0.01)
+
+
 def test_shared_randomness_does_not_look_like_a_shared_direction():
     rng = np.random.default_rng(2)
     mean, other = np.zeros((2, DIMENSION))
@@ -79,4 +95,5 @@ def test_no_mean_is_said_to_be_none():
     opposite = np.array([[1.0, 0.0], [-1.0, 0.0]])
     assert relative_variance(gram(opposite)) == np.inf
     assert np.isnan(cosine(gram(opposite), gram(opposite), gram(opposite)))
+    assert np.isnan(alignment(gram(opposite), gram(opposite), gram(opposite)))
     assert np.isnan(jackknife(relative_variance, np.eye(3)))
