@@ -173,7 +173,7 @@ class Distiller:
     @cached_property
     def bundle(self) -> DataBundle:
         """The real data, loaded on first use, on the device; what is fitted to them depends on the threads in its last bits."""
-        with process.thread_limit(self.threads):
+        with process.thread_limit(self.threads), process.large_products_on(self.torch_device):
             bundle: DataBundle = self.data.load(self.stream.fold("data"))
         return bundle.to(self.torch_device)
 

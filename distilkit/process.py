@@ -24,6 +24,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from distilkit.errors import CombinationError
+
 Result = TypeVar("Result")
 
 # Below this many floating point operations in one call, waking a second thread costs more than it saves: on a busy two-core
@@ -44,6 +46,7 @@ _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
 _SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 _depth = 0
+_chosen: torch.device | None = None
 
 
 @contextmanager
@@ -179,13 +182,44 @@ def thread_limit(count: int | None) -> Generator[None, None, None]:
 
 
 @contextmanager
+def large_products_on(device: torch.device) -> Generator[None, None, None]:
+    """Take the large products of preparing data on this device, or where the data lies if it is no GPU; then as before."""
+    global _chosen
+    before, _chosen = _chosen, device
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def place_of_large_products(there: torch.device) -> torch.device:
+    """Where products of data that lie there are taken: on a GPU, float64 is many times faster. The current one, where none was chosen.
+
+    >>> with large_products_on(torch.device("cpu")):
+    ...     place_of_large_products(torch.device("cpu"))
+    device(type='cpu')
+    """
+    if _chosen is not None:
+        return _chosen if _chosen.type == "cuda" else there
+    return torch.device("cuda") if torch.cuda.is_available() else there
+
+
+@contextmanager
 def products(precision: str, device: torch.device) -> Generator[None, None, None]:
     """Float32 means float32 on a GPU too: torch lets convolutions round to TF32 unless told otherwise."""
     if device.type != "cuda":
         yield
         return
     allowed = precision == "tf32"
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    # These switches and not torch's newer `fp32_precision`: once that is set, torch.compile cannot read what it asks for.
+    try:
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    except RuntimeError as error:
+        raise CombinationError(
+            f"This process has set torch's fp32_precision in a way that its allow_tf32 cannot say, and precision = {precision!r} needs to "
+            f"set that ({str(error).split(',')[0]}).",
+            fix='torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "none"  # before',
+        ) from error
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
         yield

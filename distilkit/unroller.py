@@ -59,8 +59,9 @@ class Unroller:
             takes bfloat16 where steps are compiled and a convolution, tried at the start, is at least a quarter faster in it.
         compile: how the functions of a step are run, see `distilkit.programs.programs`. "eager" runs them as they are; "trace"
             records them once as plain lists of operations; "inductor" has torch compile those lists, which takes seconds to a
-            minute at the start; "cudagraph" captures them (CUDA only). "auto" takes "cudagraph" on a GPU; on a CPU "inductor" from a
-            GFLOP a forward pass on, where there is a C++ compiler, else "trace". `execution` tells what that is.
+            minute at the start; "cudagraph" captures them (CUDA only), and "inductor-cudagraph" what is compiled of them. From a
+            GFLOP a forward pass on, "auto" compiles where there is a compiler (C++ for a CPU, Triton for a GPU); on a GPU it always
+            captures. `execution` tells what it does.
         channels_last: whether images lie in memory as (N, H, W, C); "auto" does so where steps are compiled for a CPU.
         micro_batches: parts that the real batch is taken in, one after the other, to save memory. It changes nothing, unless the
             network normalises over the batch.

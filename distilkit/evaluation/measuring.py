@@ -18,6 +18,7 @@ from distilkit.evaluation.protocol import Evaluation
 from distilkit.evaluation.training import Mode, TrainingSet, accuracy, train
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
+from distilkit.programs.programs import CAPTURED
 from distilkit.progress import SILENT, Progress
 from distilkit.unroll.execution import ProgramCache, require_values
 
@@ -161,8 +162,10 @@ def require_feasible(evaluation: Evaluation, learner: Learner, data: DataBundle,
             says; a part of the learner is not a value.
     """
     device = data.train.images.device
-    if evaluation.compile == "cudagraph" and device.type != "cuda":
-        raise CombinationError(f'evaluation.compile = "cudagraph" needs a GPU, and the work is on {device}.', fix='compile = "auto"')
+    if evaluation.compile in CAPTURED and device.type != "cuda":
+        raise CombinationError(
+            f'evaluation.compile = "{evaluation.compile}" needs a GPU, and the work is on {device}.', fix='compile = "auto"'
+        )
     require_values(learner, evaluation.optimizer, evaluation.augment)
     if set(evaluation.baselines) - {"full data"}:
         members_of_classes(data, per_class)

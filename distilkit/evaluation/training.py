@@ -28,11 +28,12 @@ from distilkit.learner import Draw, Learner, LearnerState
 from distilkit.programs.programs import Programs
 from distilkit.unroll.adjoints import OuterVariables, step
 from distilkit.unroll.execution import Compile, Execution, Precision, ProgramCache, choose, require_values
-from distilkit.unroll.problem import problem, start
+from distilkit.unroll.problem import on_device, problem, start
 
 logger = logging.getLogger("distilkit")
 
-MEMORY = 2**28  # bytes of activations at one time on a CPU; on a GPU, an eighth of what is free
+MEMORY = 2**28  # bytes of activations at one time on a CPU; on a GPU, a twelfth of what it has
+DRAWN_AHEAD = 64  # training steps whose draws are made at one time, and go over to a GPU in one transfer
 TEST_BATCH = 2048  # images that go through a network at one time when accuracy is measured, or fewer if they are large
 
 
@@ -128,8 +129,8 @@ def train(
     for length in lengths:
         with torch.no_grad(), process.keep_freed_memory(), process.products(mode.precision, batch.device):
             for group in started:
-                for t in range(done, length):
-                    group.advance(t)
+                for t in range(done, length, DRAWN_AHEAD):
+                    group.advance(range(t, min(t + DRAWN_AHEAD, length)))
         done = length
         yield length, torch.cat([group.params for group in started])
 
@@ -294,12 +295,14 @@ class _Group:
         """(networks, P)."""
         return self.state.params if self.stacked else self.state.params[None]
 
-    def advance(self, t: int) -> None:
-        """Training step `t` of every network."""
-        draws = [draw(self.learner, self.training, s.fold("draw").fold(t), t) for s in self.streams]
-        made = (stack(draws) if self.stacked else draws[0]).to(self.leaves.images.device)
-        self.state = LearnerState(*self.step(*self.state, self.leaves, made))
+    def advance(self, steps: range) -> None:
+        """These training steps of every network."""
+        drawn = [[draw(self.learner, self.training, s.fold("draw").fold(t), t) for s in self.streams] for t in steps]
+        made = on_device([stack(each) if self.stacked else each[0] for each in drawn], self.leaves.images.device)
+        for one in made:
+            self.state = LearnerState(*self.step(*self.state, self.leaves, one))
 
 
 def _memory(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] // 8 if device.type == "cuda" else MEMORY
+    """What activations may take, the same in every process on a machine: how images are parted moves the last bits of a result."""
+    return torch.cuda.get_device_properties(device).total_memory // 12 if device.type == "cuda" else MEMORY

@@ -76,15 +76,28 @@ class Buffers:
         return copied
 
 
-def captured(program: Callable[..., Any], flat: Sequence[Any], pool: Any = None) -> Callable[..., list[Tensor]]:
-    """Capture a program as a CUDA graph with static buffers; a call copies its arguments in and its results out.
+class Scratch:
+    """Memory that graphs share, since they are replayed one after the other; torch lets those share that were captured on one stream."""
 
-    Graphs of one memory pool share their scratch memory: they are replayed one after the other.
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self._streams: dict[torch.device, Any] = {}
+
+    def stream(self, device: torch.device) -> Any:
+        """The stream that graphs of a device are captured on."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+
+def captured(program: Callable[..., Any], flat: Sequence[Any], scratch: Scratch, *, instead: str = "trace") -> Callable[..., list[Tensor]]:
+    """Capture a program as a CUDA graph with static buffers; a call copies its arguments in and its results out.
 
     Args:
         program: takes the flat arguments and gives a list of tensors.
         flat: arguments, of the shapes that all calls will have.
-        pool: of memory, from `torch.cuda.graph_pool_handle`.
+        scratch: memory that it shares with other graphs.
+        instead: what to run programs as where the capture fails, told in the error.
 
     Raises:
         CaptureError: the capture failed after it had begun. Errors of the calls before it, which warm up, are raised as they are.
@@ -92,7 +105,7 @@ def captured(program: Callable[..., Any], flat: Sequence[Any], pool: Any = None)
     device = next(x.device for x in flat if isinstance(x, Tensor))
     with torch.cuda.device(device):
         buffers = Buffers(flat)
-        side = torch.cuda.Stream(device)
+        side = scratch.stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):  # warm up outside of the capture, as torch.cuda.graph asks
             for _ in range(3):
@@ -100,13 +113,13 @@ def captured(program: Callable[..., Any], flat: Sequence[Any], pool: Any = None)
         torch.cuda.current_stream(device).wait_stream(side)
         recorded = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(recorded, pool=pool, stream=side):
+            with torch.cuda.graph(recorded, pool=scratch.pool, stream=side):
                 results = program(*buffers.held)
         except Exception as error:  # of torch, of CUDA or of a network: after it nothing on this GPU can be trusted
             raise CaptureError(
                 f"A CUDA graph could not be captured ({type(error).__name__}: {error}), and this process cannot use the GPU any more. "
-                "Start again without graphs.",
-                fix='compile = "trace"  # in [unroller], or in [evaluation] for the networks that judge the set',
+                f"Start again with {'graphs of what is not compiled' if instead == 'cudagraph' else 'no graphs'}.",
+                fix=f'compile = "{instead}"  # in [unroller], or in [evaluation] for the networks that judge the set',
             ) from error
 
     def replay(*leaves: Any) -> list[Tensor]:

@@ -8,6 +8,7 @@ after differentiation, recorded once as a plain list of tensor operations (`make
     "trace"       the list of operations, run one after the other
     "inductor"    the list compiled by torch.compile: fused, for the longest runs
     "cudagraph"   the list captured as a CUDA graph and replayed (CUDA only)
+    "inductor-cudagraph"   what is compiled of it, captured (CUDA only)
 
 The first call of a program also runs the eager function and compares. The recorded list does the same operations, so it must agree
 to a few roundings. A compiler orders and fuses them, and where Adam divides a gradient that is nothing but rounding by its own
@@ -35,15 +36,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from distilkit import process
 from distilkit.errors import GradientError
 from distilkit.programs.agreement import agree, distance, nudged, within_rounding
-from distilkit.programs.capture import CaptureError, captured, why_not
+from distilkit.programs.capture import CaptureError, Scratch, captured, why_not
 from distilkit.programs.partition import partition
 from distilkit.programs.rewrites import improve
 
-EXECUTIONS = ("eager", "trace", "inductor", "cudagraph")
+EXECUTIONS = ("eager", "trace", "inductor", "cudagraph", "inductor-cudagraph")
+CAPTURED = ("cudagraph", "inductor-cudagraph")
 Function = Callable[..., Any]
 # A sixteenth of a rounding of bfloat16. A rounding of float32 is lost in most of the entries that are then rounded to bfloat16, and moves
 # the result by less than the roundings do that a compiler leaves out.
 COARSE = 2.0**-12
+ELSEWHERE = 2.0**-5  # by what part inputs are moved to be others
 
 
 class WrongProgramError(GradientError):
@@ -78,7 +81,7 @@ class Programs:
         self.built: dict[tuple[Any, ...], Function] = {}
         self.recorded: dict[tuple[Any, ...], fx.GraphModule] = {}  # ahead of their first call, until that
         self.fallbacks: dict[str, str] = {}
-        self.pool = torch.cuda.graph_pool_handle() if execution == "cudagraph" else None
+        self.scratch = Scratch() if execution in CAPTURED else None
 
     def __call__(self, name: str, *ways: Function) -> Function:
         """Return a function, made fast.
@@ -223,26 +226,38 @@ class Programs:
         )
 
     def _compile_checked(self, name: str, graph: fx.GraphModule, flat: Sequence[Any], truth: Sequence[Tensor]) -> Function:
-        """A recorded program, compiled if that is how programs run here and the compiler keeps its results."""
-        if self.execution not in ("inductor", "cudagraph"):
+        """A recorded program, compiled and captured as programs are here, as far as that works and keeps its results."""
+        if self.execution in ("eager", "trace"):
             return graph
-        if self.execution == "cudagraph" and (reason := why_not(graph)):
+        if self.scratch is not None and (reason := why_not(graph)):
             self._fall_back(name, "as recorded", f"a CUDA graph cannot hold it: {reason}")
             return graph
-        try:
-            run = captured(graph, flat, self.pool) if self.execution == "cudagraph" else self._compiled(name, graph, flat)
-            # Twice, with other values: a graph captured on the wrong device would give its first results for ever.
-            moved = nudged(flat, least=COARSE if _rounds_coarsely(graph) else 0.0)
-            there = graph(*moved)
-            if within_rounding(truth, run(*flat), there) and within_rounding(there, run(*moved), truth):
-                return run
-            why: Exception | str = "what was compiled of it differs by more than roundings can"
-        except (CaptureError, torch.AcceleratorError):
-            raise
-        except Exception as error:  # compilers raise many kinds; all mean that the recorded list is to be used
-            why = error
-        self._fall_back(name, "as recorded", why)
+        levels = {"inductor-cudagraph": ("inductor-cudagraph", "cudagraph")}.get(self.execution, (self.execution,))
+        for level, lower in zip(levels, (*levels[1:], None), strict=True):
+            try:
+                run = self._made(level, name, graph, flat)
+                least = COARSE if _rounds_coarsely(graph) else 0.0
+                # Twice, the second time with values that differ by percents: a graph that does not read its inputs gives its first results.
+                others = nudged(flat, least=ELSEWHERE)
+                if all(
+                    within_rounding(expected, run(*inputs), graph(*nudged(inputs, least=least)))
+                    for expected, inputs in ((truth, flat), (graph(*others), others))
+                ):
+                    return run
+                why: Exception | str = "what was compiled of it differs by more than roundings can"
+            except (CaptureError, torch.AcceleratorError):
+                raise
+            except Exception as error:  # compilers raise many kinds; all mean that the recorded list is to be used
+                why = error
+            self._fall_back(name, "as recorded, captured" if lower else "as recorded", why)
         return graph
+
+    def _made(self, level: str, name: str, graph: fx.GraphModule, flat: Sequence[Any]) -> Function:
+        """A recorded program as one of the levels has it."""
+        run = self._compiled(name, graph, flat) if level != "cudagraph" else graph
+        if level == "inductor" or self.scratch is None:
+            return run
+        return captured(run, flat, self.scratch, instead="trace" if level == "cudagraph" else "cudagraph")
 
     def _compiled(self, name: str, graph: fx.GraphModule, flat: Sequence[Any]) -> Function:
         """A recorded program compiled by torch.compile, and called once."""

@@ -191,7 +191,9 @@ def _case(
     if missing or learner is None:
         raise CombinationError(f"A distilled set does not say its {' and '.join(missing)}.", fix="dk.evaluate(distilled, data, learner)")
     if not isinstance(data, DataBundle):
-        data = data.load(split.fold("data")).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with process.large_products_on(place):
+            data = data.load(split.fold("data")).to(place)
     return EvaluationInput(given, data, learner, evaluation or Evaluation(), title)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from functools import lru_cache
+from importlib.util import find_spec
 from math import inf
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from distilkit import process
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner, Numerics
-from distilkit.programs.programs import Programs
+from distilkit.programs.programs import CAPTURED, Programs
 from distilkit.unroll.rates import convolution_seconds
 
 # Floating point operations of one forward pass of one network on an inner batch from which on compiling, which costs seconds to a
@@ -31,7 +32,7 @@ logger = logging.getLogger("distilkit")
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 AnyPrecision = Literal["auto", "float32", "tf32", "bfloat16"]
-Compile = Literal["auto", "eager", "trace", "inductor", "cudagraph"]
+Compile = Literal["auto", "eager", "trace", "inductor", "cudagraph", "inductor-cudagraph"]
 Switch = Literal["auto", "on", "off"]
 
 
@@ -70,6 +71,7 @@ _WORDS = {
     "trace": "recorded operations",
     "inductor": "recorded operations, compiled",
     "cudagraph": "recorded operations, as CUDA graphs",
+    "inductor-cudagraph": "recorded operations, compiled, as CUDA graphs",
 }
 
 
@@ -105,7 +107,7 @@ def choose(
 
     Args:
         learner: bound.
-        compile: "auto", or "eager", "trace", "inductor" or "cudagraph".
+        compile: "auto", or one of `distilkit.programs.programs.EXECUTIONS`.
         channels_last: "auto", "on" or "off".
         side_by_side: "auto", "on" or "off".
         precision: "auto", "float32", "tf32" or "bfloat16".
@@ -115,28 +117,24 @@ def choose(
         calls: how many steps there will be; building programs is not worth a few.
 
     Raises:
-        CombinationError: "cudagraph" without a GPU; a layout asked for that networks side by side cannot have.
+        CombinationError: CUDA graphs without a GPU; a layout asked for that networks side by side cannot have.
     """
     if channels_last == "on" and side_by_side == "on" and networks > 1:
         raise CombinationError(
             'channels_last = "on" and side_by_side = "on" do not go together: stacked networks have no such layout.',
             fix='channels_last = "auto"',
         )
-    if compile == "cudagraph" and device.type != "cuda":
-        raise CombinationError(f'compile = "cudagraph" needs a GPU, and the work is on {device}.', fix='compile = "auto"')
-    open_ = (compile == "auto" and device.type != "cuda") or (networks > 1 and side_by_side == "auto")
+    if compile in CAPTURED and device.type != "cuda":
+        raise CombinationError(f'compile = "{compile}" needs a GPU, and the work is on {device}.', fix='compile = "auto"')
+    open_ = compile == "auto" or (networks > 1 and side_by_side == "auto")
     work = operations(learner, shape, device) if open_ else 0.0
     kind, why = compile, "as asked for"
     if compile == "eager":
         kind = "eager"
     elif compile == "auto" and calls < WORTH_RECORDING:
         kind, why = "eager", f"{calls:.0f} steps are too few to record"
-    elif compile == "auto" and device.type == "cuda":
-        kind, why = "cudagraph", "on a GPU"
     elif compile == "auto":
-        large = work >= WORTH_COMPILING
-        kind = "inductor" if large and work * calls >= WORTH_BUILDING and _compiler() else "trace"
-        why = f"a forward pass takes {_flop(work)}" + (", but there is no C++ compiler" if large and not _compiler() else "")
+        kind, why = _compiling(work, calls, device)
     small = work <= process.SMALL_WORK.get(device.type, 0) and networks * learner.layout.size <= process.STACKED.get(device.type, 2**62)
     together = networks > 1 and (side_by_side == "on" or (side_by_side == "auto" and small and channels_last != "on"))
     # Recorded operations run as they are would copy to and fro between layouts; a compiler does not.
@@ -150,9 +148,24 @@ def choose(
     return Execution(kind, last, together, precision, why)
 
 
+def _compiling(work: float, calls: float, device: torch.device) -> tuple[str, str]:
+    """What `compile = "auto"` stands for where steps are worth recording, and why.
+
+    On a GPU compiling is taken to be worth it from the same work on as on a CPU: an estimate, not measured.
+    """
+    large, on_gpu = work >= WORTH_COMPILING, device.type == "cuda"
+    compiler = (has_triton(), "Triton") if on_gpu else (_compiler(), "C++ compiler")
+    fused = bool(large and work * calls >= WORTH_BUILDING and compiler[0])
+    why = f"{'on a GPU, ' if on_gpu else ''}a forward pass takes {_flop(work)}"
+    why += f", but there is no {compiler[1]}" if large and not compiler[0] else ""
+    if on_gpu:
+        return "inductor-cudagraph" if fused else "cudagraph", why
+    return "inductor" if fused else "trace", why
+
+
 def _precision(kind: str, channels_last: bool, device: torch.device) -> tuple[str, str]:
     """What `precision = "auto"` stands for, and why: the faster one, as a convolution here tells."""
-    if kind not in ("inductor", "cudagraph"):  # what is only recorded spends its time elsewhere, and norms are slow in bfloat16
+    if kind not in ("inductor", *CAPTURED):  # what is only recorded spends its time elsewhere, and norms are slow in bfloat16
         return "float32", "float32, since nothing is compiled"
     share = _share(channels_last, device)
     return ("bfloat16" if share <= WORTH_ROUNDING else "float32"), _taking(share)
@@ -186,6 +199,11 @@ def operations(learner: Learner, shape: tuple[int, ...], device: torch.device | 
     with torch.no_grad():
         work, _ = process.count_operations(lambda: learner.logits(params, torch.zeros(some, *shape[1:], device=device)))
     return work * shape[0] / some
+
+
+def has_triton() -> bool:
+    """Whether there is Triton, which torch.compile writes kernels for a GPU in."""
+    return find_spec("triton") is not None
 
 
 def _compiler() -> str | None:

@@ -69,9 +69,15 @@ class Side:
 
 def _side(device: torch.device) -> Side | None:
     if device.type == "cuda":
-        return Side(device)
+        return _gpu_side(device)
     _say_that_there_is_no_host()
     return None
+
+
+@cache
+def _gpu_side(device: torch.device) -> Side:
+    """One for each device: torch's allocator keeps what was brought back for the stream that brought it."""
+    return Side(device)
 
 
 @cache

@@ -76,11 +76,11 @@ def draws(learner: Learner, streams: Sequence[Stream], count: int, classes: Tens
     """What is random in `count` inner steps, on the device; side by side, stacked to (networks, ...)."""
     shape = tuple(images.shape[1:])
     made = [[learner.draw(stream.fold("draw").fold(t), classes, shape, t) for stream in streams] for t in range(count)]
-    return _on_device([stack(each) if execution.side_by_side else each[0] for each in made], images.device)
+    return on_device([stack(each) if execution.side_by_side else each[0] for each in made], images.device)
 
 
-def _on_device(made: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
-    """All draws of an inner run on the device, in one transfer, so that no inner step waits for one."""
+def on_device(made: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
+    """All draws of some steps on the device, in one transfer, so that no step waits for one."""
     if device.type == "cpu" or not optree.tree_leaves(made[0]):  # type: ignore[arg-type]
         return made
     shapes = {tuple(x.shape for x in optree.tree_leaves(draw)) for draw in made}  # type: ignore[arg-type,var-annotated]

@@ -84,7 +84,7 @@ GAIN = ("one draw", "seconds", "gain a second, %")
 
 
 def _gain(one: dict[str, str]) -> list[str]:
-    """How near one draw lies to the mean of the full unroll, its seconds, and what it gains in a second, where a step along that is 100 %."""
+    """How near a draw lies to the mean of the full unroll, its seconds, and what it gains in one, where a step along that is 100 %."""
     found, error, seconds = (float(one[name]) for name in ("alignment", "alignment_error", "seconds_median"))
     gain = f"{100 * found**2 / seconds:.2g}" if found > 2 * error else "not told"
     return [f"{found:.2f} ± {error:.2f}", f"{seconds:.1f}", gain]

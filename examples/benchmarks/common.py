@@ -276,8 +276,9 @@ def metered(device: str, *, trim: bool = False) -> Iterator[Reading]:
     if on_gpu(device):
         import torch
 
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        reading.before = torch.cuda.memory_allocated()
+        reading.before = torch.cuda.memory_reserved()
     else:
         if trim:
             ctypes.CDLL(None).malloc_trim(0)
@@ -288,7 +289,7 @@ def metered(device: str, *, trim: bool = False) -> Iterator[Reading]:
     wait(device)
     reading.seconds = time.perf_counter() - began
     if on_gpu(device):
-        reading.peak = torch.cuda.max_memory_allocated()
+        reading.peak = torch.cuda.max_memory_reserved()  # of tensors alone it does not count what a graph uses in its own pool
     else:
         lines = Path("/proc/self/status").read_text().splitlines()
         reading.peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -1,13 +1,11 @@
 """CUDA graphs without a card: what none can hold falls back before, a capture that fails half-way is an error, constants move once."""
 
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from distilkit.programs.capture import Buffers, CaptureError, captured, why_not
+from distilkit.programs.capture import Buffers, CaptureError, Scratch, captured, why_not
 from distilkit.programs.programs import Programs, record
+from tests.programs.fake_card import Card
 
 ROWS = torch.arange(6.0).reshape(2, 3)
 HELD = {
@@ -62,54 +60,41 @@ def test_a_tensor_that_stays_elsewhere_is_seen():
 
 @pytest.fixture
 def card(monkeypatch):
-    """What a capture asks of torch.cuda. A replay runs nothing: results are those of the capture."""
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    card = SimpleNamespace(captures=0, breaks=None, said=[])
-
-    @contextmanager
-    def graph(recorded, pool, stream):
-        card.captures += 1
-        yield
-        if card.breaks is not None:
-            raise card.breaks
-
-    for name in ("device", "stream"):
-        monkeypatch.setattr(torch.cuda, name, nullcontext)
-    for name in ("Stream", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    return card
+    return Card().insert(monkeypatch)
 
 
-def test_what_cannot_be_captured_falls_back_before_it_is_tried(card):
-    run = Programs("cudagraph", warn=card.said.append)("chosen", lambda x: torch.where(x > 1, x, 0)[x[:, 0] > -1])
+@pytest.fixture
+def said():
+    return []
+
+
+def test_what_cannot_be_captured_falls_back_before_it_is_tried(card, said):
+    run = Programs("cudagraph", warn=said.append)("chosen", lambda x: torch.where(x > 1, x, 0)[x[:, 0] > -1])
     assert torch.equal(run(ROWS), torch.where(ROWS > 1, ROWS, 0))
-    assert card.said == ["chosen runs as recorded: a CUDA graph cannot hold it: index makes the host wait"]
+    assert said == ["chosen runs as recorded: a CUDA graph cannot hold it: index makes the host wait"]
     assert card.captures == 0
 
 
-def test_a_capture_that_fails_half_way_is_an_error(card):
+def test_a_capture_that_fails_half_way_is_an_error(card, said):
     card.breaks = RuntimeError("operation not permitted when stream is capturing")
     with pytest.raises(CaptureError, match="not permitted when stream is capturing"):
-        Programs("cudagraph", warn=card.said.append)("twice", lambda x: 2 * x)(ROWS)
+        Programs("cudagraph", warn=said.append)("twice", lambda x: 2 * x)(ROWS)
     assert card.captures == 1
-    assert card.said == []
+    assert said == []
 
 
-def test_an_error_before_the_capture_falls_back(card, monkeypatch):
+def test_an_error_before_the_capture_falls_back(card, said, monkeypatch):
     def fails(device):
         raise RuntimeError("no stream")
 
     monkeypatch.setattr(torch.cuda, "Stream", fails)
-    assert torch.equal(Programs("cudagraph", warn=card.said.append)("twice", lambda x: 2 * x)(ROWS), 2 * ROWS)
-    assert card.said == ["twice runs as recorded: RuntimeError: no stream"]
+    assert torch.equal(Programs("cudagraph", warn=said.append)("twice", lambda x: 2 * x)(ROWS), 2 * ROWS)
+    assert said == ["twice runs as recorded: RuntimeError: no stream"]
     assert card.captures == 0
 
 
 def test_results_are_copies(card):
-    replay = captured(lambda x: [2 * x], [ROWS])
+    replay = captured(lambda x: [2 * x], [ROWS], Scratch())
     first = replay(ROWS)[0]
     first.zero_()
     assert torch.equal(replay(ROWS)[0], 2 * ROWS)
@@ -136,3 +121,35 @@ def test_a_tensor_that_is_gone_is_not_taken_for_a_new_one_in_its_place():
     for value in range(20):  # CPython gives the address of the last one again
         buffers.fill([torch.full((2,), float(value))])
         assert buffers.held[0][0] == value
+
+
+def test_what_is_compiled_is_captured(card, said, monkeypatch):
+    """And where the compiler fails, or changes results, the recorded list is."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: compiled.append(graph) or (lambda *flat: graph(*flat)))
+    run = Programs("inductor-cudagraph", warn=said.append)("twice", lambda x: 2 * x)
+    assert [float(run(torch.tensor(x))) for x in (1.0, 3.0)] == [2.0, 6.0]
+    assert (len(compiled), card.captures, said) == (1, 1, [])
+
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: lambda *flat: [1.5 * x for x in graph(*flat)])
+    run = Programs("inductor-cudagraph", warn=said.append)("twice", lambda x: 2 * x)
+    assert [float(run(torch.tensor(x))) for x in (1.0, 3.0)] == [2.0, 6.0]
+    assert said == ["twice runs as recorded, captured: what was compiled of it differs by more than roundings can"]
+
+    def fails(graph, **_):
+        raise RuntimeError("no Triton")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    programs = Programs("inductor-cudagraph", warn=said.append)
+    run, before = programs("thrice", lambda x: 3 * x), card.replays
+    assert [float(run(torch.tensor(x))) for x in (1.0, 3.0)] == [3.0, 9.0]
+    assert programs.fallbacks == {"thrice": "as recorded, captured (RuntimeError: no Triton)"}
+    assert card.replays == before + 4  # two to check it, two calls
+
+
+def test_a_compiled_list_that_fails_half_way_says_what_to_do(card, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: lambda *flat: graph(*flat))
+    card.breaks = RuntimeError("capturing")
+    with pytest.raises(CaptureError, match="graphs of what is not compiled") as told:
+        Programs("inductor-cudagraph")("twice", lambda x: 2 * x)(ROWS)
+    assert 'compile = "cudagraph"' in told.value.fix

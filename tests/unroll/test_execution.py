@@ -15,7 +15,7 @@ from distilkit.errors import CombinationError, GradientError
 from distilkit.process import products
 from distilkit.programs.agreement import within_rounding
 from distilkit.programs.programs import Programs
-from distilkit.unroll import offload
+from distilkit.unroll import execution as execution_module, offload
 from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import choose
 from distilkit.unroller import RealBatch
@@ -39,6 +39,7 @@ UNROLLERS = {
         dk.Unroller(dk.ReplayAdjoint(offload="host", checkpoint_every=2), compile="cudagraph"), marks=pytest.mark.gpu
     ),
     "cudagraph": pytest.param(dk.Unroller(compile="cudagraph"), marks=pytest.mark.gpu),
+    "inductor-cudagraph": pytest.param(dk.Unroller(compile="inductor-cudagraph"), marks=pytest.mark.gpu),
 }
 
 
@@ -64,7 +65,7 @@ def test_equals_whole_window_autograd(unroller, optimizer, depth):
     leaves, batch, classes = problem(lr=optimizer.lr, rates=rates)
     window, stream = dk.Window(2, 7), dk.Stream(5)
     loss, truth = reference(inner, leaves, window, batch, stream, classes)
-    device = "cuda" if unroller.compile == "cudagraph" else "cpu"
+    device = "cuda" if "cudagraph" in unroller.compile else "cpu"
     there, real = on(device, leaves, batch)
     meta = unroller.meta_gradient(inner, there, window, real, stream, classes)
     assert relative(meta.loss.cpu(), loss) < 1e-10
@@ -153,7 +154,7 @@ def test_float32_is_close_to_float64(unroller):
     leaves, batch, classes = problem()
     _, truth = reference(inner, leaves, window, batch, stream, classes)
     single, real = on(torch.float32, leaves, batch)
-    if unroller.compile == "cudagraph":
+    if "cudagraph" in unroller.compile:
         single, real = on("cuda", single, real)
     meta = unroller.meta_gradient(inner, single, window, real, stream, classes)
     assert relative(meta.images.cpu().double(), truth.images) < 1e-4
@@ -399,6 +400,30 @@ def test_auto_picks_by_size(unroller, network, rows, expected, monkeypatch):
     assert execution[:3] == expected
 
 
+ON_A_GPU = {
+    "large": (dk.ConvNet(width=128), float("inf"), True, ("inductor-cudagraph", "on a GPU, a forward pass takes 10 GFLOP")),
+    "large, without Triton": (dk.ConvNet(width=128), float("inf"), False, ("cudagraph", "there is no Triton")),
+    "large, for a while": (dk.ConvNet(width=128), 100.0, True, ("cudagraph", "on a GPU")),
+    "small": (dk.MLP(hidden=(8,)), float("inf"), True, ("cudagraph", "on a GPU")),
+    "a few steps": (dk.MLP(hidden=(8,)), 10.0, True, ("eager", "too few")),
+}
+
+
+@pytest.mark.parametrize(("network", "calls", "triton", "expected"), ON_A_GPU.values(), ids=ON_A_GPU)
+def test_auto_on_a_gpu(network, calls, triton, expected, monkeypatch):
+    """Without one: what is asked of the device is answered by the CPU."""
+    counted = execution_module.operations
+    monkeypatch.setattr(execution_module, "operations", lambda learner, shape, device: counted(learner, shape))
+    monkeypatch.setattr(execution_module, "has_triton", lambda: triton)
+    inner = dk.Learner(network, dk.Adam()).bind((3, 32, 32), 10)
+    choose.cache_clear()
+    found = choose(inner, "auto", "auto", "auto", "float32", 1, (100, 3, 32, 32), torch.device("cuda"), calls)
+    choose.cache_clear()
+    assert found.kind == expected[0]
+    assert expected[1] in found.why
+    assert not found.channels_last
+
+
 def test_auto_says_that_there_is_no_compiler(monkeypatch):
     monkeypatch.setattr("distilkit.unroll.execution._compiler", lambda: None)
     choose.cache_clear()
@@ -424,10 +449,11 @@ def test_tf32_is_a_choice(precision, allowed):
         assert torch.backends.cudnn.allow_tf32 == allowed
 
 
-def test_cudagraph_without_a_gpu_is_refused():
+@pytest.mark.parametrize("compile", ["cudagraph", "inductor-cudagraph"])
+def test_graphs_without_a_gpu_are_refused(compile):
     leaves, batch, classes = problem()
     with pytest.raises(CombinationError, match="needs a GPU"):
-        dk.Unroller(compile="cudagraph").meta_gradient(learner(dk.SGD()), leaves, dk.Window(0, 2), batch, dk.Stream(0), classes)
+        dk.Unroller(compile=compile).meta_gradient(learner(dk.SGD()), leaves, dk.Window(0, 2), batch, dk.Stream(0), classes)
 
 
 def test_micro_batches_that_do_not_divide_are_explained():

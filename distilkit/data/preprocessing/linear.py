@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from distilkit import process
+
 BLOCK = 4096  # rows in float64 at one time: 100 MB for CIFAR
 
 
@@ -19,7 +21,7 @@ def covariance(images: torch.Tensor, prepare: Callable[[torch.Tensor], torch.Ten
     Returns:
         float64 (D, D), on the device that did the work.
     """
-    device = _workplace(images)
+    device = process.place_of_large_products(images.device)
     width = images[0].numel()
     total = torch.zeros(width, width, dtype=torch.float64, device=device)
     for block in torch.split(images.flatten(1), BLOCK):
@@ -47,7 +49,7 @@ def apply_rows(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     The product is taken in float64: float32 would be off by 1e-5, and by a thousand times that where a user has allowed TF32
     or bfloat16 products.
     """
-    device = _workplace(rows) if len(rows) > BLOCK else rows.device
+    device = process.place_of_large_products(rows.device) if len(rows) > BLOCK else rows.device
     wide = matrix.to(device=device, dtype=torch.float64)
     out = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
     for here, block in zip(torch.split(out, BLOCK), torch.split(rows.detach(), BLOCK), strict=True):
@@ -59,8 +61,3 @@ def inverse(matrix: torch.Tensor) -> torch.Tensor:
     """The inverse of a float32 matrix, in float64."""
     undo: torch.Tensor = torch.linalg.inv(matrix.double())
     return undo
-
-
-def _workplace(rows: torch.Tensor) -> torch.device:
-    """The GPU where there is one: float64 products of this size are slow elsewhere."""
-    return torch.device("cuda") if torch.cuda.is_available() else rows.device
