@@ -81,6 +81,8 @@ class Distiller:
         seed: of all randomness but the data's test split.
         title: a name for people, and for the run's folder.
         device: "auto" takes a GPU where there is one; or a torch device such as "cpu" or "cuda:1".
+        deterministic: on a GPU, have `run` take only operations that give the same bits every time, which takes longer (not measured yet).
+            On a CPU the same seed gives the same bits anyway.
         threads: CPU threads of `run`; None reads the data with what torch takes, and picks for the rest by the size of the work.
 
     Raises:
@@ -108,6 +110,7 @@ class Distiller:
     seed: int = fields.integer(default=0, least=0)
     title: str = fields.text(default="distilled")
     device: str = fields.text(default="auto")
+    deterministic: bool = fields.flag(default=False)
     threads: int | None = fields.integer(default=None, least=1, most=1024, optional=True)
 
     def __attrs_post_init__(self) -> None:

@@ -205,6 +205,29 @@ def place_of_large_products(there: torch.device) -> torch.device:
 
 
 @contextmanager
+def same_bits(device: torch.device, wanted: bool = True) -> Generator[None, None, None]:
+    """Take only operations of a GPU that give the same bits every time, where that is wanted, and warn of those that have no such form.
+
+    Some add numbers in the order in which they happen to come, as the gradient of an augmentation does, and cuDNN picks its routines by
+    timing or takes such ones. On a CPU nothing has to be done.
+    """
+    if device.type != "cuda" or not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used, which needs it for that
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    flags = cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = flags
+
+
+@contextmanager
 def products(precision: str, device: torch.device) -> Generator[None, None, None]:
     """Float32 means float32 on a GPU too: torch lets convolutions round to TF32 unless told otherwise."""
     if device.type != "cuda":

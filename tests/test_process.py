@@ -68,3 +68,49 @@ def test_peak_of_tensors_counts_what_is_alive_at_one_time():
         torch.ones(3000)
 
     assert process.peak_of_tensors(work, torch.device("cpu")) == 40_000
+
+
+def test_same_bits_on_a_gpu_are_asked_for_and_then_no_longer(monkeypatch):
+    """The switches of torch are those of the process, a GPU or not."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def switches():
+        return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+
+    with process.same_bits(torch.device("cpu")):
+        assert switches() == (False, False)
+    with process.same_bits(torch.device("cuda"), wanted=False):
+        assert switches() == (False, False)
+    with process.same_bits(torch.device("cuda")):
+        assert switches() == (True, True)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert switches() == (False, False)
+
+
+def test_large_products_are_taken_where_the_work_is(monkeypatch):
+    cpu, other = torch.device("cpu"), torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert process.place_of_large_products(cpu) == torch.device("cuda")  # nothing was said
+    with process.large_products_on(cpu):
+        assert process.place_of_large_products(cpu) == cpu
+        with process.large_products_on(other):
+            assert process.place_of_large_products(cpu) == other
+    assert process.place_of_large_products(cpu) == torch.device("cuda")
+
+
+def test_a_process_whose_precision_cannot_be_read_is_told():
+    """In a process of its own: torch's switches cannot be mended once they contradict each other."""
+    words = """
+import torch
+from distilkit import process
+from distilkit.errors import CombinationError
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+try:
+    with process.products("float32", torch.device("cuda")):
+        pass
+except CombinationError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout
+    assert "has set torch's fp32_precision in a way that its allow_tf32 cannot say" in said

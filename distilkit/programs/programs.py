@@ -41,6 +41,7 @@ from distilkit.programs.partition import partition
 from distilkit.programs.rewrites import improve
 
 EXECUTIONS = ("eager", "trace", "inductor", "cudagraph", "inductor-cudagraph")
+COMPILED = ("inductor", "inductor-cudagraph")
 CAPTURED = ("cudagraph", "inductor-cudagraph")
 Function = Callable[..., Any]
 # A sixteenth of a rounding of bfloat16. A rounding of float32 is lost in most of the entries that are then rounded to bfloat16, and moves

@@ -37,6 +37,7 @@ Resume = Literal["auto", "never"]
 WAYS = (
     "device",
     "threads",
+    "deterministic",
     "evaluation.compile",
     *(f"unroller.{name}" for name in ("adjoint", "channels_last", "compile", "micro_batches")),
 )

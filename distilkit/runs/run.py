@@ -136,7 +136,8 @@ class _Run:
         except OSError as error:
             raise ResourceError(f"{self.directory} cannot be written: {error.strerror or error}.") from error
         count, lost = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1)), False
-        with process.thread_limit(count), process.keep_freed_memory():
+        same = process.same_bits(distiller.torch_device, distiller.deterministic)
+        with process.thread_limit(count), process.keep_freed_memory(), same:
             try:
                 self._distil()
                 self._test()

@@ -43,7 +43,8 @@ class InnerProblem(NamedTuple):
 
     loss(theta, images, labels, draw) -> ();  update(theta, state, gradient, log_lr, draw) -> (theta, state);
     outer(theta, images, labels) -> ().  `name` tells problems apart that are one but for their precision. `plain` is the same problem
-    with images in the usual layout, to fall back to; None where this one has that layout.
+    with images in the usual layout, to fall back to; None where this one has that layout. `fused` says that a compiler will join
+    operations: gradients that nobody differentiates are then made of many small ones all the same, and else of as few as torch has.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
@@ -51,6 +52,7 @@ class InnerProblem(NamedTuple):
     outer: Callable[[Tensor, Tensor, Tensor], Tensor]
     name: str = ""
     plain: InnerProblem | None = None
+    fused: bool = False
 
     @property
     def ways(self) -> tuple[InnerProblem, ...]:
@@ -59,18 +61,29 @@ class InnerProblem(NamedTuple):
 
     def step(self, theta: Tensor, state: Any, leaves: OuterVariables, draw: Any) -> tuple[Tensor, Any]:
         """One inner step: the new (theta, state)."""
-        gradient = torch.func.grad(self.loss)(theta, leaves.images, leaves.labels, draw)
+        gradient = self._gradient(self.loss, theta, leaves.images, leaves.labels, draw)[0]
         return self.update(theta, state, gradient, leaves.log_lr, draw)
 
     def measured_step(self, theta: Tensor, state: Any, leaves: OuterVariables, draw: Any) -> tuple[Tensor, Any, Tensor]:
         """One inner step, and the norm () of its gradient."""
-        gradient = torch.func.grad(self.loss)(theta, leaves.images, leaves.labels, draw)
+        gradient = self._gradient(self.loss, theta, leaves.images, leaves.labels, draw)[0]
         return *self.update(theta, state, gradient, leaves.log_lr, draw), gradient.norm()
 
     def end(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The outer loss, and its gradient with respect to theta."""
-        gradient, loss = torch.func.grad_and_value(self.outer)(theta, images, labels)
+        gradient, loss = self._gradient(self.outer, theta, images, labels)
         return loss, gradient
+
+    def _gradient(self, function: Callable[..., Tensor], theta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        """The gradient with respect to theta, and the value.
+
+        `torch.func.grad` makes a gradient that can be differentiated once more: of a norm, twenty operations. A pullback is that only where
+        somebody records it, and else takes torch's single one.
+        """
+        if self.fused:
+            return torch.func.grad_and_value(function)(theta, *rest)
+        value, pull = torch.func.vjp(lambda th: function(th, *rest), theta)[:2]
+        return pull(torch.ones_like(value))[0], value
 
 
 class Step(NamedTuple):

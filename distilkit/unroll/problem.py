@@ -13,6 +13,7 @@ from distilkit.functional import optimizers
 from distilkit.functional.pytrees import stack, to_device
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState, Numerics, rate_of
+from distilkit.programs.programs import COMPILED
 from distilkit.unroll.adjoints import InnerProblem
 from distilkit.unroll.execution import Execution
 
@@ -30,6 +31,7 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *
         own_sets: side by side, each network has images and labels of its own, (networks, N, ...).
     """
     numerics = Numerics(dtype, execution.channels_last)
+    fused = execution.kind in COMPILED
     name = "in bfloat16" if dtype else "in full"
     plain = problem(learner, dtype, execution._replace(channels_last=False), own_sets=own_sets) if execution.channels_last else None
 
@@ -44,7 +46,7 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *
         return value
 
     if not execution.side_by_side:
-        return InnerProblem(loss, update, outer, name, plain)
+        return InnerProblem(loss, update, outer, name, plain, fused)
 
     own = 0 if own_sets else None
 
@@ -60,7 +62,7 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *
         total: Tensor = torch.func.vmap(outer, in_dims=(0, None, None))(theta, images, labels).sum()
         return total
 
-    return InnerProblem(losses, updates, outers, f"{name}, side by side{', a set for each' if own_sets else ''}", plain)
+    return InnerProblem(losses, updates, outers, f"{name}, side by side{', a set for each' if own_sets else ''}", plain, fused)
 
 
 def start(learner: Learner, streams: Sequence[Stream], images: Tensor, execution: Execution) -> LearnerState:
