@@ -242,6 +242,21 @@ def sheet(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs and studies, side by side where there are several.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page; by default report.html in the first folder.")] = None,
+) -> None:
+    """Tell all that is stored of runs and studies on one page: an HTML file that needs nothing beside it."""
+    from distilkit import storage
+    from distilkit.report import page
+
+    target = page({path.as_posix(): storage.open(path) for path in runs}, out or folder_of(runs[0]) / "report.html")
+    _say(f"Look at   {target}")
+
+
+@app.command()
 def subsets(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
     budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,
