@@ -209,12 +209,14 @@ def same_bits(device: torch.device, wanted: bool = True) -> Generator[None, None
     """Take only operations of a GPU that give the same bits every time, where that is wanted, and warn of those that have no such form.
 
     Some add numbers in the order in which they happen to come, as the gradient of an augmentation does, and cuDNN picks its routines by
-    timing or takes such ones. On a CPU nothing has to be done.
+    timing or takes such ones. On a CPU nothing has to be done. A process that has used cuBLAS before has to be started with
+    CUBLAS_WORKSPACE_CONFIG=:4096:8 in its environment, since cuBLAS reads it once.
     """
     if device.type != "cuda" or not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used, which needs it for that
+    missing = "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     flags = cudnn.deterministic, cudnn.benchmark
@@ -225,6 +227,8 @@ def same_bits(device: torch.device, wanted: bool = True) -> Generator[None, None
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.deterministic, cudnn.benchmark = flags
+        if missing:
+            del os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
 
 @contextmanager
@@ -241,7 +245,7 @@ def products(precision: str, device: torch.device) -> Generator[None, None, None
         raise CombinationError(
             f"This process has set torch's fp32_precision in a way that its allow_tf32 cannot say, and precision = {precision!r} needs to "
             f"set that ({str(error).split(',')[0]}).",
-            fix='torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "none"  # before',
+            fix='torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "none"',
         ) from error
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:

@@ -94,7 +94,7 @@ class Unroller:
         """How the functions of a step are run, for a bound learner and inner batches of a shape (B, ...): what "auto" stands for.
 
         Raises:
-            CombinationError: "cudagraph" without a GPU; a learner that is not a value.
+            CombinationError: CUDA graphs without a GPU; a learner that is not a value.
         """
         require_values(self, learner)
         whole = isinstance(self.adjoint, AutogradAdjoint)  # whose window is always run as it is

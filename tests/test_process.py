@@ -72,7 +72,8 @@ def test_peak_of_tensors_counts_what_is_alive_at_one_time():
 
 def test_same_bits_on_a_gpu_are_asked_for_and_then_no_longer(monkeypatch):
     """The switches of torch are those of the process, a GPU or not."""
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
 
     def switches():
         return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
@@ -86,6 +87,7 @@ def test_same_bits_on_a_gpu_are_asked_for_and_then_no_longer(monkeypatch):
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert switches() == (False, False)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
 
 def test_large_products_are_taken_where_the_work_is(monkeypatch):
@@ -111,6 +113,10 @@ try:
         pass
 except CombinationError as error:
     print(error)
+    exec(error.fix)
+with process.products("float32", torch.device("cuda")):
+    print(torch.backends.cuda.matmul.allow_tf32)
 """
     said = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout
     assert "has set torch's fp32_precision in a way that its allow_tf32 cannot say" in said
+    assert said.splitlines()[-1] == "False"  # what it says to type helps

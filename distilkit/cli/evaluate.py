@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from distilkit import fields, recipes, spec as specs, storage
+from distilkit import fields, process, recipes, spec as specs, storage
 from distilkit.cli.tables import evaluation_table, evaluation_words
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import Refittable
@@ -107,25 +107,26 @@ def assemble(
     source = pipeline.data if data is None else _source(data, pipeline.data)
     progress.phase("loading data")
     stream = pipeline.stream.fold("data")
-    if whole and not is_run(path):  # its whitening is fitted on the images that its own recipe does not hold out
-        distilled, own = storage.load(path), pipeline_of(path)
-        source, stream = _evolved(source, validation=getattr(own.data, "validation", 0)), own.stream.fold("data")
-        bundle = _in_space(source, distilled, held_out=True).load(stream)
-    elif whole:
-        distilled = storage.load(path)
-        if data is not None:
-            source = _in_space(source, distilled, held_out=False)
-        elif recipe is not None:
-            source = _in_space(source, distilled, held_out=True)
-        bundle = source.load(stream)
-    else:
-        everything = _evolved(source, validation=0)
-        bundle = everything.load(stream)
-        distilled = formats.read(path, format, data=bundle, label_space=label_space, preprocessing=preprocessing)
-        if distilled.preprocessing.fingerprint() != bundle.preprocessing.fingerprint():
-            # An exported set of distilkit's own names the images that its recipe does not hold out.
-            held_out = getattr(pipeline.data, "validation", 0) if isinstance(distilled.preprocessing, Refittable) else 0
-            bundle = _in_space(_evolved(source, validation=held_out), distilled, held_out=True).load(stream)
+    with process.large_products_on(pipeline.torch_device):
+        if whole and not is_run(path):  # its whitening is fitted on the images that its own recipe does not hold out
+            distilled, own = storage.load(path), pipeline_of(path)
+            source, stream = _evolved(source, validation=getattr(own.data, "validation", 0)), own.stream.fold("data")
+            bundle = _in_space(source, distilled, held_out=True).load(stream)
+        elif whole:
+            distilled = storage.load(path)
+            if data is not None:
+                source = _in_space(source, distilled, held_out=False)
+            elif recipe is not None:
+                source = _in_space(source, distilled, held_out=True)
+            bundle = source.load(stream)
+        else:
+            everything = _evolved(source, validation=0)
+            bundle = everything.load(stream)
+            distilled = formats.read(path, format, data=bundle, label_space=label_space, preprocessing=preprocessing)
+            if distilled.preprocessing.fingerprint() != bundle.preprocessing.fingerprint():
+                # An exported set of distilkit's own names the images that its recipe does not hold out.
+                held_out = getattr(pipeline.data, "validation", 0) if isinstance(distilled.preprocessing, Refittable) else 0
+                bundle = _in_space(_evolved(source, validation=held_out), distilled, held_out=True).load(stream)
     return EvaluationInput(
         distilled, bundle.to(pipeline.torch_device), pipeline.learner, pipeline.evaluation, Path(path).stem, pipeline.threads
     )

@@ -13,6 +13,7 @@ from rich.text import Text
 from distilkit import recipes
 from distilkit.storage import shipped
 from distilkit.storage.spread import plus_minus, spread
+from distilkit.studies.statistics import gain
 
 if TYPE_CHECKING:
     from distilkit.runs.estimate import Plan
@@ -193,7 +194,13 @@ def gradients_table(study: xr.Dataset) -> Table:
                     f"{float(own['same_end_cosine'].mean()):.2f}",
                     f"{float(own['alignment']):.2f} ± {float(own['alignment_error']):.2f}",
                     f"{float(own['seconds'].median()):.3f}",
-                    f"{100 * float(own['alignment']) ** 2 / float(own['seconds'].median()):.2g}" if own["alignment"] > 0 else "0",
+                    _gain(own),
                     f"{float(own['peak_memory']) / 1e6:.1f}",
                 )
     return table
+
+
+def _gain(own: xr.Dataset) -> str:
+    """What a second gives, in percent of a step along the mean of the full unroll."""
+    worth = gain(float(own["alignment"]), float(own["alignment_error"]), float(own["seconds"].median()))
+    return "not told" if np.isnan(worth) else f"{100 * worth:.2g}"

@@ -261,7 +261,7 @@ def draw(learner: Learner, training: TrainingSet, stream: Stream, step: int = 0)
     """What is random in one training step of one network."""
     if training.batch_size is None:
         return learner.draw(stream, training.classes, training.image_shape, step)
-    rows = stream.fold("rows").permutation(len(training.classes))[: training.batch_size]
+    rows = stream.fold("rows").permutation(len(training.classes))[: training.batch_size].clone()  # a view would hold all of it
     shape = (len(rows), *training.image_shape)
     augment = None if learner.augment is None else learner.augment.sample(stream.fold("augment"), shape)
     return Draw(rows, augment, learner.which_rate(step))
@@ -297,12 +297,23 @@ class _Group:
 
     def advance(self, steps: range) -> None:
         """These training steps of every network."""
-        drawn = [[draw(self.learner, self.training, s.fold("draw").fold(t), t) for s in self.streams] for t in steps]
-        made = on_device([stack(each) if self.stacked else each[0] for each in drawn], self.leaves.images.device)
+        made = on_device([self._draw(t) for t in steps], self.leaves.images.device)
         for one in made:
             self.state = LearnerState(*self.step(*self.state, self.leaves, one))
 
+    def _draw(self, t: int) -> Draw:
+        draws = [draw(self.learner, self.training, s.fold("draw").fold(t), t) for s in self.streams]
+        return stack(draws) if self.stacked else draws[0]
+
 
 def _memory(device: torch.device) -> int:
-    """What activations may take, the same in every process on a machine: how images are parted moves the last bits of a result."""
-    return torch.cuda.get_device_properties(device).total_memory // 12 if device.type == "cuda" else MEMORY
+    """What activations may take: on a machine the same in every process, since how images are parted moves the last bits of a result.
+
+    But for a GPU that is nearly full.
+    """
+    if device.type != "cuda":
+        return MEMORY
+    usual, free = torch.cuda.get_device_properties(device).total_memory // 12, torch.cuda.mem_get_info(device)[0]
+    if usual > free // 2:
+        logger.info("judging takes images in smaller parts: of the GPU's memory, %.1f GiB are free", free / 2**30)
+    return min(usual, free // 2)

@@ -74,3 +74,17 @@ def nudged(flat: Sequence[Any], *, roundings: int = 8, least: float = 0.0) -> li
         return x * (1 + max(roundings * torch.finfo(x.dtype).eps, least) * noise)
 
     return [moved(x) for x in flat]
+
+
+def elsewhere(flat: Sequence[Any]) -> list[Any]:
+    """Other inputs of the same kind: floats moved by percents and kept within the range that they had, whole numbers in another order.
+
+    A single whole number stays as it is: no other is known to make sense.
+    """
+
+    def moved(x: Any, other: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.dim() or not x.numel():
+            return other
+        return other.clamp(x.min(), x.max()) if x.is_floating_point() else x.flip(0)
+
+    return [moved(x, other) for x, other in zip(flat, nudged(flat, least=2.0**-5), strict=True)]

@@ -118,7 +118,7 @@ def captured(program: Callable[..., Any], flat: Sequence[Any], scratch: Scratch,
         except Exception as error:  # of torch, of CUDA or of a network: after it nothing on this GPU can be trusted
             raise CaptureError(
                 f"A CUDA graph could not be captured ({type(error).__name__}: {error}), and this process cannot use the GPU any more. "
-                f"Start again with {'graphs of what is not compiled' if instead == 'cudagraph' else 'no graphs'}.",
+                "Start again without it.",
                 fix=f'compile = "{instead}"  # in [unroller], or in [evaluation] for the networks that judge the set',
             ) from error
 

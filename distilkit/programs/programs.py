@@ -15,10 +15,10 @@ to a few roundings. A compiler orders and fuses them, and where Adam divides a g
 size, two right answers differ by as much as one answer does when its input is rounded otherwise: what is compiled must stay within
 ten times that (`agreement`).
 
-A program never takes a run down. What goes wrong while it is recorded, compiled or first run falls back one level: compiled or
-captured -> recorded -> recorded in plain layout -> the function itself. That is said once, and noted in `Programs.fallbacks`. A recorded
-list that gives a wrong result is an error all the same, and so is memory that runs out, since the next level takes more; only a compiled
-or captured program falls back from that, to the recorded one.
+A program never takes a run down. What goes wrong while it is recorded, compiled or first run falls back one level: compiled and captured ->
+captured -> recorded -> recorded in plain layout -> the function itself, where what no graph can hold is only compiled. That is said once,
+and noted in `Programs.fallbacks`. A recorded list that gives a wrong result is an error all the same, and so is memory that runs out, since
+the next level takes more; only a compiled or captured program falls back from that, to the recorded one.
 """
 
 from __future__ import annotations
@@ -35,19 +35,26 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from distilkit import process
 from distilkit.errors import GradientError
-from distilkit.programs.agreement import agree, distance, nudged, within_rounding
+from distilkit.programs.agreement import agree, distance, elsewhere, nudged, within_rounding
 from distilkit.programs.capture import CaptureError, Scratch, captured, why_not
 from distilkit.programs.partition import partition
 from distilkit.programs.rewrites import improve
 
 EXECUTIONS = ("eager", "trace", "inductor", "cudagraph", "inductor-cudagraph")
 COMPILED = ("inductor", "inductor-cudagraph")
+# What is tried, one after the other, before the recorded list.
+LEVELS = {
+    "eager": (),
+    "trace": (),
+    "inductor": ("inductor",),
+    "cudagraph": ("cudagraph",),
+    "inductor-cudagraph": ("inductor-cudagraph", "cudagraph"),
+}
 CAPTURED = ("cudagraph", "inductor-cudagraph")
 Function = Callable[..., Any]
 # A sixteenth of a rounding of bfloat16. A rounding of float32 is lost in most of the entries that are then rounded to bfloat16, and moves
 # the result by less than the roundings do that a compiler leaves out.
 COARSE = 2.0**-12
-ELSEWHERE = 2.0**-5  # by what part inputs are moved to be others
 
 
 class WrongProgramError(GradientError):
@@ -158,7 +165,7 @@ class Programs:
 
     def _fall_back(self, name: str, how: str, error: Exception | str) -> None:
         """Say and note how a program runs instead, and why: once, however many shapes it is built for."""
-        why = error if isinstance(error, str) else f"{type(error).__name__}: {(str(error).strip() or 'no words').splitlines()[0]}"
+        why = error if isinstance(error, str) else _in_a_line(error)
         if self.fallbacks.get(name, "").split(" (")[0] != how:
             self.warn(f"{name} runs {how}: {why}")
         self.fallbacks[name] = f"{how} ({why})"
@@ -228,37 +235,42 @@ class Programs:
 
     def _compile_checked(self, name: str, graph: fx.GraphModule, flat: Sequence[Any], truth: Sequence[Tensor]) -> Function:
         """A recorded program, compiled and captured as programs are here, as far as that works and keeps its results."""
-        if self.execution in ("eager", "trace"):
-            return graph
-        if self.scratch is not None and (reason := why_not(graph)):
-            self._fall_back(name, "as recorded", f"a CUDA graph cannot hold it: {reason}")
-            return graph
-        levels = {"inductor-cudagraph": ("inductor-cudagraph", "cudagraph")}.get(self.execution, (self.execution,))
-        for level, lower in zip(levels, (*levels[1:], None), strict=True):
-            try:
-                run = self._made(level, name, graph, flat)
-                least = COARSE if _rounds_coarsely(graph) else 0.0
-                # Twice, the second time with values that differ by percents: a graph that does not read its inputs gives its first results.
-                others = nudged(flat, least=ELSEWHERE)
-                if all(
-                    within_rounding(expected, run(*inputs), graph(*nudged(inputs, least=least)))
-                    for expected, inputs in ((truth, flat), (graph(*others), others))
-                ):
-                    return run
-                why: Exception | str = "what was compiled of it differs by more than roundings can"
-            except (CaptureError, torch.AcceleratorError):
-                raise
-            except Exception as error:  # compilers raise many kinds; all mean that the recorded list is to be used
-                why = error
-            self._fall_back(name, "as recorded, captured" if lower else "as recorded", why)
+        levels = LEVELS[self.execution]
+        reason = why_not(graph) if self.scratch is not None else None
+        if reason:
+            levels = tuple(level for level in LEVELS["inductor"] if self.execution in COMPILED)
+            self._fall_back(name, "compiled" if levels else "as recorded", f"a CUDA graph cannot hold it: {reason}")
+        for level, lower in zip(levels, (*levels[1:], None), strict=False):
+            found = self._tried_level(level, name, graph, flat, truth)
+            if not isinstance(found, str):
+                return found
+            self._fall_back(name, "as recorded, captured" if lower else "as recorded", found)
         return graph
 
-    def _made(self, level: str, name: str, graph: fx.GraphModule, flat: Sequence[Any]) -> Function:
+    def _tried_level(self, level: str, name: str, graph: fx.GraphModule, flat: Sequence[Any], truth: Sequence[Tensor]) -> Function | str:
+        """A recorded program as one of the levels has it; or why that is not to be used, in words, which hold on to nothing of it."""
+        try:
+            run = self._compiled_or_captured(level, name, graph, flat)
+            least = COARSE if _rounds_coarsely(graph) else 0.0
+            # Twice, the second time with other values: a graph that does not read its inputs gives its first results.
+            others = elsewhere(flat)
+            if all(
+                within_rounding(expected, run(*inputs), graph(*nudged(inputs, least=least)))
+                for expected, inputs in ((truth, flat), (graph(*others), others))
+            ):
+                return run
+        except (CaptureError, torch.AcceleratorError):
+            raise
+        except Exception as error:  # compilers raise many kinds; all mean that the recorded list is to be used
+            return _in_a_line(error)
+        return "what was compiled of it differs by more than roundings can"
+
+    def _compiled_or_captured(self, level: str, name: str, graph: fx.GraphModule, flat: Sequence[Any]) -> Function:
         """A recorded program as one of the levels has it."""
-        run = self._compiled(name, graph, flat) if level != "cudagraph" else graph
-        if level == "inductor" or self.scratch is None:
+        run = self._compiled(name, graph, flat) if level in COMPILED else graph
+        if level not in CAPTURED or self.scratch is None:
             return run
-        return captured(run, flat, self.scratch, instead="trace" if level == "cudagraph" else "cudagraph")
+        return captured(run, flat, self.scratch, instead="cudagraph" if level in COMPILED else "trace")
 
     def _compiled(self, name: str, graph: fx.GraphModule, flat: Sequence[Any]) -> Function:
         """A recorded program compiled by torch.compile, and called once."""
@@ -270,6 +282,10 @@ class Programs:
             compiled(*flat)
         self.notice(f"compiled {name} in {time.perf_counter() - began:.0f} s")
         return compiled
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no words').splitlines()[0]}"
 
 
 def _rounds_coarsely(graph: fx.GraphModule) -> bool:

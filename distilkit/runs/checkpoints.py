@@ -123,7 +123,7 @@ def begun(
     precision = there.get("unroller", {}).get("precision")
     if distiller.unroller.precision == "auto" and precision is not None:
         distiller = fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
-    changed = differences(there, identity(distiller))
+    changed = differences({"deterministic": False} | there, identity(distiller))  # older runs do not say it
     ways = [name for name in changed if name.startswith(WAYS) and not name.endswith(".decay")]  # which truncates
     if ways:
         log.warning("going on with another %s: what is done is the same, and may be rounded otherwise", listing(ways, "and"))

@@ -121,6 +121,10 @@ class _Run:
 
     def run(self, found: checkpoint.Checkpoint | None) -> xr.DataTree:
         """From the start or from a checkpoint to the end, or to where it is stopped."""
+        with process.same_bits(self.distiller.torch_device, self.distiller.deterministic):
+            return self._run(found)
+
+    def _run(self, found: checkpoint.Checkpoint | None) -> xr.DataTree:
         distiller = self.distiller
         self.progress.phase("loading data")
         self.record = Record(distiller.init()) if found is None else checkpoints.load(distiller, found)
@@ -136,8 +140,7 @@ class _Run:
         except OSError as error:
             raise ResourceError(f"{self.directory} cannot be written: {error.strerror or error}.") from error
         count, lost = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1)), False
-        same = process.same_bits(distiller.torch_device, distiller.deterministic)
-        with process.thread_limit(count), process.keep_freed_memory(), same:
+        with process.thread_limit(count), process.keep_freed_memory():
             try:
                 self._distil()
                 self._test()

@@ -72,7 +72,7 @@ def alignment(gram: Matrix, other: Matrix, cross: Matrix) -> float:
     """Cosine of one draw of the first kind to the mean of the second, <E g, E f> / sqrt(E |g|^2 |E f|^2): bias and noise in one number.
 
     Its square is what a step along a draw can be expected to gain, as a share of what a step along E f gains, each at its best length on a
-    smooth loss (the descent lemma). Without noise it is `cosine`; noise only makes it smaller. NaN where |E f| is not told from zero.
+    smooth loss (the descent lemma). Without noise it is `cosine`; noise brings it nearer to zero. NaN where |E f| is not told from zero.
 
     Args:
         gram: (K, K), of the first kind.
@@ -81,6 +81,17 @@ def alignment(gram: Matrix, other: Matrix, cross: Matrix) -> float:
     """
     power, length = float(np.trace(gram) / len(gram)), squared_mean(other)
     return squared_mean(cross) / float(np.sqrt(power * length)) if min(power, length) > 0 else np.nan
+
+
+def gain(alignment: float, error: float, seconds: float) -> float:
+    """What a second gives, by `alignment`, its error and the seconds of a draw: the squared alignment over them.
+
+    NaN where the alignment is not told from zero, by two errors.
+
+    >>> gain(0.5, 0.1, 2.0), gain(0.1, 0.1, 2.0)
+    (0.125, nan)
+    """
+    return alignment**2 / seconds if alignment > 2 * error else np.nan
 
 
 def jackknife(estimate: Callable[..., float], *matrices: Matrix) -> float:

@@ -154,10 +154,10 @@ def _compiling(work: float, calls: float, device: torch.device) -> tuple[str, st
     On a GPU compiling is taken to be worth it from the same work on as on a CPU: an estimate, not measured.
     """
     large, on_gpu = work >= WORTH_COMPILING, device.type == "cuda"
-    compiler = (has_triton(), "Triton") if on_gpu else (_compiler(), "C++ compiler")
-    fused = bool(large and work * calls >= WORTH_BUILDING and compiler[0])
+    there, name = (_has_triton(), "Triton") if on_gpu else (_compiler() is not None, "C++ compiler")
+    fused = large and work * calls >= WORTH_BUILDING and there
     why = f"{'on a GPU, ' if on_gpu else ''}a forward pass takes {_flop(work)}"
-    why += f", but there is no {compiler[1]}" if large and not compiler[0] else ""
+    why += f", but there is no {name}" if large and not there else ""
     if on_gpu:
         return "inductor-cudagraph" if fused else "cudagraph", why
     return "inductor" if fused else "trace", why
@@ -201,9 +201,9 @@ def operations(learner: Learner, shape: tuple[int, ...], device: torch.device | 
     return work * shape[0] / some
 
 
-def has_triton() -> bool:
-    """Whether there is Triton, which torch.compile writes kernels for a GPU in."""
-    return find_spec("triton") is not None
+def _has_triton() -> bool:
+    """Whether there is Triton, in which torch.compile writes kernels for a GPU, and a C compiler for it."""
+    return find_spec("triton") is not None and shutil.which(os.environ.get("CC", "gcc")) is not None  # which builds what starts them
 
 
 def _compiler() -> str | None:
@@ -236,7 +236,8 @@ class ProgramCache:
             learner: bound.
             adjoint: one whose programs have names that do not tell its parameters, as a user's own may.
         """
-        key = (execution._replace(why=""), learner, adjoint)
+        # What is captured or compiled holds the routines that were asked for then.
+        key = (execution._replace(why=""), learner, adjoint, torch.are_deterministic_algorithms_enabled())
         if key not in self._made:
             self._made[key] = Programs(execution.kind, logger.info, logger.warning)
         return self._made[key]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.storage.spread import plus_minus
+from distilkit.studies.statistics import gain
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 Record = dict[str, Any]
@@ -72,9 +74,9 @@ def _gradients(source: str) -> str:
         told = float(one["variance_error"]) < float(one["variance"])  # else the draws do not tell it apart from zero or infinity
         words = f"{float(one['variance']):.3g} ± {float(one['variance_error']):.2g}" if told else "not told"
         cells = [words, f"{float(one['variance_clipped']):.2g}", f"{float(one['cosine']):.2f}"]
-        cells = [*cells, *_gain(one)] if one.get("alignment") else cells
+        cells = [*cells, *_gain(one)] if "alignment" in one else cells
         rows.setdefault((one["optimizer"], one["policy"]), []).extend(cells)
-    columns = ("variance", "clipped", "cosine", *(GAIN if found[0].get("alignment") else ()))
+    columns = ("variance", "clipped", "cosine", *(GAIN if "alignment" in found[0] else ()))
     headings = [f"{words}, step {step}" if len(steps) > 1 else words for step in steps for words in columns]
     table = _markdown(["inner optimiser", "way", *headings], ([*key, *cells] for key, cells in rows.items()))
     return f"{table}\n\n*All numbers: [{path.name}](results/{path.name}).*"
@@ -85,9 +87,9 @@ GAIN = ("one draw", "seconds", "gain a second, %")
 
 def _gain(one: dict[str, str]) -> list[str]:
     """How near a draw lies to the mean of the full unroll, its seconds, and what it gains in one, where a step along that is 100 %."""
-    found, error, seconds = (float(one[name]) for name in ("alignment", "alignment_error", "seconds_median"))
-    gain = f"{100 * found**2 / seconds:.2g}" if found > 2 * error else "not told"
-    return [f"{found:.2f} ± {error:.2f}", f"{seconds:.1f}", gain]
+    found, error, seconds = (float(one[name] or "nan") for name in ("alignment", "alignment_error", "seconds_median"))
+    told, worth = f"{found:.2f} ± {error:.2f}" if math.isfinite(error) else "not told", gain(found, error, seconds)
+    return [told, f"{seconds:.3g}", "not told" if math.isnan(worth) else f"{100 * worth:.2g}"]
 
 
 def _numbers(record: Record) -> str:

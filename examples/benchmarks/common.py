@@ -111,12 +111,21 @@ def run(cases: Sequence[Row], settings: Row, given: argparse.Namespace, env: Map
         return {}
 
     jobs = [(repeat, number) for repeat in range(given.repeats) for number in range(len(cases))]
-    found = [one(number) for _, number in jobs]
+    found = []
+    for _, number in jobs:
+        found.append(one(number))
+        _keep([cases[n] | result for (_, n), result in zip(jobs, found, strict=False)], given)
     rows = []
     for number, case in enumerate(cases):
         results = [result for (_, n), result in zip(jobs, found, strict=True) if n == number]
         rows.append(case | ({"failed": failed[number]} if number in failed else summary(results)))
     return rows
+
+
+def _keep(found: Sequence[Row], given: argparse.Namespace) -> None:
+    """Write down what has been measured so far, where the whole will be: a process that is ended early has not worked for nothing."""
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps({"under_way": True, "rows": list(found)}, indent=1) + "\n", encoding="utf-8")
 
 
 def fresh(case: Row, env: Mapping[str, str] | None = None) -> Row:
@@ -263,8 +272,8 @@ def wait(device: str) -> None:
 def metered(device: str, *, trim: bool = False) -> Iterator[Reading]:
     """Time what happens inside, and measure the most memory that is held meanwhile.
 
-    On a CPU that is resident memory of the process; on a GPU what the allocator has handed out (a CUDA graph's own
-    memory is in it only while the graph is captured).
+    On a CPU that is resident memory of the process. On a GPU it is what torch holds at the peak, with the memory of CUDA graphs, over the
+    tensors that there were before.
 
     Args:
         device: where the work is done.
@@ -278,7 +287,7 @@ def metered(device: str, *, trim: bool = False) -> Iterator[Reading]:
 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        reading.before = torch.cuda.memory_reserved()
+        reading.before = torch.cuda.memory_allocated()
     else:
         if trim:
             ctypes.CDLL(None).malloc_trim(0)
@@ -289,7 +298,7 @@ def metered(device: str, *, trim: bool = False) -> Iterator[Reading]:
     wait(device)
     reading.seconds = time.perf_counter() - began
     if on_gpu(device):
-        reading.peak = torch.cuda.max_memory_reserved()  # of tensors alone it does not count what a graph uses in its own pool
+        reading.peak = torch.cuda.max_memory_reserved()  # what is handed out does not count what a graph uses in its own pool
     else:
         lines = Path("/proc/self/status").read_text().splitlines()
         reading.peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -4,8 +4,9 @@
     python examples/benchmarks/gpu_first.py --only tests ways --minutes 9
     python examples/benchmarks/gpu_first.py --quick --out /tmp/quick   # a test that it works
 
-Parts run in the order of their worth, each in a process of its own that is ended when its time is up; what it had written until then stays.
-A part that fails does not keep the next from running. `headline` goes on from its own last checkpoint in each call.
+Parts run in the order of their worth, each in a process of its own that is ended when its time is up; the cases that it has measured until
+then are in its file. All parts want more than half an hour: what there is no time for is told, and taken by --only in another call. A part
+that fails does not keep the next from running. `headline` goes on from its own last checkpoint in each call.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ import common
 QUESTION = "what a GPU gives: tests, rates, ways to run a step, judging, outer steps, memory beside higher, a headline"
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+
+
+STOP = "{stop}"  # in a command: the minutes that are left, less those that a run may take to end
 
 
 class Part(NamedTuple):
@@ -45,8 +49,8 @@ def parts(given: argparse.Namespace) -> dict[str, Part]:
         return [sys.executable, str(HERE / f"{name}.py"), "--device", given.device, "--out", str(out), *quick, *options]
 
     tests = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", "default", "-m", "gpu", str(ROOT / "tests")]
-    run = given.out.parent / "headline"
-    device = [f"--device={given.device}", f"--stop-after={9 if not given.quick else 0.05}m", f"--out={run}"]
+    run = given.out.parent / "headline" if given.quick else ROOT / "runs" / "gpu_first"
+    device = [f"--device={given.device}", f"--stop-after={STOP}", f"--out={run}"]
     headline = [sys.executable, "-m", "distilkit", "run", "digits" if given.quick else given.headline, *device]
     headline += [word for change in given.set or [] for word in ("--set", change)]
     precision = ["--precision", "float32", "tf32", "bfloat16"]
@@ -64,19 +68,22 @@ def parts(given: argparse.Namespace) -> dict[str, Part]:
 
 def run(name: str, part: Part, minutes: float) -> common.Row:
     """Run a part for no longer than that, with its words on the screen; what it did."""
-    print(f"{name}: {' '.join(part.command)}", flush=True)
+    command = [word.replace(STOP, f"{max(minutes - 1, 0.05):.2f}m") for word in part.command]
+    print(f"{name}: {' '.join(command)}", flush=True)
     began = time.perf_counter()
-    child = subprocess.Popen(part.command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    child = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    code: int | None = None
     try:
-        code: int | None = child.wait(60 * minutes)
+        code = child.wait(60 * minutes)
     except subprocess.TimeoutExpired:
-        code = None
-    if code is None:
-        os.killpg(child.pid, signal.SIGKILL)  # with the processes that it has started
-        child.wait()
-    seconds, command = time.perf_counter() - began, " ".join(part.command[1:])
+        pass
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)  # with the processes that it has started
+            child.wait()
+    seconds, words = time.perf_counter() - began, " ".join(command[1:])
     print(f"{name}: {'its time was up' if code is None else f'exit status {code}'} after {seconds:.0f} s\n", flush=True)
-    return {"part": name, "seconds": seconds, "exit": code, "good": code in part.good, "command": command.replace(str(ROOT), ".")}
+    return {"part": name, "seconds": seconds, "exit": code, "good": code in part.good, "command": words.replace(str(ROOT), ".")}
 
 
 def draw(rows: list[common.Row], given: argparse.Namespace) -> None:
@@ -106,13 +113,20 @@ def main() -> None:
     rows: list[common.Row] = []
     given.out.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * given.minutes
-    for name, part in chosen.items():
-        left = (end - time.monotonic()) / 60
-        if left > 0.2 and (part.quick or not given.quick):
+    try:
+        for name, part in chosen.items():
+            left = (end - time.monotonic()) / 60
+            if given.quick and not part.quick:
+                continue
+            if left < 1 and not given.quick:
+                print(f"{name}: no time is left for it; --only {name!r} takes it in another call", flush=True)
+                rows.append({"part": name, "seconds": 0.0, "exit": None, "good": False, "command": ""})
+                continue
             rows.append(run(name, part, min(left, part.minutes)))
-            common.write(given, QUESTION, {"device": given.device}, rows)  # after each: a machine that goes away takes nothing with it
-    if rows:
-        draw(rows, given)
+    finally:  # and not before: to ask what GPU it is takes some of its memory
+        if rows:
+            common.write(given, QUESTION, {"device": given.device}, rows)
+            draw(rows, given)
     common.finish(given, [row | {"failed": f"exit status {row['exit']}"} for row in rows if not row["good"] and row["exit"] is not None])
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from distilkit.programs.agreement import elsewhere
 from distilkit.programs.capture import Buffers, CaptureError, Scratch, captured, why_not
 from distilkit.programs.programs import Programs, record
 from tests.programs.fake_card import Card
@@ -150,6 +151,34 @@ def test_what_is_compiled_is_captured(card, said, monkeypatch):
 def test_a_compiled_list_that_fails_half_way_says_what_to_do(card, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph, **_: lambda *flat: graph(*flat))
     card.breaks = RuntimeError("capturing")
-    with pytest.raises(CaptureError, match="graphs of what is not compiled") as told:
+    with pytest.raises(CaptureError, match="Start again without it") as told:
         Programs("inductor-cudagraph")("twice", lambda x: 2 * x)(ROWS)
     assert 'compile = "cudagraph"' in told.value.fix
+
+
+def test_what_no_graph_can_hold_is_compiled_all_the_same(card, said, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: compiled.append(graph) or (lambda *flat: graph(*flat)))
+    run = Programs("inductor-cudagraph", warn=said.append)("chosen", lambda x: torch.where(x > 1, x, 0)[x[:, 0] > -1])
+    assert torch.equal(run(ROWS), torch.where(ROWS > 1, ROWS, 0))
+    assert said == ["chosen runs compiled: a CUDA graph cannot hold it: index makes the host wait"]
+    assert (len(compiled), card.captures) == (1, 0)
+
+
+def test_other_inputs_are_of_the_same_kind():
+    given = [
+        torch.rand(50),
+        torch.arange(6).reshape(3, 2),
+        torch.tensor([True, False]),
+        torch.tensor(7),
+        torch.tensor(2.0),
+        5,
+        torch.zeros(0),
+    ]
+    found = elsewhere(given)
+    assert 0 <= found[0].min() < found[0].max() < 1
+    assert 1e-3 < (found[0] - given[0]).norm() / given[0].norm() < 0.1
+    assert found[1].tolist() == [[4, 5], [2, 3], [0, 1]]
+    assert found[2].tolist() == [False, True]
+    assert (int(found[3]), found[5], found[6].shape) == (7, 5, (0,))
+    assert found[4] != given[4]

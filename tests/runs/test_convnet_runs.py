@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 def run(folder, compile, channels_last, out):
     """What a run leaves: how its steps were run, and arrays by name, of which those of the set are how far it has moved."""
-    device = "cuda" if compile == "cudagraph" else "cpu"
+    device = "cuda" if "cudagraph" in compile else "cpu"
     changes = [f"device={device}", f"unroller.compile={compile}", f"unroller.channels_last={channels_last}"]
     done = distilkit("run", "wide.toml", "--out", out, *(f"--set={change}" for change in changes), cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -91,8 +91,13 @@ WAYS = {
     ("inductor", "on"): "recorded operations, compiled, channels last",
     ("cudagraph", "off"): "recorded operations, as CUDA graphs (",
     ("cudagraph", "on"): "recorded operations, as CUDA graphs, channels last",
+    ("inductor-cudagraph", "off"): "recorded operations, compiled, as CUDA graphs (",
 }
-MARKS = {"inductor": pytest.mark.slow, "cudagraph": pytest.mark.gpu}  # three programs take a C++ compiler a minute
+MARKS = {
+    "inductor": pytest.mark.slow,
+    "cudagraph": pytest.mark.gpu,
+    "inductor-cudagraph": pytest.mark.gpu,
+}  # three programs take a C++ compiler a minute
 
 
 @pytest.mark.parametrize(

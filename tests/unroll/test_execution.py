@@ -14,10 +14,11 @@ import distilkit as dk
 from distilkit.errors import CombinationError, GradientError
 from distilkit.process import products
 from distilkit.programs.agreement import within_rounding
-from distilkit.programs.programs import Programs
+from distilkit.programs.programs import Programs, record
 from distilkit.unroll import execution as execution_module, offload
 from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import choose
+from distilkit.unroll.problem import problem as inner_problem
 from distilkit.unroller import RealBatch
 from tests.unroll.problems import SHAPE, learner, problem, reference, relative
 
@@ -414,7 +415,7 @@ def test_auto_on_a_gpu(network, calls, triton, expected, monkeypatch):
     """Without one: what is asked of the device is answered by the CPU."""
     counted = execution_module.operations
     monkeypatch.setattr(execution_module, "operations", lambda learner, shape, device: counted(learner, shape))
-    monkeypatch.setattr(execution_module, "has_triton", lambda: triton)
+    monkeypatch.setattr(execution_module, "_has_triton", lambda: triton)
     inner = dk.Learner(network, dk.Adam()).bind((3, 32, 32), 10)
     choose.cache_clear()
     found = choose(inner, "auto", "auto", "auto", "float32", 1, (100, 3, 32, 32), torch.device("cuda"), calls)
@@ -439,6 +440,22 @@ def test_layouts_that_do_not_go_together_are_refused():
     unroller = dk.Unroller(networks_per_step=2, side_by_side="on", channels_last="on")
     with pytest.raises(CombinationError, match="do not go together"):
         unroller.meta_gradient(learner(dk.SGD()), leaves, dk.Window(0, 2), batch, dk.Stream(0), classes)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_norm_is_one_operation_where_nothing_joins_several(fused):
+    """Of a step and of the end: torch's own backward of a norm, or what it is made of."""
+    inner = dk.Learner(dk.ConvNet(width=4, depth=1), dk.Adam()).bind((3, 8, 8), 2)
+    leaves = OuterVariables(torch.randn(2, 3, 8, 8), torch.eye(2), torch.tensor(0.01).log())
+    execution = dk.Unroller(compile="trace").execution(inner, (2, 3, 8, 8), torch.device("cpu"))
+    made = inner_problem(inner, None, execution._replace(kind="inductor" if fused else "trace"))
+    state = inner.init(dk.Stream(0))
+    for function, arguments in (
+        (made.step, (*state, leaves, inner.draw(dk.Stream(1), torch.arange(2), (3, 8, 8)))),
+        (made.end, (state.params, leaves.images, leaves.labels)),
+    ):
+        names = {str(node.target) for node in record(function, arguments).graph.nodes}
+        assert ("aten.native_group_norm_backward.default" in names) != fused
 
 
 @pytest.mark.gpu

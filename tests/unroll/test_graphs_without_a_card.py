@@ -25,11 +25,20 @@ WINDOWS = (dk.Window(0, 4), dk.Window(2, 7), dk.Window(5, 8))
 
 
 @pytest.fixture
-def card(monkeypatch):
-    """Every unroll that is recorded is captured."""
-    card = Card().insert(monkeypatch)
-    monkeypatch.setattr(execution, "Programs", lambda kind, *said: Programs("cudagraph" if kind == "trace" else kind, *said))
-    return card
+def captured_as(monkeypatch):
+    """A card; every unroll that is recorded is captured there, in one of two ways. A compiler changes nothing here."""
+
+    def make(kind):
+        monkeypatch.setattr(execution, "Programs", lambda asked, *said: Programs(kind if asked == "trace" else asked, *said))
+        monkeypatch.setattr(torch, "compile", lambda graph, **_: lambda *flat: graph(*flat))
+        return Card().insert(monkeypatch)
+
+    return make
+
+
+@pytest.fixture
+def card(captured_as):
+    return captured_as("cudagraph")
 
 
 def meta_gradients(unroller, optimizer, ends=1):
@@ -62,6 +71,13 @@ def one_not_copied(monkeypatch):
     """An input that stays what it was when the graph was captured."""
     fill = capture.Buffers.fill
     monkeypatch.setattr(capture.Buffers, "fill", lambda self, leaves: fill(self, [*leaves[:-1], self.held[-1]]))
+
+
+def test_what_is_compiled_and_captured_gives_it_too(captured_as):
+    card = captured_as("inductor-cudagraph")
+    for found, truth in meta_gradients(UNROLLERS["keep"], OPTIMIZERS["Adam"]):
+        assert agrees(found, truth)
+    assert card.replays >= 50
 
 
 def stale(monkeypatch):
