@@ -61,7 +61,7 @@ def gradient_figure(data: xr.Dataset) -> Figure:
         label.set_parse_math(False)
     title = clean(str(data.attrs.get("title", "")), 60)
     figure.suptitle(
-        f"{title}: {data.sizes['replicate']} meta-gradients a point; not shown where they are too few to tell",
+        f"{title}\n{data.sizes['replicate']} meta-gradients a point; not shown where they are too few to tell",
         fontsize=10,
         color=INK,
         parse_math=False,
