@@ -37,6 +37,7 @@ LEVEL = {room: level for level, group in enumerate(GROUPS) for room in group}
 # Within a group, only these.
 BESIDE = {
     ("fields", "errors"),
+    ("process", "errors"),
     ("networks", "functional"),
     ("data", "functional"),
     ("evaluation", "storage"),

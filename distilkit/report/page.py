@@ -120,7 +120,7 @@ def _facts(tree: xr.DataTree, spec: Mapping[str, Any]) -> list[tuple[str, str]]:
     found += [(words, _kind(spec.get("learner", {}).get(key))) for words, key in (("network", "network"), ("inner optimiser", "optimizer"))]
     found.append(("truncation", _kind(spec.get("truncation"))))
     if "history" in tree.children:
-        history = tree["history"]
+        history = tree["history"].to_dataset()
         seconds = float(history["seconds"].sum()) if "seconds" in history else np.nan
         found.append(("outer steps", f"{history.sizes['outer_step']:,}"))
         found += [("their time", _duration(seconds))] if np.isfinite(seconds) else []
