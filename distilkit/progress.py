@@ -64,3 +64,12 @@ class Within:
     def value(self, name: str, numbers: float | Sequence[float], /) -> None:
         """Passed on."""
         self._progress.value(name, numbers)
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> duration(75), duration(3600), duration(10_000)
+    ('75 s', '60 min', '2.8 h')
+    """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

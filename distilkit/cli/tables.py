@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distilkit import recipes
+from distilkit.progress import duration
 from distilkit.storage import shipped
+from distilkit.storage.layout import tested
 from distilkit.storage.spread import plus_minus, spread
 from distilkit.studies.statistics import gain
 
@@ -55,17 +57,13 @@ def plan_table(found: Plan, title: str) -> Table:
     if found.seconds is not None and found.build_seconds is not None:
         table.add_row("Time of an outer step", f"{found.seconds:.3g} s")
         table.add_row("  building programs, once", f"{found.build_seconds:.3g} s")
-        table.add_row(f"  all {found.outer_steps} outer steps, without evaluation", _duration(found.seconds * found.outer_steps))
+        table.add_row(f"  all {found.outer_steps} outer steps, without evaluation", duration(found.seconds * found.outer_steps))
     return table
 
 
 def gib(size: float) -> str:
     """Bytes in words."""
     return f"{size / 2**30:.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def evaluation_table(result: xr.Dataset, title: str) -> Table:
@@ -119,17 +117,7 @@ def results_table(tree: xr.DataTree) -> Table:
     table = Table(title=Text(f"{tree.attrs['title']}: test accuracy"))
     for heading, justify in (("trained on", "left"), ("images", "right"), ("mean", "right"), ("std", "right"), ("seeds", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    images = str(tree["distilled"].sizes["sample"])
-    rows = [("distilled", images, tree["evaluation"].to_dataset()["accuracy"])]
-    if "prefixes" in tree.children:
-        prefixes = tree["prefixes"].to_dataset()["accuracy"]
-        classes = tree["distilled"].sizes["class"]
-        rows[:0] = [(f"its first {int(b)} of a class", str(int(b) * classes), prefixes.sel(budget=b)) for b in prefixes["budget"][:-1]]
-    if "baselines" in tree.children:
-        baselines = tree["baselines"].to_dataset()["accuracy"]
-        names = [str(name) for name in baselines["baseline"].values]
-        rows += [(name, "all" if name == "full data" else images, baselines.sel(baseline=name)) for name in names]
-    for name, count, accuracy in rows:
+    for name, count, accuracy in tested(tree):
         table.add_row(name, count, f"{float(accuracy.mean()):.3f}", _deviation(accuracy, 3), _count(accuracy))
     return table
 

@@ -40,7 +40,6 @@ from distilkit.programs.capture import CaptureError, Scratch, captured, why_not
 from distilkit.programs.partition import partition
 from distilkit.programs.rewrites import improve
 
-EXECUTIONS = ("eager", "trace", "inductor", "cudagraph", "inductor-cudagraph")
 COMPILED = ("inductor", "inductor-cudagraph")
 # What is tried, one after the other, before the recorded list.
 LEVELS = {
@@ -50,6 +49,7 @@ LEVELS = {
     "cudagraph": ("cudagraph",),
     "inductor-cudagraph": ("inductor-cudagraph", "cudagraph"),
 }
+EXECUTIONS = tuple(LEVELS)
 CAPTURED = ("cudagraph", "inductor-cudagraph")
 Function = Callable[..., Any]
 # A sixteenth of a rounding of bfloat16. A rounding of float32 is lost in most of the entries that are then rounded to bfloat16, and moves
@@ -238,7 +238,7 @@ class Programs:
         levels = LEVELS[self.execution]
         reason = why_not(graph) if self.scratch is not None else None
         if reason:
-            levels = tuple(level for level in LEVELS["inductor"] if self.execution in COMPILED)
+            levels = ("inductor",) if self.execution in COMPILED else ()
             self._fall_back(name, "compiled" if levels else "as recorded", f"a CUDA graph cannot hold it: {reason}")
         for level, lower in zip(levels, (*levels[1:], None), strict=False):
             found = self._tried_level(level, name, graph, flat, truth)

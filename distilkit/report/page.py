@@ -19,14 +19,15 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from distilkit.errors import RunError
+from distilkit.errors import Change, RunError
+from distilkit.progress import duration
 from distilkit.report.budgets import budget_figure
 from distilkit.report.curves import curves_figure
 from distilkit.report.drawing import clean
 from distilkit.report.gradients import gradient_figure
 from distilkit.report.influence import influence_figure
 from distilkit.report.vectors import vectors_figure
-from distilkit.storage.layout import group_of_set
+from distilkit.storage.layout import group_of_set, tested
 from distilkit.storage.spread import plus_minus
 
 MOST_IMAGES = 2000  # of a set that are shown
@@ -82,7 +83,7 @@ def page(trees: Mapping[str, xr.DataTree], path: str | os.PathLike[str]) -> Path
     """
     target = Path(path)
     if target.suffix.lower() != ".html":
-        raise RunError(f"{os.fspath(path)!r} is no name of a page.", fix=f"--out {target.with_suffix('.html')}")
+        raise RunError(f"{os.fspath(path)!r} is no name of a page.", changes=[Change("out", str(target.with_suffix(".html")))])
     if not trees:
         raise RunError("There is no run to report of.")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def _facts(tree: xr.DataTree, spec: Mapping[str, Any]) -> list[tuple[str, str]]:
         history = tree["history"].to_dataset()
         seconds = float(history["seconds"].sum()) if "seconds" in history else np.nan
         found.append(("outer steps", f"{history.sizes['outer_step']:,}"))
-        found += [("their time", _duration(seconds))] if np.isfinite(seconds) else []
+        found += [("their time", duration(seconds))] if np.isfinite(seconds) else []
         found += [(word, history.attrs.get(word)) for word in ("precision", "execution")]
     found += [("finished", "no: it was stopped, and can go on")] if not tree.attrs.get("finished", True) else []
     found += [(words, tree.attrs.get(key)) for words, key in (("device", "device"), ("torch", "torch"), ("seed", "seed"))]
@@ -140,26 +141,11 @@ def _kind(component: Any) -> str | None:
     return clean(f"{component.get('kind', '')}({given})", 140)
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _accuracies(tree: xr.DataTree) -> list[tuple[str, str, str, str]]:
     """Test accuracy of the set, of its prefixes and of what was trained on beside it."""
     if "evaluation" not in tree.children or "accuracy" not in tree["evaluation"] or "distilled" not in tree.children:
         return []
-    images, classes = tree["distilled"].sizes["sample"], tree["distilled"].sizes["class"]
-    rows = [("distilled", str(images), tree["evaluation"]["accuracy"])]
-    if "prefixes" in tree.children:
-        prefixes = tree["prefixes"]["accuracy"]
-        rows[:0] = [
-            (f"its first {int(b)} of a class", str(int(b) * classes), prefixes.sel(budget=b)) for b in np.asarray(prefixes["budget"])[:-1]
-        ]
-    if "baselines" in tree.children:
-        beside = tree["baselines"]["accuracy"]
-        names = [str(name) for name in np.asarray(beside["baseline"])]
-        rows += [(name, "all" if name == "full data" else str(images), beside.sel(baseline=name)) for name in names]
-    return [(name, count, *_mean(np.asarray(values.values, float))) for name, count, values in rows]
+    return [(name, count, *_mean(np.asarray(values.values, float))) for name, count, values in tested(tree)]
 
 
 def _mean(accuracies: np.ndarray) -> tuple[str, str]:

@@ -224,3 +224,23 @@ def group_of_set(tree: xr.DataTree, which: str = "auto", of: str = "The run") ->
     if which == "best" and "validation_accuracy" not in tree["distilled"].attrs:
         raise RunError(f"{of} has no set that was selected on validation.", changes=[Change("which", "last")])
     return "last" if which == "last" and "last" in tree.children else "distilled"
+
+
+def tested(tree: xr.DataTree) -> list[tuple[str, str, xr.DataArray]]:
+    """What the tested networks of a run were trained on: its name, how many images it has, and their accuracies.
+
+    The first blocks of a boosted set come first, then the set itself, then what was trained on beside it.
+
+    Args:
+        tree: the results of a run, with /distilled and /evaluation.
+    """
+    images, classes = str(tree["distilled"].sizes["sample"]), tree["distilled"].sizes["class"]
+    rows = [("distilled", images, tree["evaluation"].to_dataset()["accuracy"])]
+    if "prefixes" in tree.children:
+        prefixes = tree["prefixes"].to_dataset()["accuracy"]
+        rows[:0] = [(f"its first {int(b)} of a class", str(int(b) * classes), prefixes.sel(budget=b)) for b in prefixes["budget"][:-1]]
+    if "baselines" in tree.children:
+        baselines = tree["baselines"].to_dataset()["accuracy"]
+        names = [str(name) for name in baselines["baseline"].values]
+        rows += [(name, "all" if name == "full data" else images, baselines.sel(baseline=name)) for name in names]
+    return rows
