@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -29,6 +30,11 @@ class Progress(Protocol):
     def value(self, name: str, numbers: float | Sequence[float], /) -> None:
         """What came out: a number that changes with every unit, or one for each network, such as accuracies."""
         ...
+
+
+def speaks() -> bool:
+    """Whether this process is the one that tells how things go: the only one, or the first of those that torchrun has started."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 class Silent:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from operator import add
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from distilkit import fields, process
-from distilkit.errors import CombinationError
+from distilkit import fields, process, ranks
+from distilkit.errors import Change, CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.programs.programs import Programs
@@ -23,6 +23,7 @@ from distilkit.unroll.adjoints import (
     OuterLoss,
     OuterVariables,
     ReplayAdjoint,
+    Shared,
     Step,
     measured_step,
     step,
@@ -99,7 +100,15 @@ class Unroller:
         require_values(self, learner)
         whole = isinstance(self.adjoint, AutogradAdjoint)  # whose window is always run as it is
         precision = "float32" if whole and self.precision == "auto" else self.precision
-        found = choose(learner, self.compile, self.channels_last, self.side_by_side, precision, self.networks_per_step, shape, device)
+        together = self.side_by_side
+        if ranks.current().joined and self.networks_per_step > 1:  # one after the other, as they are with any number of processes
+            if together == "on":
+                raise CombinationError(
+                    'side_by_side = "on" stacks the networks that several processes share out.',
+                    changes=[Change("unroller.side_by_side", "off")],
+                )
+            together = "off"
+        found = choose(learner, self.compile, self.channels_last, together, precision, self.networks_per_step, shape, device)
         return found._replace(why=f"{found.why}; the window as it is, by AutogradAdjoint") if whole else found
 
     def meta_gradient(
@@ -126,17 +135,25 @@ class Unroller:
             ends: places where the outer loss is taken, evenly over the window up to its end; it is the mean over them.
 
         Returns:
-            the outer loss and the meta-gradient, the means over `networks_per_step` networks.
+            the outer loss and the meta-gradient, the means over `networks_per_step` networks. In a run of several processes each takes some
+            of the networks, or parts of the real batch of one, and all get the same sums, to the bit.
         """
         if not 0 <= window.start < window.stop:
             raise CombinationError(f"Window({window.start}, {window.stop}) holds no step: start must be at least 0 and below stop.")
         classes, leaves, execution = self._prepared(learner, distilled, classes)
-        count, streams = self.networks_per_step, self._streams(stream)
-        groups = [streams] if execution.side_by_side else [[one] for one in streams]
+        count, streams, world = self.networks_per_step, self._streams(stream), ranks.current()
+        shares = world.shares(count, self.micro_batches if isinstance(self.adjoint, ReplayAdjoint) else 1)
+        groups = [streams] if execution.side_by_side else [[streams[i]] for i in shares.networks(world.rank)]
         places = {round(window.length * k / ends) for k in range(1, ends)} - {0, window.length}
         end = self._end(learner, real_batch, execution)._replace(also_after=tuple(sorted(places)))
+        if shares.members > 1:
+            end = end._replace(
+                shared=Shared(world.rank % shares.members, shares.members, partial(world.exchange_in_team, members=shares.members))
+            )
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
             results = [self._one(learner, leaves, window, end, group, classes, execution, programs or self.cache) for group in groups]
+        if world.several:
+            results = _of_all(results, shares, world, leaves)
         return MetaGradient(*(parts[0] if count == 1 else reduce(add, parts) / count for parts in zip(*results, strict=True)))
 
     def _prepared(self, learner: Learner, distilled: OuterVariables, classes: Tensor | None) -> tuple[Tensor, OuterVariables, Execution]:
@@ -245,3 +262,15 @@ class Unroller:
         parts = len(batch.images) // self.micro_batch(len(batch.images))
         pieces = zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True)
         return OuterLoss(self.problem(learner, 1, execution), list(pieces))
+
+
+def _of_all(own: Sequence[MetaGradient], shares: ranks.Shares, world: ranks.Ranks, leaves: OuterVariables) -> list[MetaGradient]:
+    """The meta-gradients of all networks, in their order, from those that this process has taken."""
+    sizes = [1, *(x.numel() for x in leaves)]
+    rows = leaves.images.new_zeros(-(-shares.total // shares.teams), sum(sizes))
+    for row, one in zip(rows, own, strict=False):
+        row.copy_(torch.cat([x.reshape(-1) for x in one]))
+    known = torch.stack([x.sum() for x in leaves]).sum()
+    shapes = [(), *(x.shape for x in leaves)]
+    told = ranks.in_order(world.exchange_rows(rows, known), shares)
+    return [MetaGradient(*(part.reshape(shape).clone() for part, shape in zip(row.split(sizes), shapes, strict=True))) for row in told]

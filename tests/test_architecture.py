@@ -18,7 +18,7 @@ ROOT = Path(distilkit.__file__).parent
 
 # Design section 5: a room may import the rooms in the groups before its own.
 GROUPS = [
-    {"errors", "fields", "process", "progress"},
+    {"errors", "fields", "process", "progress", "ranks"},
     {"functional", "programs", "networks", "data", "recipes"},
     {"learner", "truncation", "boosting", "adaptive"},
     {"growth"},
@@ -38,6 +38,7 @@ LEVEL = {room: level for level, group in enumerate(GROUPS) for room in group}
 BESIDE = {
     ("fields", "errors"),
     ("process", "errors"),
+    ("ranks", "errors"),
     ("networks", "functional"),
     ("data", "functional"),
     ("evaluation", "storage"),

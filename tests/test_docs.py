@@ -62,7 +62,7 @@ BASH = [b for b in BLOCKS if b.language == "bash"]
 
 
 def test_every_block_is_known_and_there_are_some():
-    assert {b.language for b in BLOCKS} == {"python", "toml", "bash", "text"}
+    assert {b.language for b in BLOCKS} == {"python", "toml", "bash", "text", "yaml"}
     assert {b.page for b in PYTHON} >= {"README.md", "docs/index.md", "docs/first-run.md", "docs/data.md", "docs/analysis.md"}
     assert len(TOML) > 5
     assert len(COMMANDS) > 20
@@ -185,6 +185,8 @@ def commands_of(block):
             words = words[: words.index(">")] if ">" in words else words
             while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                 words = words[1:]
+            if words[:1] == ["torchrun"] and "-m" in words:
+                words = words[words.index("-m") + 1 :]
             if words and words[0] == "distilkit":
                 found.append((str(block), words[1:]))
     return found

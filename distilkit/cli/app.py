@@ -11,6 +11,7 @@ import errno
 import io
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,17 +21,21 @@ from distilkit.cli.options import (
     Device,
     Overrides,
     Seed,
+    Shard,
     SpecPath,
     StopAfter,
     Trust,
+    WorkersHere,
     folder_of,
     numbers_of,
     overrides,
     runs_folder,
     seconds_of,
+    shard_of,
     words_of,
 )
 from distilkit.errors import DistilkitError, ResourceError, visible
+from distilkit.progress import speaks
 
 app = typer.Typer(
     name="distilkit",
@@ -64,17 +69,18 @@ def run(
     stop_after: StopAfter = None,
 ) -> None:
     """Run a spec: distil, judge on real test images, and store everything in a folder. A run that was stopped goes on."""
-    from distilkit import spec as specs
+    from distilkit import ranks, spec as specs
     from distilkit.cli.run import show_run
     from distilkit.runs.claim import folder_for, free_folder
 
     distiller, seconds = specs.load(spec, overrides(set_, seed, device), trust=trust), seconds_of(stop_after)
     folder = out or runs_folder(distiller.title)
-    if fresh:
-        folder = free_folder(folder)
-    elif out is None:
-        folder = folder_for(distiller, folder)
-    show_run(distiller, folder, seconds)
+    with ranks.joined(distiller.torch_device) as world:
+        if fresh:
+            folder = world.first_does(partial(free_folder, folder))
+        elif out is None:
+            folder = world.first_does(partial(folder_for, distiller, folder))
+        show_run(distiller, folder, seconds)
 
 
 @app.command()
@@ -270,13 +276,16 @@ def subsets(
             "--out", metavar="DIR", help="Folder of the grid; by default RUN/subsets-STRATEGY, in runs/ for a set of distilkit's own."
         ),
     ] = None,
+    workers: WorkersHere = None,
+    shard: Shard = None,
     trust: Trust = False,
 ) -> None:
     """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""
     from distilkit.cli.studies import show_subsets
 
     numbers, draws = numbers_of("--budgets", budgets, least=1), draws if strategy == "random" else 1
-    show_subsets(run, numbers, draws, strategy, words_of(networks), seeds, out or folder_of(run) / f"subsets-{strategy}", trust)
+    folder, how = out or folder_of(run) / f"subsets-{strategy}", {"workers": workers, "shard": shard_of(shard)}
+    show_subsets(run, numbers, draws, strategy, words_of(networks), seeds, folder, trust, how)
 
 
 study_commands = typer.Typer(help="Study meta-gradients, or how distilled samples depend on each other.", no_args_is_help=True)
@@ -296,6 +305,8 @@ def gradients(
         list[str], typer.Option("--with", metavar="KEY=VALUE", help="Beside the policies, the spec with this change, such as outer.ends=3.")
     ] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-gradients.")] = None,
+    workers: WorkersHere = None,
+    shard: Shard = None,
     set_: Overrides = [],  # noqa: B006
     seed: Seed = None,
     device: Device = None,
@@ -309,7 +320,8 @@ def gradients(
     pipeline = specs.load(spec, changes, trust=trust)
     points = numbers_of("--at", at, least=0)
     changed = {one: specs.load(spec, [*changes, one], trust=trust) for one in with_}
-    show_gradients(pipeline, points, replicates, policy, optimizer, changed, out or runs_folder(f"{pipeline.title}-gradients"))
+    folder, how = out or runs_folder(f"{pipeline.title}-gradients"), {"workers": workers, "shard": shard_of(shard)}
+    show_gradients(pipeline, points, replicates, policy, optimizer, changed, folder, how)
 
 
 @study_commands.command()
@@ -318,6 +330,7 @@ def intercorrelation(
     draws: Annotated[int, typer.Option(help="Random subsets, and draws of real images, of each size.", min=1)] = 10,
     influence: Annotated[int | None, typer.Option(metavar="2", help="Images per class of the set whose samples are removed.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-study.")] = None,
+    workers: WorkersHere = None,
     set_: Overrides = [],  # noqa: B006
     seed: Seed = None,
     device: Device = None,
@@ -328,7 +341,7 @@ def intercorrelation(
     from distilkit.cli.studies import show_intercorrelation
 
     pipeline = specs.load(spec, overrides(set_, seed, device), trust=trust)
-    show_intercorrelation(pipeline, draws, influence, out or runs_folder(f"{pipeline.title}-study"))
+    show_intercorrelation(pipeline, draws, influence, workers, out or runs_folder(f"{pipeline.title}-study"))
 
 
 def in_words(error: DistilkitError) -> str:
@@ -357,7 +370,8 @@ def main() -> None:
         if debug:
             traceback.print_exception(error)
         code, words = _told(error)
-        _say(f"distilkit: {words}", err=True)
+        if speaks():
+            _say(f"distilkit: {words}", err=True)
         sys.exit(code)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from distilkit.display import Console, plain_line
 from distilkit.errors import OPTIONS, Change, StoppedError
+from distilkit.progress import speaks
 from distilkit.spec.text import to_toml
 
 
@@ -29,9 +30,9 @@ def option(change: Change) -> str:
 
 @contextmanager
 def log_lines(console: Console) -> Generator[None, None, None]:
-    """Print what the library says on its logger, such as how steps are run and what is compiled, as lines of the console."""
+    """Print what the library says on its logger, such as what is compiled, as lines of the console; of several processes one does."""
     logger = logging.getLogger("distilkit")
-    handler = _Lines(console)
+    handler = _Lines(console) if speaks() else logging.NullHandler()
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

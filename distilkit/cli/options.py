@@ -35,6 +35,11 @@ StopAfter = Annotated[
     str | None, typer.Option("--stop-after", metavar="TIME", help="Stop after so long, such as 9m or 3.5h; the same command goes on.")
 ]
 
+WorkersHere = Annotated[int | None, typer.Option("--workers", metavar="N", help="Processes of this machine that share the work.", min=1)]
+Shard = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts only, such as 2/8, where machines share the folder.")
+]
+
 
 def seconds_of(words: str | None) -> float | None:
     """Of "90", "90s", "9m", "3.5h" or "1d"."""
@@ -44,6 +49,16 @@ def seconds_of(words: str | None) -> float | None:
     if not found:
         raise FieldError("--stop-after", words, "a time such as 90s, 9m or 3.5h", fix="--stop-after 9m")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def shard_of(words: str | None) -> tuple[int, int] | None:
+    """Of "2/8", the second of eight parts."""
+    if words is None:
+        return None
+    found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", words, re.ASCII)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise FieldError("--shard", words, "a part such as 2/8, the second of eight", fix="--shard 1/8")
+    return int(found[1]), int(found[2])
 
 
 def overrides(set_: list[str], seed: int | None, device: str | None) -> list[str]:

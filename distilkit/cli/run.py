@@ -10,6 +10,7 @@ from distilkit.cli.display import log_lines, option
 from distilkit.cli.tables import gib, plan_table, recipes_table, results_table
 from distilkit.display import Console, Display
 from distilkit.errors import StoppedError
+from distilkit.progress import speaks
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
@@ -21,9 +22,10 @@ def show_run(distiller: Distiller, directory: Path, stop_after: float | None = N
     Raises:
         StoppedError: it is not at its end.
     """
+    from distilkit import ranks
     from distilkit.runs.run import run
 
-    console = Console()
+    console = Console(quiet=not speaks())
     go_on = f"distilkit resume {shlex.quote(str(directory))}"
     try:
         with log_lines(console), Display(console) as display:
@@ -32,7 +34,13 @@ def show_run(distiller: Distiller, directory: Path, stop_after: float | None = N
         raise StoppedError(f"Stopped. What was done until then is in {directory}.", fix=go_on) from None
     if not tree.attrs["finished"]:
         done = tree["history"].sizes["outer_step"]
-        raise StoppedError(f"Stopped after {done} of {distiller.outer_steps} outer steps, as asked; they are in {directory}.", fix=go_on)
+        stopped = StoppedError(
+            f"Stopped after {done} of {distiller.outer_steps} outer steps, as asked; they are in {directory}.", fix=go_on
+        )
+        if not ranks.current().joined:
+            raise stopped
+        console.print(str(stopped), markup=False, highlight=False, soft_wrap=True)  # torchrun would take another exit code for a failure
+        return
     console.print(results_table(tree))
     for line in (f"Look at   {directory / 'distilled.png'}", f"Open it   xarray.open_datatree({str(directory / 'results.zarr')!r})"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -9,16 +9,26 @@ from typing import TYPE_CHECKING, Any
 from distilkit import report
 from distilkit.cli.display import show_figures, stoppable, wide_console
 from distilkit.cli.tables import gradients_table, sources_table, subsets_table
-from distilkit.display import Display
+from distilkit.display import Console, Display
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from distilkit.distiller import Distiller
 
 
 def show_subsets(
-    run: Path, budgets: Sequence[int], draws: int, strategy: str, networks: Sequence[str], seeds: int | None, out: Path, trust: bool
+    run: Path,
+    budgets: Sequence[int],
+    draws: int,
+    strategy: str,
+    networks: Sequence[str],
+    seeds: int | None,
+    out: Path,
+    trust: bool,
+    how: Mapping[str, Any],
 ) -> None:
-    """Fill a subset grid and draw it; see `distilkit.subset_grid`."""
+    """Fill a subset grid and draw it; `how` are the workers and the shard. See `distilkit.subset_grid`."""
     from distilkit.cli.evaluate import parse_networks
     from distilkit.runs.open import with_pipeline
     from distilkit.studies.subsets import subset_grid
@@ -30,19 +40,21 @@ def show_subsets(
         budgets = [*(2**i for i in range(whole.bit_length()) if 2**i < whole), whole]
     chosen = parse_networks(networks, [], pipeline.learner, pipeline.evaluation) or None
     with stoppable(out), Display(console) as display:
-        grid = subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=display)
+        grid = subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=display, **how)
+    if how["shard"]:
+        return _show_part(console, grid["accuracy"], out)
     console.print(subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy"))
     grid.attrs["title"] = f"{run.name}: {strategy} subsets"
     show_figures(console, out, report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png"))
 
 
-def show_intercorrelation(pipeline: Distiller, draws: int, influence_at: int | None, out: Path) -> None:
+def show_intercorrelation(pipeline: Distiller, draws: int, influence_at: int | None, workers: int | None, out: Path) -> None:
     """Run the intercorrelation study and draw it; see `distilkit.intercorrelation_study`."""
     from distilkit.studies.sources import intercorrelation_study
 
     console = wide_console()
     with stoppable(out), Display(console) as display:
-        tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, progress=display)
+        tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, workers=workers, progress=display)
     sources = tree["sources"].to_dataset().assign_attrs(title=tree.attrs["title"])
     console.print(sources_table(sources))
     show_figures(
@@ -62,8 +74,9 @@ def show_gradients(
     optimizers: Sequence[str],
     changed: Mapping[str, Distiller],
     out: Path,
+    how: Mapping[str, Any],
 ) -> None:
-    """Run the gradient study and draw it; see `distilkit.gradient_study`.
+    """Run the gradient study and draw it; `how` are the workers and the shard. See `distilkit.gradient_study`.
 
     Policies and optimisers are inline TOML tables; `changed` are pipelines that stand beside the policies, by name.
     """
@@ -75,9 +88,17 @@ def show_gradients(
         chosen = (chosen or usual_policies(pipeline.truncation)) | dict(changed)
     inner = {_words(text): _component("optimizer", text) for text in optimizers}
     with stoppable(out), Display(console) as display:
-        study = gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=display)
+        study = gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=display, **how)
+    if how["shard"]:
+        return _show_part(console, study["norm"], out)
     console.print(gradients_table(study))
     show_figures(console, out, report.gradient_curves(study, out / "gradients.png"))
+
+
+def _show_part(console: Console, computed: xr.DataArray, out: Path) -> None:
+    """Say how far a grid is whose shard is done."""
+    there = float(computed.notnull().mean())
+    console.print(f"Of {out} {there:.0%} is there. The same command without --shard does what is left, or waits for it, and shows all.")
 
 
 def _component(slot: str, text: str) -> Any:

@@ -1,7 +1,7 @@
 """Scores of training sets: networks are trained on one and measured, and of their numbers of training steps one is selected.
 
 `score` selects a number on the validation split and tests there, and can be stopped between two networks; `score_sets` does the same for
-many sets at once.
+many sets at once. Where several processes take a run, each trains some of the networks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 import torch
 
+from distilkit import ranks
 from distilkit.boosting import with_batch_that_fits
 from distilkit.data.bundle import DataBundle
 from distilkit.evaluation.measuring import Table, Trained, selection_split, streams, trained
@@ -87,7 +88,7 @@ def score(
         test: measure on the test split, at the selected number of steps.
         programs: where what is built is kept, such as `Distiller.programs`; None builds anew.
         partial: what an earlier call had found; filled as this one goes on.
-        between: called after each group of networks; may raise, to stop.
+        between: called after each group of networks, or one of each process; may raise, to stop.
     """
     return _scores(learner, training, 1, data, evaluation, stream, test, programs, partial or PartialScore(), between)[0]
 
@@ -147,7 +148,9 @@ def _scores(
         return trained(learner, training.part(parts[i]), evaluation, some, programs, together=len(some), networks=len(own))
 
     room = KEPT if test and choosing is not data.test else 0
-    for i in range(len(partial.validation), len(parts)):
+
+    def validated(i: int) -> Table:
+        nonlocal room
         rows: list[Table] = []
         for networks in group(i):
             if not rows and room >= (size := networks.params.nbytes * len(evaluation.steps)):
@@ -155,8 +158,9 @@ def _scores(
             if i in kept:
                 kept[i].append(networks)
             rows.append(networks.accuracy(choosing))
-        partial.validation.append(np.stack(rows))
-        between()
+        return np.stack(rows)
+
+    _fill(partial.validation, len(parts), validated, between)
     tables = np.concatenate(partial.validation, 1).reshape(len(evaluation.steps), sets, seeds)
     picked = mean_or_zero(tables).argmax(0)
     if not test:
@@ -165,12 +169,23 @@ def _scores(
         tested = tables[picked, np.arange(sets)]
     else:
         steps = np.asarray(evaluation.steps)[picked].repeat(seeds)  # of each network
-        for i in range(len(partial.test), len(parts)):
+
+        def measured(i: int) -> Table:
             after = kept.pop(i, None) or group(i)  # trained again, to the same bits
-            partial.test.append(_after(steps[parts[i]], after).accuracy(data.test))
-            between()
+            return _after(steps[parts[i]], after).accuracy(data.test)
+
+        _fill(partial.test, len(parts), measured, between)
         tested = np.concatenate(partial.test).reshape(sets, seeds)
     return [Score(tables[:, i], tested[i], evaluation.steps[picked[i]]) for i in range(sets)]
+
+
+def _fill(rows: list[Table], count: int, work: Callable[[int], Table], between: Callable[[], None]) -> None:
+    """Append the tables of the groups that are not there yet: of each process one at a time, in the order of the groups."""
+    world = ranks.current()
+    for begin in range(len(rows), count, world.size):
+        mine = begin + world.rank
+        rows += [found for found in world.exchange(work(mine) if mine < count else None) if found is not None]
+        between()
 
 
 def _groups(learner: Learner, training: TrainingSet, evaluation: Evaluation, own: Sequence[Stream], known: Sequence[int]) -> list[slice]:

@@ -64,8 +64,8 @@ class Record:
         return {name.removeprefix(BASELINE): score for name, score in self.scores.items() if name.startswith(BASELINE)}
 
 
-def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], directory: Path) -> xr.DataTree:
-    """Write all that is known by now."""
+def results(distiller: Distiller, record: Record, spec: dict[str, Any]) -> xr.DataTree:
+    """All that is known by now, as it is stored."""
     last = distiller.distilled(record.state)
     accuracy, judged = record.best or (None, last)
     judged = _with_training(judged, distiller, record.final)
@@ -120,7 +120,6 @@ def write_results(distiller: Distiller, record: Record, spec: dict[str, Any], di
         torch_version=torch.__version__,
     )
     tree.attrs["finished"] = record.finished
-    storage.write(tree, directory)
     return tree
 
 
@@ -177,19 +176,27 @@ def _prefixes(scores: Mapping[int, Score], distiller: Distiller) -> xr.Dataset:
     )
 
 
-def write_spec(distiller: Distiller, directory: Path) -> dict[str, Any]:
-    """Write spec.toml, and return the spec as nested dicts; a pipeline with parts made in Python has no spec but words on why."""
+def spec_of(distiller: Distiller) -> dict[str, Any]:
+    """The spec as nested dicts; a pipeline with parts made in Python has no spec but words on why."""
     distiller = fields.evolve(distiller, unroller=distiller.resolved_unroller)
     try:
-        tree = to_tree(distiller)
+        return to_tree(distiller)
     except DistilkitError as error:
         return {"unwritable": error.message, "pipeline": repr(distiller)}
-    path, text = directory / "spec.toml", dumps(distiller)
+
+
+def write_spec(distiller: Distiller, directory: Path) -> None:
+    """Write spec.toml, of a pipeline that has one."""
+    distiller = fields.evolve(distiller, unroller=distiller.resolved_unroller)
+    try:
+        text = dumps(distiller)
+    except DistilkitError:
+        return
+    path = directory / "spec.toml"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         part = path.with_name("spec.toml.part")
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
-    return tree
 
 
 def _by_seed(values: np.ndarray[Any, Any]) -> dict[int, float]:

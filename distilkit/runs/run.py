@@ -8,7 +8,7 @@
     DIRECTORY/checkpoints     what a run that was stopped goes on from
 
 Checkpoint and store are written every half minute and at the end, whatever ends the run. The same call goes on from there, to the same
-bits.
+bits. Where torchrun has started several processes, each takes its share, and only the first writes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from distilkit import process, storage
+from distilkit import fields, process, ranks, storage
 from distilkit.data.preprocessing import to_words
 from distilkit.display import shown
 from distilkit.distiller import Distiller, DistillerState
@@ -34,12 +35,12 @@ from distilkit.evaluation import PartialScore, Score, TrainingSet, baseline_set,
 from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
-from distilkit.progress import Progress
+from distilkit.progress import SILENT, Progress
 from distilkit.runs import checkpoints
 from distilkit.runs.checkpoints import Resume
 from distilkit.runs.claim import claimed
 from distilkit.runs.estimate import advice_for, from_shapes
-from distilkit.runs.record import BASELINE, FINAL, PREFIX, VALIDATION, Record, save_figures, write_results, write_spec
+from distilkit.runs.record import BASELINE, FINAL, PREFIX, VALIDATION, Record, results, save_figures, spec_of, write_spec
 from distilkit.runs.stop import GivenUp, Stop
 from distilkit.storage import checkpoint
 from distilkit.truncation import StepInfo
@@ -74,7 +75,7 @@ def run(
         checkpoint_every: seconds between two checkpoints, with each of which the results are written too.
 
     Returns:
-        the stored results.
+        the stored results; in a run of several processes every one gets them.
 
     Raises:
         RunError: the folder holds another run or a spec.toml of another pipeline, another process writes into it, or it cannot be made.
@@ -87,13 +88,24 @@ def run(
     directory = Path(directory)
     if directory.suffix == ".zarr":
         raise RunError(f"{directory} is a store, and a run is a folder with a store in it.", changes=[Change("out", directory.parent)])
-    with Stop(stop_after) as stop, claimed(directory):
-        distiller, found = checkpoints.begun(distiller, directory, checkpoint.latest(directory / checkpoints.FOLDER), resume)
-        if found is not None and found.meta["finished"] and (stored := _finished(directory, distiller.outer_steps)) is not None:
+    with ranks.joined(distiller.torch_device) as world, Stop(stop_after) as stop, ExitStack() as held:
+        world.asked = lambda: stop.asked
+
+        def begin() -> tuple[str, checkpoint.Checkpoint | None, xr.DataTree | None]:
+            nonlocal distiller
+            held.enter_context(claimed(directory))
+            distiller, found = checkpoints.begun(distiller, directory, checkpoint.latest(directory / checkpoints.FOLDER), resume)
+            stored = _finished(directory, distiller.outer_steps) if found is not None and found.meta["finished"] else None
+            return distiller.unroller.precision, found, stored
+
+        precision, found, stored = world.first_does(begin)
+        if stored is not None:
             logger.info("%s is finished", directory)
             return stored
+        if not world.first:
+            distiller, progress = _with_precision(distiller, precision), SILENT
         with shown(progress) as progress:
-            tree = _Run(distiller, directory, progress, stop, checkpoint_every).run(found)
+            tree = _Run(distiller, directory, progress, stop, checkpoint_every, world).run(found)
     if stop.asked and not stop.timed and not tree.attrs["finished"]:
         raise KeyboardInterrupt(stop.reason)
     return tree
@@ -108,6 +120,13 @@ def _finished(directory: Path, steps: int) -> xr.DataTree | None:
     return tree if tree.attrs.get("finished") and tree["history"].sizes["outer_step"] == steps else None
 
 
+def _with_precision(distiller: Distiller, precision: str) -> Distiller:
+    """With this precision, which the first process has found, where the spec leaves it open."""
+    if distiller.unroller.precision == precision:
+        return distiller
+    return fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
+
+
 class _Stopped(Exception):
     """The run ends here, for now."""
 
@@ -115,8 +134,9 @@ class _Stopped(Exception):
 class _Run:
     """A run while it goes on."""
 
-    def __init__(self, distiller: Distiller, directory: Path, progress: Progress, stop: Stop, every: float) -> None:
+    def __init__(self, distiller: Distiller, directory: Path, progress: Progress, stop: Stop, every: float, world: ranks.Ranks) -> None:
         self.distiller, self.directory, self.progress, self.stop, self.every = distiller, directory, progress, stop, every
+        self.world = world
         self.due = time.monotonic() + min(FIRST_WRITE, every)
 
     def run(self, found: checkpoint.Checkpoint | None) -> xr.DataTree:
@@ -125,8 +145,12 @@ class _Run:
             return self._run(found)
 
     def _run(self, found: checkpoint.Checkpoint | None) -> xr.DataTree:
-        distiller = self.distiller
         self.progress.phase("loading data")
+        if self.world.several:
+            precision = self.world.first_does(lambda: self.distiller.resolved_unroller.precision)
+            self.distiller = self.distiller if self.world.first else _with_precision(self.distiller, precision)
+            self.world.in_turn(lambda: self.distiller.bundle)
+        distiller = self.distiller
         self.record = Record(distiller.init()) if found is None else checkpoints.load(distiller, found)
         require_feasible(distiller.evaluation, distiller.bound, distiller.bundle, distiller.per_class)
         to_words(distiller.bundle.preprocessing)  # what could not be read back is refused now, not at the end
@@ -135,8 +159,10 @@ class _Run:
         self.pipeline = checkpoints.identity(distiller)
         if self.record.state.step < distiller.outer_steps:
             _require_memory(distiller)
+        self.spec = spec_of(distiller)
         try:
-            self.spec = write_spec(distiller, self.directory)
+            if self.world.first:
+                write_spec(distiller, self.directory)
         except OSError as error:
             raise ResourceError(f"{self.directory} cannot be written: {error.strerror or error}.") from error
         count, lost = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1)), False
@@ -147,6 +173,10 @@ class _Run:
                 self.record.finished = True
             except (_Stopped, GivenUp):
                 pass
+            except ranks.LostError:
+                if self.stop.reason is None:
+                    raise
+                # Asked to end as the others were: they were done a moment before.
             except Exception as error:  # torch raises more kinds than one where memory runs out
                 if isinstance(error, torch.AcceleratorError):
                     lost = True  # with all that lies on it
@@ -161,6 +191,8 @@ class _Run:
                 self.stop.ending()
                 tree = xr.DataTree() if lost else self._write()
             try:
+                if not self.world.first:
+                    return tree
                 save_figures(distiller, tree, self.directory)
             except Exception as error:  # a picture is no reason to end a run, whatever matplotlib meets
                 logger.warning("the figures cannot be drawn: %s: %s", type(error).__name__, error)
@@ -178,7 +210,7 @@ class _Run:
             require_bounded(record.infos, distiller)
             if record.state.step >= steps:
                 return
-            if self.stop.asked:
+            if self.world.stopping:
                 raise _Stopped
             state, info = self._step()
             with self.stop.shielded():
@@ -238,7 +270,7 @@ class _Run:
         for name, words, learner, training, stream in self._tests():
             if name in record.scores:
                 continue
-            if self.stop.asked:
+            if self.world.stopping:
                 raise _Stopped
             self.progress.phase(f"testing {words}")
             found = self._score(name, learner, training(), stream, test=True)
@@ -255,7 +287,7 @@ class _Run:
         def between() -> None:
             self.stop.progressed = True
             self._write_if_due()
-            if self.stop.asked:
+            if self.world.stopping:
                 raise _Stopped
 
         return score(
@@ -286,23 +318,27 @@ class _Run:
             yield f"{BASELINE}{name}", name, distiller.bound, images, its.fold("networks")
 
     def _write(self) -> xr.DataTree:
-        """Write checkpoint and results.
+        """Write checkpoint and results, if this process writes.
 
         Raises:
             ResourceError: the disk takes no more; the message says what is safe.
         """
+        tree = results(self.distiller, self.record, self.spec)
+        if not self.world.first:
+            return tree
         try:
             checkpoints.save(self.record, self.pipeline, self.directory)
-            return write_results(self.distiller, self.record, self.spec, self.directory)
+            storage.write(tree, self.directory)
         except OSError as error:
             raise ResourceError(
                 f"{self.directory} cannot be written: {error.strerror or error}. What was written before is whole; the same call goes on "
                 "from there, once there is room."
             ) from error
+        return tree
 
     def _write_if_due(self) -> None:
         """Write, if the time has come. Where that fails the run goes on, and it is tried again."""
-        if time.monotonic() < self.due:
+        if time.monotonic() < self.due or not self.world.first:
             return
         try:
             with self.stop.shielded():

@@ -7,7 +7,8 @@ A grid is a folder:
     FOLDER/units/7.lock    held, by the operating system, by the process that computes unit 7
 
 A unit is what is computed at one time, such as all seeds of eight subsets of one size; it is one chunk of the store, so two
-processes never write to the same file. A lock ends with its process: a unit that a kill interrupted is free again.
+processes never write to the same file. A lock ends with its process: a unit that a kill interrupted is free again. So one process
+fills a grid, or the same command in several, or shards of it, or the workers of an executor (`workers.py`), with the folder in common.
 Chunks have checksums; a unit whose chunk is lost or damaged is computed again.
 A unit's result must depend on nothing but which unit it is; then the grid is the same to the bit, whoever filled it.
 """
@@ -27,12 +28,13 @@ import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
 
-from distilkit import __version__
-from distilkit.errors import Change, RunError
+from distilkit import __version__, process
+from distilkit.errors import Change, FieldError, RunError
 from distilkit.progress import SILENT, Progress
 from distilkit.storage.integrity import CHECKED, damage, write_sealed
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.store import NAME, require_writable
+from distilkit.storage.workers import Workers, share_out
 
 logger = logging.getLogger("distilkit")
 
@@ -48,6 +50,9 @@ def fill(
     identity: Mapping[str, Any],
     folder: Path | None = None,
     progress: Progress = SILENT,
+    workers: Workers = None,
+    shard: tuple[int, int] | None = None,
+    threads: int | None = None,
 ) -> xr.Dataset:
     """Compute all units of a grid that are not there yet.
 
@@ -58,12 +63,16 @@ def fill(
         identity: JSON-able words on what is computed. A folder that holds a grid of another identity is refused.
         folder: where the grid lies; None keeps it in memory only.
         progress: is told how many units are done.
+        workers: who computes: how many processes of this machine, or an executor whose workers reach the folder; None does it here.
+        shard: (i, n) takes the i-th of n parts of the units only, i from 1.
+        threads: CPU threads of a unit; by default as the process has it.
 
     Returns:
-        The grid, complete: units that another process computes are waited for.
+        The grid, complete: units that another process computes are waited for. Of a shard, what is there by then.
 
     Raises:
         RunError: the folder holds something else, is damaged where no unit can mend it, or cannot be written.
+        FieldError: workers or a shard without a folder; a shard that there is not.
 
     >>> template = xr.Dataset({"square": ("x", np.full(3, np.nan))}, {"x": [1, 2, 3]})
     >>> grid = fill(template, {"x": 2}, lambda at: {"square": template.x.values[at["x"]] ** 2}, identity={})
@@ -71,7 +80,10 @@ def fill(
     [1.0, 4.0, 9.0]
     """
     regions = list(_regions(template, units))
+    mine = _part_of(len(regions), shard)
     if folder is None:
+        if workers is not None or shard is not None:
+            raise FieldError("out", None, "a folder, where workers or shards write", fix='out="runs/grid"')
         filled = template.copy(deep=True)
         for i, region in enumerate(regions):
             for name, values in compute(region).items():
@@ -84,19 +96,31 @@ def fill(
     constants = [str(name) for name, array in template.variables.items() if not _is_to_be_computed(array)]
     if broken := [name for name in constants if not _is_whole(store / name, template[name].dims, {})]:
         raise _damaged(folder, [f"{store / name} is lost or damaged." for name in broken])
-    waiting = dict(enumerate(regions))
+
+    def take(number: int, timeout: float = 0) -> bool:
+        """Compute a unit, unless it is done, or another process is at it; whether it is done now."""
+        done = marks / f"{number}.done"
+        try:
+            with FileLock(marks / f"{number}.lock", timeout=timeout):
+                if not done.exists():
+                    _store(store, template, regions[number], compute(regions[number]))
+                    done.touch()
+        except Timeout:
+            return False
+        return True
+
+    def seen() -> None:
+        progress.advance(done(folder), len(regions))
+
+    waiting = [number for number in mine if not (marks / f"{number}.done").exists()]
+    if workers is not None:
+        share_out(take, waiting, workers, threads=threads, seen=seen)
     for timeout in (0, -1):  # first what nobody has claimed, then wait for what others are at
-        for number, region in list(waiting.items()):
-            done = marks / f"{number}.done"
-            try:
-                with FileLock(marks / f"{number}.lock", timeout=timeout):
-                    if not done.exists():
-                        _store(store, template, region, compute(region))
-                        done.touch()
-            except Timeout:
-                continue
-            del waiting[number]
-            progress.advance(sum(1 for _ in marks.glob("*.done")), len(regions))
+        for number in list(waiting):
+            with process.thread_limit(threads):
+                if take(number, timeout):
+                    waiting.remove(number)
+                    seen()
     try:
         with xr.open_zarr(store) as lazy:
             grid: xr.Dataset = lazy.load()
@@ -106,6 +130,14 @@ def fill(
         raise _damaged(folder, wrong)
     grid.attrs.pop("digest", None)
     return grid
+
+
+def _part_of(count: int, shard: tuple[int, int] | None) -> range:
+    """The numbers of the units of a shard; of all, if there is none."""
+    place, parts = shard or (1, 1)
+    if not 1 <= place <= parts:
+        raise FieldError("shard", f"{place}/{parts}", "a part such as 2/8, the second of eight", fix=f"1/{max(1, parts)}")
+    return range(place - 1, count, parts)
 
 
 def _damaged(folder: Path, wrong: Sequence[str]) -> RunError:

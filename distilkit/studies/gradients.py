@@ -43,6 +43,7 @@ from distilkit.learner import Learner
 from distilkit.progress import Progress
 from distilkit.storage import checkpoint, require_writable
 from distilkit.storage.grid import Region, fill
+from distilkit.storage.workers import Workers
 from distilkit.studies.gradients_layout import VARIABLES, gradients_template
 from distilkit.studies.statistics import alignment, clipped, cosine, jackknife, relative_variance, squared_mean
 from distilkit.truncation import FullUnroll, RandomHorizon, RandomTruncation, TailTruncation, Window, probing
@@ -125,6 +126,8 @@ def gradient_study(
     *,
     horizon: int | None = None,
     out: str | Path | None = None,
+    workers: Workers = None,
+    shard: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Measure meta-gradients along a distillation.
@@ -140,6 +143,8 @@ def gradient_study(
         replicates: K, at least 3.
         horizon: T of the full unroll that `cosine` compares with; the longest of the pipeline's and the policies' windows when left out.
         out: a folder; the study goes on there after a kill, and several processes may fill it.
+        workers: who takes the meta-gradients of an optimiser at an outer step, see `subset_grid`.
+        shard: as there.
         progress: is told how many units are done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
@@ -189,7 +194,8 @@ def gradient_study(
         template = gradients_template(list(chosen), list(inner), points, replicates).assign_attrs(horizon=longest, title=pipeline.title)
         units = {"optimizer": 1, "outer_step": 1}
         progress.phase("taking meta-gradients")
-        return fill(template, units, compute, identity=identity, folder=folder, progress=progress)
+        how: dict[str, Any] = {"workers": workers, "shard": shard, "threads": pipeline.threads}
+        return fill(template, units, compute, identity=identity, folder=folder, progress=progress, **how)
 
 
 def _plan(policy: Any, state: Any, stream: Stream) -> Window:

@@ -20,15 +20,14 @@ import numpy as np
 import torch
 import xarray as xr
 
-from distilkit.data.bundle import DataBundle
+from distilkit.distiller import Distiller
 from distilkit.errors import FieldError
 from distilkit.evaluation import Evaluation, TrainingSet, score_sets
 from distilkit.functional.streams import Stream
-from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
-from distilkit.unroll.execution import ProgramCache
+from distilkit.storage.workers import Workers
 
 NONE = -1
 
@@ -51,40 +50,39 @@ def removals(classes: torch.Tensor, pairs: str) -> list[tuple[int, int]]:
 
 
 def influence(
-    learner: Learner,
+    pipeline: Distiller,
     training: TrainingSet,
-    data: DataBundle,
-    evaluation: Evaluation,
     stream: Stream,
     *,
+    evaluation: Evaluation | None = None,
     pairs: str = "same class",
     together: int = 64,
     folder: Path | None = None,
     identity: Mapping[str, Any] | None = None,
+    workers: Workers = None,
     progress: Progress = SILENT,
-    programs: ProgramCache | None = None,
 ) -> xr.Dataset:
     """Measure the influence of every row of a set, and of pairs of rows.
 
     Args:
-        learner: bound to the data.
+        pipeline: gives the data, the learner and the protocol.
         training: the set.
-        data: the real data.
-        evaluation: the protocol.
         stream: network i takes `stream.fold(i)`, whatever is removed.
+        evaluation: the protocol, if it is another.
         pairs: which pairs of rows: "none", "same class" or "all".
         together: about how many networks are trained in one unit of work.
-        folder: where the measurements are stored as they are made (see `grids.fill`), or None.
+        folder: where the measurements are stored as they are made (see `grid.fill`), or None.
         identity: what names this set and recipe in the folder.
+        workers: who measures, see `subset_grid`.
         progress: is told how many units are done.
-        programs: where what is built is kept, such as `Distiller.programs`.
 
     Returns:
         accuracy (seed); drop (sample, seed); joint_drop and interaction (sample, other, seed), NaN for pairs that were not
         measured, symmetric.
     """
     cases = removals(training.classes, pairs)
-    count, seeds, programs = len(training.classes), evaluation.seeds, programs or ProgramCache()
+    protocol = evaluation or pipeline.evaluation
+    count, seeds = len(training.classes), protocol.seeds
     template = xr.Dataset(
         {
             "accuracy": variable(("removal", "seed"), np.full((len(cases), seeds), np.nan), "test accuracy without the removed samples"),
@@ -105,12 +103,15 @@ def influence(
             by_classes.setdefault(tuple(training.classes[_left(count, case)].tolist()), []).append(place)
         for places in by_classes.values():  # sets of one call have the same classes, row by row
             sets = [_without(training, _left(count, some[p])) for p in places]
-            found[places] = [s.test for s in score_sets(learner, sets, data, evaluation, stream, programs=programs)]
+            found[places] = [
+                s.test for s in score_sets(pipeline.bound, sets, pipeline.bundle, protocol, stream, programs=pipeline.programs)
+            ]
         return {"accuracy": found}
 
     units = {"removal": max(1, together // seeds)}
-    words = {"study": "influence", "pairs": pairs, "protocol": evaluation.to_json(), **(identity or {})}
-    measured = fill(template, units, compute, identity=words, folder=folder, progress=progress)
+    words = {"study": "influence", "pairs": pairs, "protocol": protocol.to_json(), **(identity or {})}
+    how: dict[str, Any] = {"workers": workers, "threads": pipeline.threads}
+    measured = fill(template, units, compute, identity=words, folder=folder, progress=progress, **how)
     return _drops(measured["accuracy"].values, cases, training.classes.numpy())
 
 

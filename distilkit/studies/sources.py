@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -24,6 +25,7 @@ from distilkit.progress import Progress, Within
 from distilkit.runs.run import run
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import build, coordinate, variable
+from distilkit.storage.workers import Workers
 from distilkit.studies.influence import influence
 from distilkit.studies.subsets import fingerprint, orders, subset_rows
 
@@ -41,6 +43,7 @@ def intercorrelation(
     coresets: Sequence[str] = CORESETS,
     together: int = 64,
     out: Path | None = None,
+    workers: Workers = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Compare sets of the same size from different sources.
@@ -54,6 +57,7 @@ def intercorrelation(
         coresets: of real images: "random real", "k-means real", "herding real".
         together: about how many networks are trained in one unit of work.
         out: a folder for the measurements as they are made, or None.
+        workers: who measures, see `subset_grid`.
         progress: is told how many units are done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
@@ -61,11 +65,12 @@ def intercorrelation(
     """
     with shown(progress) as progress:
         budgets = sorted(direct) if budgets is None else list(budgets)
-        protocol, data, stream = pipeline.evaluation, pipeline.bundle, pipeline.stream.fold("intercorrelation")
+        protocol, stream = pipeline.evaluation, pipeline.stream.fold("intercorrelation")
         sources = [SUBSET, DIRECT, *([PREFIX] if boosted is not None else []), *coresets]
         large = direct[max(direct)]
 
         def sets(source: str, budget: int, some: range) -> list[TrainingSet]:
+            data = pipeline.bundle  # which a worker loads for itself
             if source == SUBSET:
                 order = orders("random", large, draws, stream.fold("rows"))
                 return [training_set(large.subset(subset_rows(large.classes, budget, order[draw])), data) for draw in some]
@@ -84,7 +89,7 @@ def intercorrelation(
             found = np.full((1, 1, len(some), protocol.seeds), np.nan)
             wanted = range(0, 1) if source in ONE_DRAW else some
             if (source not in ONE_DRAW or some.start == 0) and (given := sets(source, budget, wanted)):
-                scores = score_sets(pipeline.bound, given, data, protocol, stream.fold("networks"), programs=pipeline.programs)
+                scores = score_sets(pipeline.bound, given, pipeline.bundle, protocol, stream.fold("networks"), programs=pipeline.programs)
                 found[0, 0, : len(given)] = [s.test for s in scores]
             return {"accuracy": found}
 
@@ -112,11 +117,18 @@ def intercorrelation(
         }
         units = {"source": 1, "budget": 1, "draw": max(1, together // protocol.seeds)}
         progress.phase("comparing the sources")
-        return fill(template, units, compute, identity=identity, folder=out, progress=progress)
+        how: dict[str, Any] = {"workers": workers, "threads": pipeline.threads}
+        return fill(template, units, compute, identity=identity, folder=out, progress=progress, **how)
 
 
 def intercorrelation_study(
-    pipeline: Distiller, out: str | Path, *, draws: int = 10, influence_at: int | None = None, progress: Progress | None = None
+    pipeline: Distiller,
+    out: str | Path,
+    *,
+    draws: int = 10,
+    influence_at: int | None = None,
+    workers: Workers = None,
+    progress: Progress | None = None,
 ) -> xr.DataTree:
     """Make all the sets that the study needs, compare them, and measure the influence of samples on each other.
 
@@ -129,6 +141,7 @@ def intercorrelation_study(
         draws: random subsets, and draws of real images, at each budget.
         influence_at: images per class of the direct set whose samples are removed one and two at a time; the second budget
             when left out.
+        workers: who measures the sets, see `subset_grid`; they are distilled here.
         progress: is told how the study goes on. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
@@ -146,10 +159,10 @@ def intercorrelation_study(
         raise CombinationError(f"influence_at = {at}, and the sets distilled directly will have {listing(budgets)} images per class.")
     storage.require_writable(folder)
     with shown(progress) as progress:
-        return _studied(pipeline, folder, draws, at, progress)
+        return _studied(pipeline, folder, draws, at, workers, progress)
 
 
-def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, progress: Progress) -> xr.DataTree:
+def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, workers: Workers, progress: Progress) -> xr.DataTree:
     judged = fields.evolve(pipeline.evaluation, baselines=())
     boosted = _made(fields.evolve(pipeline, evaluation=judged), folder / "boosted", progress)
     direct, steps = {}, 0
@@ -166,20 +179,18 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, progress: P
             title=f"{pipeline.title}-direct-{stage.per_class}",
         )
         direct[stage.per_class] = _made(alone, folder / f"direct-{stage.per_class}", progress)
-    sources = intercorrelation(pipeline, direct, boosted, draws=draws, out=folder / "grid", progress=progress)
+    sources = intercorrelation(pipeline, direct, boosted, draws=draws, out=folder / "grid", workers=workers, progress=progress)
     progress.phase(f"removing samples of the set with {at} images per class")
     pairs = "all" if len(direct[at]) <= 30 else "same class"
     removed = influence(
-        pipeline.bound,
+        pipeline,
         training_set(direct[at], pipeline.bundle),
-        pipeline.bundle,
-        pipeline.evaluation,
         pipeline.stream.fold("influence"),
         pairs=pairs,
         folder=folder / f"influence-{at}",
         identity={"set": fingerprint(direct[at]), "learner": repr(pipeline.learner), "seed": pipeline.seed},
+        workers=workers,
         progress=progress,
-        programs=pipeline.programs,
     )
     groups = {"sources": sources.drop_attrs(deep=False), "influence": removed}
     tree = build(groups, title=f"{pipeline.title}: intercorrelation", spec=spec.to_tree(pipeline), seed=pipeline.seed)

@@ -30,6 +30,7 @@ from distilkit.runs.open import with_pipeline
 from distilkit.storage import require_writable
 from distilkit.storage.grid import Region, fill
 from distilkit.storage.layout import coordinate, variable
+from distilkit.storage.workers import Workers
 from distilkit.unroll.execution import ProgramCache
 
 STRATEGIES = ("random", "prefix", "easiest", "hardest")
@@ -46,6 +47,8 @@ def subset_grid(
     pipeline: Distiller | None = None,
     out: str | Path | None = None,
     together: int = 64,
+    workers: Workers = None,
+    shard: tuple[int, int] | None = None,
     trust: bool = False,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -62,12 +65,15 @@ def subset_grid(
         pipeline: gives the data, the learner, the protocol and the seed; that of the run when left out.
         out: a folder for the grid. A grid that was killed goes on there, and several processes may fill it at one time.
         together: about how many networks are trained in one unit of work.
+        workers: how many processes of this machine share the work, or an executor of many machines that reach the folder: any of
+            `concurrent.futures`, Dask's `Client.get_executor()`, submitit's. None does it here.
+        shard: (i, n) does the i-th of n parts of the work and leaves the others, i from 1.
         trust: allow the run's spec to name Python code.
         progress: is told how many units are done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
         accuracy (budget, draw, network, seed), a fraction; training_steps (budget, draw, network), selected on validation; taken
-        (budget, draw, sample), 1 where the sample is in the subset.
+        (budget, draw, sample), 1 where the sample is in the subset. Of a shard, what is not there yet is NaN, and -1 of a whole number.
 
     Raises:
         CombinationError: a budget that the set cannot serve, or a set without its pipeline.
@@ -80,7 +86,7 @@ def subset_grid(
         made, pipeline = with_pipeline(distilled, pipeline, trust=trust)
         protocol = pipeline.evaluation if seeds is None else fields.evolve(pipeline.evaluation, seeds=seeds)
         learners = {name: bound(pipeline, network) for name, network in (networks or {"the learner's": pipeline.learner}).items()}
-        data, stream = pipeline.bundle, pipeline.stream.fold("subsets")
+        data, stream = pipeline.bundle, pipeline.stream.fold("subsets")  # which a worker loads for itself
         hard = None
         if strategy in ("easiest", "hardest"):
             hard = difficulty(
@@ -94,7 +100,7 @@ def subset_grid(
             budget, name = budgets[region["budget"].start], list(learners)[region["network"].start]
             picked = [rows[budget, draw] for draw in range(region["draw"].start, region["draw"].stop)]
             sets = [attrs.evolve(whole, images=whole.images[r], labels=whole.labels[r], classes=whole.classes[r]) for r in picked]
-            scores = score_sets(learners[name], sets, data, protocol, stream.fold("networks"), programs=pipeline.programs)
+            scores = score_sets(learners[name], sets, pipeline.bundle, protocol, stream.fold("networks"), programs=pipeline.programs)
             accuracy, steps = np.stack([s.test for s in scores]), np.array([s.steps for s in scores], np.int64)
             return {"accuracy": accuracy[None, :, None], "training_steps": steps[None, :, None]}
 
@@ -113,7 +119,9 @@ def subset_grid(
         units = {"budget": 1, "draw": max(1, together // protocol.seeds), "network": 1}
         folder = None if out is None else Path(out)
         progress.phase("testing subsets")
-        return fill(template, units, compute, identity=identity, folder=folder, progress=progress).assign_attrs(strategy=strategy)
+        how: dict[str, Any] = {"workers": workers, "shard": shard, "threads": pipeline.threads}
+        grid = fill(template, units, compute, identity=identity, folder=folder, progress=progress, **how)
+        return grid.assign_attrs(strategy=strategy)
 
 
 def _template(

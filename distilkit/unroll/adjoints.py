@@ -8,7 +8,7 @@ that its memory is flat in the window but for that trajectory (docs/adjoint.md d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -93,15 +93,28 @@ class Step(NamedTuple):
     draw: Any
 
 
+class Shared(NamedTuple):
+    """Who takes which micro-batches where several workers run the same window: every `members`-th from `member` on.
+
+    `exchange` takes rows (K, P) of one and gives those of all, (members, K, P), to each of them.
+    """
+
+    member: int
+    members: int
+    exchange: Callable[[Tensor], Tensor]
+
+
 class OuterLoss(NamedTuple):
     """The outer loss: the problem, and real data in one or more micro-batches [(images, labels), ...] of equal size.
 
-    It is taken at the end of a window, and behind its first `also_after` steps too: the mean over all of these.
+    It is taken at the end of a window, and behind its first `also_after` steps too: the mean over all of these. `shared` says that others
+    take some of the micro-batches; `ReplayAdjoint` heeds it.
     """
 
     problem: InnerProblem
     batches: Sequence[tuple[Tensor, Tensor]]
     also_after: Sequence[int] = ()
+    shared: Shared | None = None
 
 
 class Adjoint(Protocol):
@@ -317,11 +330,23 @@ def _sum(total: OuterVariables, images: Tensor, labels: Tensor, log_lr: Tensor) 
 def _outer(end: OuterLoss, theta: Tensor, programs: Programs) -> tuple[Tensor, Tensor]:
     """The outer loss at one place, the mean over all micro-batches, and its part of the gradient of the whole outer loss."""
     function = programs(*end_program(end.problem))
-    loss, lam = function(theta, *end.batches[0])
-    for batch in end.batches[1:]:
-        more_loss, more_lam = function(theta, *batch)
+    parts = iter(_shared(function, end, theta, end.shared) if end.shared else (function(theta, *batch) for batch in end.batches))
+    loss, lam = next(parts)
+    for more_loss, more_lam in parts:
         loss, lam = loss + more_loss, lam + more_lam
     return loss / len(end.batches), lam / (len(end.batches) * (1 + len(end.also_after)))
+
+
+def _shared(function: Callable[..., Any], end: OuterLoss, theta: Tensor, shared: Shared) -> Iterator[tuple[Tensor, Tensor]]:
+    """Loss and gradient of each micro-batch, in their order, of which this worker takes its own and gets the others'."""
+    own = [function(theta, *batch) for batch in end.batches[shared.member :: shared.members]]
+    rows = theta.new_zeros(-(-len(end.batches) // shared.members), 1 + theta.numel())  # some have one less
+    for row, (loss, lam) in zip(rows, own, strict=False):
+        row.copy_(torch.cat([loss.reshape(1), lam.reshape(-1)]))
+    told = shared.exchange(rows)
+    for j in range(len(end.batches)):
+        row = told[j % shared.members, j // shared.members]
+        yield row[0], row[1:].view(theta.shape)
 
 
 def kept_program(problem: InnerProblem) -> tuple[Any, ...]:

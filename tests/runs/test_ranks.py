@@ -1,0 +1,181 @@
+"""Several processes take one run: the same bits whatever their number, also where it changes on the way or one of them is lost."""
+
+import os
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+from hypothesis import given, strategies as st
+
+from distilkit.errors import CombinationError
+from distilkit.ranks import Ranks
+
+SPEC = """
+title = "tiny"
+threads = 1
+
+[data]
+kind = "Digits"
+
+[learner.network]
+kind = "MLP"
+hidden = [16]
+
+[learner.optimizer]
+kind = "Adam"
+lr = 0.01
+
+[truncation]
+kind = "RandomTruncation"
+horizon = 6
+window = 3
+
+[unroller]
+{unroller}
+
+[images]
+per_class = 1
+
+[outer]
+steps = {steps}
+batch_size = 64
+
+[outer.optimizer]
+kind = "Adam"
+lr = 0.01
+
+[evaluation]
+seeds = 3
+steps = [10, 20]
+every = 10
+baselines = ["random real"]
+"""
+FOUR_NETWORKS = "networks_per_step = 4"
+FOUR_PARTS = "micro_batches = 4"
+TWO_BY_TWO = "networks_per_step = 2\nmicro_batches = 2"
+
+
+@pytest.fixture
+def spec(tmp_path):
+    def write(unroller, steps=20):
+        path = tmp_path / "spec.toml"
+        path.write_text(SPEC.format(unroller=unroller, steps=steps))
+        return path
+
+    return write
+
+
+def command(processes, *arguments, options=()):
+    """Of torchrun, on a port of its own."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options, *map(str, arguments)]
+
+
+def torchrun(processes, *arguments, code=0):
+    done = subprocess.run(
+        command(processes, *arguments), capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def run(processes, path, out, *more):
+    return torchrun(processes, "-m", "distilkit", "run", path, "--out", out, *more)
+
+
+def require_same(one, other):
+    """The stored results are the same to the bit, but for seconds."""
+    one, other = (xr.open_datatree(Path(out) / "results.zarr") for out in (one, other))
+    assert one.groups == other.groups
+    for group in one.groups:
+        variables = one[group].dataset.variables
+        assert list(variables) == list(other[group].dataset.variables)
+        for name in set(variables) - {"seconds"}:
+            np.testing.assert_array_equal(one[group][name].values, other[group][name].values, err_msg=f"{group}/{name}")
+
+
+@given(size=st.integers(1, 9), networks=st.integers(1, 9), parts=st.integers(1, 4))
+def test_every_network_is_taken_and_no_process_is_idle(size, networks, parts):
+    try:
+        shares = Ranks(size=size).shares(networks, parts)
+    except CombinationError:
+        assert size > networks
+        assert size % networks or size // networks > parts
+        return
+    taken = [list(shares.networks(rank)) for rank in range(size)]
+    assert all(taken)
+    assert sorted(chain.from_iterable(taken)) == sorted(list(range(networks)) * shares.members)
+    assert shares.members <= parts
+    for network in range(networks):
+        rank, slot = shares.place(network)
+        assert taken[rank][slot] == network
+
+
+def test_what_processes_tell_each_other():
+    said = torchrun(2, Path(__file__).with_name("ranks_at_work.py"), 2).stdout
+    assert sorted(said.split("\n"))[-2:] == ["rank 0 is through", "rank 1 is through"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unroller", [FOUR_NETWORKS, FOUR_PARTS, TWO_BY_TWO], ids=["networks", "parts", "both"])
+def test_any_number_of_processes_gives_the_same_bits(spec, tmp_path, unroller):
+    path = spec(unroller)
+    for processes in (1, 2, 4):
+        run(processes, path, tmp_path / str(processes))
+    require_same(tmp_path / "1", tmp_path / "2")
+    require_same(tmp_path / "1", tmp_path / "4")
+    from distilkit import spec as specs
+
+    specs.load(path, ['unroller.side_by_side="off"']).run(tmp_path / "plain")
+    require_same(tmp_path / "1", tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(spec, tmp_path):
+    path, out = spec(FOUR_NETWORKS), tmp_path / "pieces"
+    run(4, path, tmp_path / "whole")
+    said = run(2, path, out, "--stop-after", "0.001").stdout
+    assert "Stopped after 2 of 20 outer steps" in said
+    assert "distilkit resume" in said
+    assert "Stopped after 4 of 20 outer steps" in run(4, path, out, "--stop-after", "0.001").stdout
+    run(1, path, out)
+    require_same(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_is_started_again(spec, tmp_path):
+    path, out = spec(FOUR_NETWORKS, steps=300), tmp_path / "lost"
+    words = command(2, "-m", "distilkit", "run", path, "--out", out, options=["--max-restarts=1"])
+    with (
+        open(tmp_path / "said", "w") as said,
+        subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}) as job,
+    ):
+        until, lost = time.monotonic() + 120, None
+        while lost is None and time.monotonic() < until:
+            time.sleep(0.05)
+            if "distilling, 30 of 300" in (tmp_path / "said").read_text():
+                lost = next(child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == "1")
+        assert lost is not None, (tmp_path / "said").read_text()
+        lost.kill()
+        code = job.wait(timeout=200)
+    text = (tmp_path / "said").read_text()
+    assert code == 0, text
+    assert "going on at outer step" in text
+    run(1, path, tmp_path / "whole")
+    require_same(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_is_said_once(spec, tmp_path):
+    path = spec("networks_per_step = 1")
+    said = torchrun(2, "-m", "distilkit", "run", path, "--out", tmp_path / "out", code=1).stderr
+    assert said.count("2 processes are too many for networks_per_step = 1 and micro_batches = 1") == 1
+    assert "--set unroller.networks_per_step=2" in said
+    path = spec('networks_per_step = 2\nside_by_side = "on"')
+    said = torchrun(2, "-m", "distilkit", "run", path, "--out", tmp_path / "out2", code=1).stderr
+    assert said.count("--set unroller.side_by_side=off") == 1

@@ -1,0 +1,101 @@
+"""Studies whose work others do: the same to the bit as here."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import distilkit as dk
+from distilkit.errors import FieldError
+from distilkit.evaluation import training_set
+from distilkit.storage.grid import done
+from distilkit.studies.influence import influence
+from tests.commands import distilkit
+from tests.studies.test_studies import tiny
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny(threads=1)
+
+
+@pytest.fixture(scope="module")
+def made(pipeline):
+    """A set of three images of each class, in two blocks."""
+    return pipeline.distilled(pipeline.template(1))
+
+
+def grid_of(made, pipeline, out, **how):
+    return dk.subset_grid(made, [1, 2, 3], draws=4, pipeline=pipeline, together=4, out=out, **how)
+
+
+STUDIES = {
+    "subsets": grid_of,
+    "sources": lambda made, pipeline, out, **how: dk.intercorrelation(pipeline, {3: made}, budgets=[1, 3], draws=2, out=out, **how),
+    "influence": lambda made, pipeline, out, **how: influence(
+        pipeline, training_set(made, pipeline.bundle), dk.Stream(5), pairs="none", together=20, folder=out, **how
+    ),
+    "gradients": lambda made, pipeline, out, **how: dk.gradient_study(pipeline, outer_steps=[0, 2], replicates=3, out=out, **how),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_two_processes_do_what_one_does(name, made, pipeline, tmp_path):
+    one = STUDIES[name](made, pipeline, tmp_path / "one")
+    two = STUDIES[name](made, pipeline, tmp_path / "two", workers=2)
+    for variable in set(one.variables) - {"seconds", "peak_memory"}:
+        np.testing.assert_array_equal(one[variable].values, two[variable].values, err_msg=variable)
+
+
+@pytest.mark.slow
+def test_dask_workers_one_of_which_is_killed(made, pipeline, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    whole, folder = grid_of(made, pipeline, None), tmp_path / "grid"
+    with (
+        distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+
+        def kill():
+            until = time.monotonic() + 120
+            while done(folder) < 1 and time.monotonic() < until:
+                time.sleep(0.01)
+            os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        grid = grid_of(made, pipeline, folder, workers=client.get_executor())
+        killer.join()
+    np.testing.assert_array_equal(grid["accuracy"].values, whole["accuracy"].values)
+
+
+@pytest.mark.slow
+def test_submitit_jobs(made, pipeline, tmp_path):
+    submitit = pytest.importorskip("submitit")
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
+    grid = dk.subset_grid(made, [1], draws=2, pipeline=pipeline, out=tmp_path / "grid", workers=executor)
+    whole = dk.subset_grid(made, [1], draws=2, pipeline=pipeline)
+    np.testing.assert_array_equal(grid["accuracy"].values, whole["accuracy"].values)
+
+
+@pytest.mark.slow
+def test_shards_of_the_command(tmp_path):
+    run = tmp_path / "run"
+    tiny(threads=1).run(run)
+    words = ["subsets", run, "--budgets", "1,2", "--draws", "2", "--seeds", "2"]
+    said = distilkit(*words, "--shard", "1/2")
+    assert said.returncode == 0, said.stderr
+    assert "50% is there" in said.stdout
+    both = distilkit(*words, "--workers", "2")
+    assert "100%" not in both.stdout
+    assert (run / "subsets-random" / "budgets.png").exists()
+    assert "--shard 1/8" in distilkit(*words, "--shard", "3/2").stderr
+
+
+def test_workers_need_a_folder(made, pipeline):
+    with pytest.raises(FieldError, match="a folder, where workers or shards write"):
+        grid_of(made, pipeline, None, workers=2)
