@@ -58,6 +58,9 @@ def single_stage(per_class: int, steps: int, truncation: Any) -> tuple[Stage, ..
     return (Stage(0, (per_class,), steps, truncation, (1.0,)),)
 
 
+_ONE = {"type": "integer", "minimum": 1}  # JSON Schema
+
+
 def _check_steps(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     each = value if isinstance(value, tuple) else (value,)
     if value is not None and (not each or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in each)):
@@ -104,7 +107,11 @@ class BoostSchedule:
         default=None,
         converter=_as_tuple,
         validator=_check_steps,
-        metadata={"allowed": "a whole number, at least 1, or a list with one for each block", "list": True},
+        metadata={
+            "allowed": "a whole number, at least 1, or a list with one for each block",
+            "list": True,
+            "schema": {"oneOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]},
+        },
     )
     old_step_scale: float = fields.number(default=0.1, least=0)
     minibatch: Minibatch = fields.choice(Minibatch, default="union")

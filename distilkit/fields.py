@@ -8,7 +8,8 @@ A component is an `attrs.frozen` class. mypy and pyright take its constructor fr
 a field is what a program may give it, and the function that makes the field is what is checked when it runs, the same from Python
 and from TOML. attrs itself would take 3.7 or "3" for an `int`; these do not. A check raises `FieldError`, which carries the field's
 name, what was given and what is allowed, so that the spec loader can report all of them at once under their paths. Checks that
-involve two fields belong in `__attrs_post_init__` and raise `CombinationError`.
+involve two fields belong in `__attrs_post_init__` and raise `CombinationError`. The metadata of a field says what it takes in words
+("allowed") and as JSON Schema ("schema"), which `distilkit.spec.schema` puts together for editors.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def integer(*, default: Any = attrs.NOTHING, least: int | None = None, most: int
         if isinstance(value, bool) or not isinstance(value, int) or not _within(value, least, most):
             raise FieldError(attribute.name, value, allowed)
 
-    return _field(default, check, {"allowed": allowed})
+    return _field(default, check, {"allowed": allowed, "schema": {"type": "integer"} | _limits(least, most)})
 
 
 def number(
@@ -65,7 +66,7 @@ def number(
         if not _is_real(value) or not _within(value, least, most, above, below):
             raise FieldError(attribute.name, value, allowed)
 
-    return _field(default, check, {"allowed": allowed})
+    return _field(default, check, {"allowed": allowed, "schema": {"type": "number"} | _limits(least, most, above, below)})
 
 
 def flag(*, default: bool) -> Any:
@@ -75,7 +76,7 @@ def flag(*, default: bool) -> Any:
         if not isinstance(value, bool):
             raise FieldError(attribute.name, value, "true or false")
 
-    return _field(default, check, {"allowed": "true or false"})
+    return _field(default, check, {"allowed": "true or false", "schema": {"type": "boolean"}})
 
 
 def text(*, default: Any = attrs.NOTHING, optional: bool = False) -> Any:
@@ -86,7 +87,7 @@ def text(*, default: Any = attrs.NOTHING, optional: bool = False) -> Any:
         if not (isinstance(value, str) or (optional and value is None)) or (value and visible(value.translate(_LINES)) != value):
             raise FieldError(attribute.name, value, allowed)
 
-    return attrs.field(default=default, validator=check, converter=_as_text, metadata={"allowed": allowed})
+    return attrs.field(default=default, validator=check, converter=_as_text, metadata={"allowed": allowed, "schema": {"type": "string"}})
 
 
 def choice(of: Any, *, default: str) -> Any:
@@ -98,7 +99,7 @@ def choice(of: Any, *, default: str) -> Any:
         if not isinstance(value, str) or value not in options:
             raise FieldError(attribute.name, value, allowed)
 
-    return _field(default, check, {"allowed": allowed, "options": options})
+    return _field(default, check, {"allowed": allowed, "options": options, "schema": {"enum": list(options)}})
 
 
 def integers(*, default: Any = attrs.NOTHING, least: int = 1, empty: bool = False, optional: bool = False) -> Any:
@@ -112,7 +113,8 @@ def integers(*, default: Any = attrs.NOTHING, least: int = 1, empty: bool = Fals
         if not good or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in value):
             raise FieldError(attribute.name, list(value) if isinstance(value, tuple) else value, allowed)
 
-    return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})
+    schema = {"type": "array", "items": {"type": "integer"} | _limits(least, None), "minItems": 0 if empty else 1}
+    return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True, "schema": schema})
 
 
 def choices(of: Any, *, default: Sequence[str]) -> Any:
@@ -125,7 +127,8 @@ def choices(of: Any, *, default: Sequence[str]) -> Any:
         if not good:
             raise FieldError(attribute.name, list(value) if isinstance(value, tuple) else value, allowed)
 
-    return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})
+    schema = {"type": "array", "items": {"enum": list(options)}, "uniqueItems": True}
+    return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True, "schema": schema})
 
 
 def numbers(
@@ -145,7 +148,9 @@ def numbers(
         if not good or not all(_is_real(v) and _within(v, least, most, above, below) for v in value):
             raise FieldError(attribute.name, list(value) if isinstance(value, tuple) else value, allowed)
 
-    return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True})
+    schema: dict[str, Any] = {"type": "array", "items": {"type": "number"} | _limits(least, most, above, below), "minItems": length or 1}
+    schema |= {"maxItems": length} if length else {}
+    return attrs.field(default=default, validator=check, converter=_as_tuple, metadata={"allowed": allowed, "list": True, "schema": schema})
 
 
 # What an object must be able to do to stand in a slot. The signatures are Protocols beside each family, such as `networks.Network`.
@@ -219,6 +224,12 @@ def evolve(value: C, **changes: Any) -> C:
     """
     changed: C = attrs.evolve(value, **changes)  # type: ignore[misc]
     return changed
+
+
+def _limits(least: float | None, most: float | None, above: float | None = None, below: float | None = None) -> dict[str, float]:
+    """Bounds as JSON Schema has them."""
+    limits = {"minimum": least, "maximum": most, "exclusiveMinimum": above, "exclusiveMaximum": below}
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def _as_text(value: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from distilkit.cli import looking, specs
 from distilkit.cli.options import (
     Device,
     Overrides,
@@ -30,11 +31,12 @@ from distilkit.cli.options import (
     numbers_of,
     overrides,
     runs_folder,
+    say,
     seconds_of,
     shard_of,
     words_of,
 )
-from distilkit.errors import DistilkitError, ResourceError, visible
+from distilkit.errors import DistilkitError, ResourceError
 from distilkit.progress import speaks
 
 app = typer.Typer(
@@ -104,22 +106,6 @@ def resume(
 
 
 @app.command()
-def validate(
-    spec: SpecPath,
-    set_: Overrides = [],  # noqa: B006
-    seed: Seed = None,
-    device: Device = None,
-    trust: Trust = False,
-) -> None:
-    """Check a spec without running it, and print it with every default filled in."""
-    from distilkit import spec as specs
-
-    distiller = specs.load(spec, overrides(set_, seed, device), trust=trust)
-    _say(specs.dumps(distiller))
-    _say(f"# {spec} is a valid spec.")
-
-
-@app.command()
 def plan(
     spec: SpecPath,
     set_: Overrides = [],  # noqa: B006
@@ -135,37 +121,8 @@ def plan(
     show_plan(specs.load(spec, overrides(set_, seed, device), trust=trust), probe)
 
 
-@app.command()
-def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
-    """Check that nothing of a run is damaged: results, and what it would go on from."""
-    from distilkit.errors import RunError
-    from distilkit.storage import verify as check
-
-    checked, wrong = check(run)
-    for line in checked:
-        _say(f"whole: {line}")
-    if wrong:
-        raise RunError("\n  ".join([f"{run} is damaged:", *wrong]))
-
-
-recipe_commands = typer.Typer(help="List the recipes that come with distilkit, or show one.")
-app.add_typer(recipe_commands, name="recipes")
-
-
-@recipe_commands.callback(invoke_without_command=True)
-def _recipes(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        from distilkit.cli.run import show_recipes
-
-        show_recipes()
-
-
-@recipe_commands.command()
-def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as paper/cifar10-ipc10.")]) -> None:
-    """Print a recipe as TOML."""
-    from distilkit import recipes
-
-    typer.echo(recipes.read(name), nl=False)
+app.add_typer(specs.commands)
+app.add_typer(looking.commands)
 
 
 @app.command()
@@ -219,7 +176,7 @@ def export(
     from distilkit.storage import formats
 
     made = read_set(path, format=format, label_space=label_space, preprocessing=preprocessing)
-    _say(f"{formats.write(made, out, to, plain=plain)}: {len(made)} images, labels as {made.label_space}")
+    say(f"{formats.write(made, out, to, plain=plain)}: {len(made)} images, labels as {made.label_space}")
 
 
 @app.command()
@@ -259,7 +216,7 @@ def report(
     from distilkit.report import page
 
     target = page({path.as_posix(): storage.open(path) for path in runs}, out or folder_of(runs[0]) / "report.html")
-    _say(f"Look at   {target}")
+    say(f"Look at   {target}")
 
 
 @app.command()
@@ -353,11 +310,6 @@ def in_words(error: DistilkitError) -> str:
     return f"{error.message}\n  Try: " + "\n  Or:  ".join(map(option, error.changes))
 
 
-def _say(words: str, *, err: bool = False) -> None:
-    """Print a line, in which nothing that came from a file moves the cursor."""
-    typer.echo(visible(words), err=err)
-
-
 def main() -> None:
     """Entry point of the `distilkit` command."""
     for stream in (sys.stdout, sys.stderr):
@@ -371,7 +323,7 @@ def main() -> None:
             traceback.print_exception(error)
         code, words = _told(error)
         if speaks():
-            _say(f"distilkit: {words}", err=True)
+            say(f"distilkit: {words}", err=True)
         sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What several commands take: their options, and what is typed behind them."""
+"""What several commands take: their options, what is typed behind them, and how they say a line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Annotated
 
 import typer
 
-from distilkit.errors import FieldError
+from distilkit.errors import FieldError, visible
+
+
+def say(words: str, *, err: bool = False) -> None:
+    """Print a line, in which nothing that came from a file moves the cursor."""
+    typer.echo(visible(words), err=err)
 
 
 def names_like(beginning: str) -> list[str]:

@@ -154,7 +154,7 @@ def _compiling(work: float, calls: float, device: torch.device) -> tuple[str, st
     On a GPU compiling is taken to be worth it from the same work on as on a CPU: an estimate, not measured.
     """
     large, on_gpu = work >= WORTH_COMPILING, device.type == "cuda"
-    there, name = (_has_triton(), "Triton") if on_gpu else (_compiler() is not None, "C++ compiler")
+    there, name = (has_triton(), "Triton") if on_gpu else (compiler_here() is not None, "C++ compiler")
     fused = large and work * calls >= WORTH_BUILDING and there
     why = f"{'on a GPU, ' if on_gpu else ''}a forward pass takes {_flop(work)}"
     why += f", but there is no {name}" if large and not there else ""
@@ -201,12 +201,12 @@ def operations(learner: Learner, shape: tuple[int, ...], device: torch.device | 
     return work * shape[0] / some
 
 
-def _has_triton() -> bool:
+def has_triton() -> bool:
     """Whether there is Triton, in which torch.compile writes kernels for a GPU, and a C compiler for it."""
     return find_spec("triton") is not None and shutil.which(os.environ.get("CC", "gcc")) is not None  # which builds what starts them
 
 
-def _compiler() -> str | None:
+def compiler_here() -> str | None:
     """A C++ compiler that torch.compile will find."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 

@@ -415,7 +415,7 @@ def test_auto_on_a_gpu(network, calls, triton, expected, monkeypatch):
     """Without one: what is asked of the device is answered by the CPU."""
     counted = execution_module.operations
     monkeypatch.setattr(execution_module, "operations", lambda learner, shape, device: counted(learner, shape))
-    monkeypatch.setattr(execution_module, "_has_triton", lambda: triton)
+    monkeypatch.setattr(execution_module, "has_triton", lambda: triton)
     inner = dk.Learner(network, dk.Adam()).bind((3, 32, 32), 10)
     choose.cache_clear()
     found = choose(inner, "auto", "auto", "auto", "float32", 1, (100, 3, 32, 32), torch.device("cuda"), calls)

@@ -1,0 +1,83 @@
+"""The commands about specs: `validate`, `new`, `schema`, `recipes`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distilkit.cli.options import Device, Overrides, Seed, SpecPath, Trust, overrides, say
+
+commands = typer.Typer()
+
+
+@commands.command()
+def validate(
+    spec: SpecPath,
+    set_: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+    device: Device = None,
+    trust: Trust = False,
+) -> None:
+    """Check a spec without running it, and print it with every default filled in."""
+    from distilkit import spec as specs
+
+    distiller = specs.load(spec, overrides(set_, seed, device), trust=trust)
+    say(specs.dumps(distiller))
+    say(f"# {spec} is a valid spec.")
+
+
+@commands.command()
+def new(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The spec to write, such as mine.toml.")],
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help="Arrays such as photos.npz, a folder of images, or a kind such as CIFAR10.")
+    ] = "Digits",
+    per_class: Annotated[int, typer.Option(help="Distilled images of each class.", min=1)] = 1,
+    steps: Annotated[int | None, typer.Option(help="Outer steps; by default those of the recipe that it follows.", min=1)] = None,
+) -> None:
+    """Write a spec with comments to begin with, for data of your own or a dataset that distilkit knows."""
+    from distilkit.cli.new import write_spec
+
+    base = write_spec(path, data, per_class, steps)
+    say(f"Wrote     {path}, after the recipe {base}")
+    say(f"Look      distilkit plan {path}")
+    say(f"Run it    distilkit run {path}")
+
+
+@commands.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it there; by default it is printed.")] = None,
+) -> None:
+    """Print the JSON schema of specs, with which editors complete and check TOML."""
+    from distilkit.spec.schema import json_schema
+
+    text = json.dumps(json_schema(), indent=1)
+    if out is None:
+        typer.echo(text)
+        return
+    out.write_text(text + "\n", encoding="utf-8")
+    say(f"Wrote     {out}")
+    say(f"Use it    #:schema {out}    as the first line of a spec, in editors with Taplo (Even Better TOML)")
+
+
+recipe_commands = typer.Typer(help="List the recipes that come with distilkit, or show one.")
+commands.add_typer(recipe_commands, name="recipes")
+
+
+@recipe_commands.callback(invoke_without_command=True)
+def _recipes(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        from distilkit.cli.run import show_recipes
+
+        show_recipes()
+
+
+@recipe_commands.command()
+def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as paper/cifar10-ipc10.")]) -> None:
+    """Print a recipe as TOML."""
+    from distilkit import recipes
+
+    typer.echo(recipes.read(name), nl=False)
