@@ -6,7 +6,7 @@ its minibatch and the augmentation, is a `Draw`, made before the step and replay
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -34,12 +34,14 @@ class Draw(NamedTuple):
     """What is random in one inner step.
 
     rows: int64 (B,), the rows of the distilled set, or None for all of them. augment: the augmentation's draw, or None.
-    rate: int64 (), which of several learned learning rates the step takes, or None where there is one at most.
+    rate: int64 (), which of several learned learning rates the step takes, or None where there is one at most. network: what is random in
+    the network itself, such as masks of dropout, or None.
     """
 
     rows: Tensor | None = None
     augment: dict[str, Tensor] | None = None
     rate: Tensor | None = None
+    network: dict[str, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Draw:
         """The same draw on a device."""
@@ -151,7 +153,12 @@ class Learner:
             rows = draw_rows(stream.fold("rows"), classes, self.batch_per_class, self.classes_per_step)
         count = len(classes) if rows is None else len(rows)
         augment = None if self.augment is None else self.augment.sample(stream.fold("augment"), (count, *image_shape))
-        return Draw(rows, augment, self.which_rate(step))
+        return Draw(rows, augment, self.which_rate(step), self.network_draw(stream, count))
+
+    def network_draw(self, stream: Stream, count: int) -> dict[str, Tensor] | None:
+        """What is random in the network in a step on so many images, drawn from the stream of the step; None of most networks."""
+        sample = getattr(self.network, "sample", None)
+        return (sample(stream.fold("network"), count) or None) if sample else None
 
     def require_rates(self, log_lr: Tensor) -> None:
         """See that there are as many learned rates as the learner takes.
@@ -178,19 +185,21 @@ class Learner:
             return int(counts.clamp_max(each).sum())
         return each * min(self.classes_per_step, len(present))
 
-    def logits(self, params: Tensor, images: Tensor, numerics: Numerics | None = None) -> Tensor:
+    def logits(self, params: Tensor, images: Tensor, numerics: Numerics | None = None, drawn: dict[str, Tensor] | None = None) -> Tensor:
         """Network output: params (P,), images (N, ...) -> (N, K).
 
-        `numerics` are those inside of the network; parameters and logits keep their own dtype. None leaves all as it is.
+        `numerics` are those inside of the network; parameters and logits keep their own dtype. None leaves all as it is. `drawn` is what is
+        random in the network (`Draw.network`), in training only.
         """
         dtype, channels_last = numerics or Numerics()
         if channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         named = self.layout.unravel(params)
+        apply = self.network.apply if drawn is None else partial(_with_draw, self.network, drawn)
         if dtype is None:
-            return self.network.apply(named, images)
+            return apply(named, images)
         # Parameter by parameter: slices of a whole vector that is rounded first are views that torch 2.11 cannot compile.
-        return self.network.apply({name: p.to(dtype) for name, p in named.items()}, images.to(dtype)).to(params.dtype)
+        return apply({name: p.to(dtype) for name, p in named.items()}, images.to(dtype)).to(params.dtype)
 
     def objective(self, params: Tensor, images: Tensor, labels: Tensor, draw: Draw, numerics: Numerics | None = None) -> Tensor:
         """The inner loss at params: a number. `numerics` as in `logits`; the loss itself is taken in the dtype of the parameters."""
@@ -199,7 +208,7 @@ class Learner:
         if draw.augment is not None:
             assert self.augment is not None  # it made the draw
             images = self.augment.apply(images, draw.augment)
-        value: Tensor = self.loss(self.logits(params, images, numerics), labels)
+        value: Tensor = self.loss(self.logits(params, images, numerics, draw.network), labels)
         return value
 
     def grad(self, params: Tensor, distilled: TrainingData, draw: Draw) -> Tensor:
@@ -220,6 +229,11 @@ class Learner:
             self.require_rates(distilled.log_lr)
         log_lr = None if distilled.log_lr is None else rate_of(distilled.log_lr, draw)
         return self.update(state, self.grad(state.params, distilled, draw), log_lr)
+
+
+def _with_draw(network: Any, drawn: dict[str, Tensor], params: dict[str, Tensor], images: Tensor) -> Tensor:
+    logits: Tensor = network.apply(params, images, drawn)
+    return logits
 
 
 def rate_of(log_lr: Tensor, draw: Draw) -> Tensor:

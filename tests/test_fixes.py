@@ -29,6 +29,8 @@ from distilkit import recipes, spec, storage
 from distilkit.cli.app import app
 from distilkit.cli.display import option
 from distilkit.cli.evaluate import assemble, parse_networks
+from distilkit.cli.new import write_spec
+from distilkit.cli.options import shard_of
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import require_finite
@@ -36,11 +38,13 @@ from distilkit.errors import Change, DistilkitError, FieldError, RunError
 from distilkit.evaluation.baselines import members_of_classes
 from distilkit.functional import optimizers
 from distilkit.outer import random_rows
+from distilkit.ranks import Ranks
 from distilkit.report import require_picture
 from distilkit.runs.evaluate import require_free
 from distilkit.runs.open import with_pipeline
 from distilkit.spec.hints import known_paths
-from distilkit.storage import checkpoint, formats, layout
+from distilkit.storage import checkpoint, formats, grid, layout
+from distilkit.storage.workers import share_out
 from distilkit.studies.gradients import gradient_study
 from distilkit.studies.sources import intercorrelation_study
 from distilkit.studies.subsets import orders
@@ -380,7 +384,14 @@ CASES = {
     "other parameters": Case(lambda _: functional(nn.Linear(16, 2)).apply({}, torch.zeros(2, 1, 4, 4)), names={"network": dk.MLP()}),
     "batch norm": Case(lambda _: functional(nn.BatchNorm1d(16), nn.Linear(16, 2)), names={"module": nn.Linear(2, 2)}),
     "instance norm": Case(lambda _: dk.Functional(lambda: nn.InstanceNorm2d(1, track_running_stats=True)), nn.InstanceNorm2d),
-    "dropout": Case(lambda _: functional(nn.Dropout(0.5), nn.Linear(16, 2)), names={"module": nn.Linear(2, 2)}),
+    "dropout of another kind": Case(
+        lambda _: functional(nn.AlphaDropout(0.5), nn.Linear(16, 2)), nn.Dropout, names={"module": nn.Linear(2, 2)}
+    ),
+    "dropout without shapes": Case(
+        lambda _: dk.Functional(lambda: nn.Dropout(0.5)).sample(dk.Stream(0), 2),
+        names={"network": dk.MLP(), "image_shape": (1, 2, 2), "classes": 2},
+    ),
+    "dropout of other rows": Case(lambda _: other_rows(), nn.Dropout),
     "lazy": Case(lambda _: functional(nn.LazyLinear(2))),
     "meta": Case(lambda _: functional(nn.Linear(16, 2, device="meta"))),
     "not trained": Case(lambda _: dk.Functional(frozen), names={"self": nn.Linear(2, 2)}),
@@ -434,6 +445,14 @@ CASES = {
     "results are there": Case(lambda path: require_free(write_run(path)), "evaluate"),
     "a set without data": Case(lambda _: dk.evaluate(distilled())),
     "no run": Case(lambda path: dk.evaluate(path / "none")),
+    "more processes than work": Case(lambda _: Ranks(size=4).shares(1, 1)),
+    "no workers": Case(lambda _: share_out(print, [1], 0, seen=print), dk.subset_grid),
+    "workers without a folder": Case(lambda _: grid.fill(xr.Dataset(), {}, print, identity={}, workers=2), dk.subset_grid),
+    "no such part": Case(lambda _: grid.fill(xr.Dataset(), {}, print, identity={}, shard=(3, 2)), dk.subset_grid),
+    "no such part of a command": Case(lambda _: shard_of("3/2"), "subsets"),
+    "a spec that is there": Case(lambda path: write_spec(text(path / "mine.toml"), "Digits", 1, None)),
+    "a spec of no data": Case(lambda path: write_spec(path / "mine.toml", "CIFAR1O", 1, None), "new"),
+    "a spec of a file that is not there": Case(lambda path: write_spec(path / "mine.toml", "no.npz", 1, None), "new"),
     "a run is there": Case(lambda path: distiller().run(write_run(path)), "run"),
     "no folder": Case(lambda path: distiller().run(text(path / "file") / "run"), "run"),
     "no recipe": Case(lambda _: recipes.read("paper/cifar10-ipc2")),
@@ -501,6 +520,11 @@ def spoilt_safetensors(path):
 
     save_file({"x": torch.zeros(2)}, path / "a.safetensors")
     return path / "a.safetensors"
+
+
+def other_rows():
+    net = dk.Functional(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 2)), image_shape=(1, 2, 2), classes=2)
+    net.apply(net.init(dk.Stream(0)), torch.zeros(3, 1, 2, 2), net.sample(dk.Stream(0), 5))
 
 
 def own_file(path):

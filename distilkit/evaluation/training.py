@@ -264,7 +264,7 @@ def draw(learner: Learner, training: TrainingSet, stream: Stream, step: int = 0)
     rows = stream.fold("rows").permutation(len(training.classes))[: training.batch_size].clone()  # a view would hold all of it
     shape = (len(rows), *training.image_shape)
     augment = None if learner.augment is None else learner.augment.sample(stream.fold("augment"), shape)
-    return Draw(rows, augment, learner.which_rate(step))
+    return Draw(rows, augment, learner.which_rate(step), learner.network_draw(stream, len(rows)))
 
 
 @attrs.define

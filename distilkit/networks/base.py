@@ -18,7 +18,9 @@ class Network(Protocol):
     """A network as a frozen, hashable value; its parameters live outside it, in a dict.
 
     Any object with these two methods can take the place of one of ours. If it also has `bind(image_shape, classes)`, a learner calls
-    that once the data is known, and uses what it returns.
+    that once the data is known, and uses what it returns. One that is random in training, by dropout say, has `sample(stream, count)`
+    too, which draws that for a step on so many images, as a dict of tensors; `apply` takes it as a third argument, and is the network of
+    tests without.
     """
 
     def init(self, stream: Stream, /) -> Params:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -15,10 +15,11 @@ from torch.nn.parameter import is_lazy
 from distilkit import fields
 from distilkit.errors import CombinationError, DistilkitError, FieldError
 from distilkit.functional.streams import Stream
-from distilkit.networks import base
+from distilkit.networks import base, dropout
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_OTHER_DROPOUTS = (nn.AlphaDropout, nn.FeatureAlphaDropout)  # than those of `dropout`
+BatchNorm = Literal["refuse", "batch"]
 _FACTORY = "Functional(lambda: MyNet())  # a function that builds the module anew"
 
 
@@ -36,6 +37,9 @@ class Functional:
     `reset_parameters` of every layer is called under such a seed; an initialisation that a parent module wrote over its
     layers in `__init__` is then lost. A factory must draw from torch's CPU generator alone.
 
+    Dropout layers drop in training mode: their masks are drawn with the step, from its stream (`sample`), and without masks, as in tests,
+    nothing is dropped. A layer that is called several times in one pass takes the same mask each time.
+
     Buffers are constants, those of one build; they follow the dtype and device of the batch. All parameters are trained.
     Two `Functional`s are equal only when they are the same object. When the network is bound, the module is called once on
     two images of zeros, to find early what could only go wrong later.
@@ -45,9 +49,12 @@ class Functional:
             evaluation mode is kept as it is.
         image_shape: (C, H, W), or (D,); left out, it is filled in from the data.
         classes: number of classes; left out, it is filled in from the data.
+        batch_norm: what becomes of batch norms that keep running statistics, which no pure function can. "refuse" raises an error; "batch"
+            drops the statistics, so that images are normalised by the batch that they are in, in training and in tests alike. A test
+            accuracy then depends a little on how the test images are parted into batches.
 
     Raises:
-        DistilkitError: the module has hidden state or hidden randomness (batch norm with running statistics, dropout,
+        DistilkitError: the module has hidden state or hidden randomness (batch norm with running statistics, dropout by a function,
             in-place changes of buffers), or it cannot be initialised again.
         CombinationError: the module does not take `image_shape`, or its output is not (N, classes).
 
@@ -59,6 +66,7 @@ class Functional:
     module: nn.Module | Callable[[], nn.Module] = attrs.field(validator=_buildable)
     image_shape: tuple[int, ...] | None = fields.integers(default=None, optional=True)
     classes: int | None = fields.integer(default=None, least=1, optional=True)
+    batch_norm: BatchNorm = fields.choice(BatchNorm, default="refuse")
     _template: nn.Module = attrs.field(init=False, repr=False)
     _names: frozenset[str] = attrs.field(init=False, repr=False)
     _buffers: dict[str, torch.Tensor] = attrs.field(init=False, repr=False)
@@ -66,7 +74,7 @@ class Functional:
 
     def __attrs_post_init__(self) -> None:
         """Build the module once, refuse what cannot be a pure function, and try it when the shapes are known."""
-        if isinstance(self.module, nn.Module):
+        if isinstance(self.module, nn.Module) and self.batch_norm == "refuse":
             _refuse_impure(self.module)
         template = self._build(0)
         _refuse_impure(template)
@@ -89,11 +97,16 @@ class Functional:
         base.bound(self)
         return _parameters(self._build(stream.integer_seed()))
 
-    def apply(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
-        """Map images (N, *image_shape) to logits (N, classes)."""
+    def apply(self, params: base.Params, x: torch.Tensor, drawn: base.Params | None = None) -> torch.Tensor:
+        """Map images (N, *image_shape) to logits (N, classes); in training, with what `sample` has drawn."""
         base.check_input(self, x)
-        logits: torch.Tensor = torch.func.functional_call(self._template, self._tensors(params, x), (x,), tie_weights=self._tied)
+        tensors = self._tensors(params, x) | (drawn or {})
+        logits: torch.Tensor = torch.func.functional_call(self._template, tensors, (x,), tie_weights=self._tied)
         return logits
+
+    def sample(self, stream: Stream, count: int) -> base.Params:
+        """Draw what is random in a training step on so many images: masks of dropout, by name; empty where there is none."""
+        return dropout.masks(self._template, stream, count)
 
     def _tensors(self, params: base.Params, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """A fresh dict of parameters and buffers: functional_call writes into the one that it gets."""
@@ -111,7 +124,7 @@ class Functional:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             if isinstance(self.module, nn.Module):
-                return _reset(self.module)
+                return self._made_pure(_reset(self.module))
             try:
                 module = self.module()
             except TypeError as error:
@@ -120,7 +133,12 @@ class Functional:
             raise FieldError("module", self.module, f"a function that builds a torch.nn.Module; it gave {module!r}", fix=_FACTORY)
         if module is getattr(self, "_template", None):
             raise DistilkitError("The factory gave the same module twice, so its parameters would not be drawn anew.", fix=_FACTORY)
-        return module
+        return self._made_pure(module)
+
+    def _made_pure(self, module: nn.Module) -> nn.Module:
+        if self.batch_norm == "batch":
+            torch.func.replace_all_batch_norm_modules_(module)
+        return dropout.replaced(module)
 
 
 def _parameters(module: nn.Module) -> base.Params:
@@ -153,12 +171,12 @@ def _refuse_impure(module: nn.Module) -> None:
     for name, layer in module.named_modules():
         what = f"{type(layer).__name__} ({name or 'the module itself'})"
         if getattr(layer, "running_mean", None) is not None:
-            fix = "torch.func.replace_all_batch_norm_modules_(module)" if isinstance(layer, _BATCH_NORMS) else "track_running_stats=False"
+            fix = 'Functional(module, batch_norm="batch")' if isinstance(layer, _BATCH_NORMS) else "track_running_stats=False"
             raise DistilkitError(f"{what} keeps running statistics, which change inside a function that must be pure.", fix=fix)
-        if isinstance(layer, _DROPOUTS) and layer.training and layer.p > 0:
+        if isinstance(layer, _OTHER_DROPOUTS) and layer.training and layer.p > 0:
             raise DistilkitError(
                 f"{what} with p = {layer.p} draws random numbers that no stream controls, so a step could not be replayed.",
-                fix="module.eval()  # or p=0",
+                fix=f"nn.Dropout({layer.p})  # whose masks a step draws; or module.eval()",
             )
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor):
@@ -181,6 +199,7 @@ def _try_out(functional: Functional, module: nn.Module) -> None:
     given = {name: t.clone() for name, t in functional._tensors(_parameters(module), x).items()}  # pyright: ignore[reportPrivateUsage]
     tensors = dict(given)
     before = x._version, {name: t._version for name, t in given.items()}
+    dropout.forget_shapes(module)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         state = torch.random.get_rng_state()
         try:
@@ -191,7 +210,7 @@ def _try_out(functional: Functional, module: nn.Module) -> None:
     if random:
         raise DistilkitError(
             f"{kind} draws random numbers in its forward pass that no stream controls, so a step could not be replayed.",
-            fix="module.eval()  # or dropout=0",
+            fix="nn.Dropout(0.5)  # a layer, not a function: its masks are drawn with the step",
         )
     if x._version != before[0]:
         raise DistilkitError(f"{kind} changes its input in place: the distilled images themselves.", fix="nn.ReLU(inplace=False)")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,9 @@ def examine(folder: str | Path = ".") -> list[Finding]:
     cpu = torch.device("cpu")
     return [
         Finding("distilkit", f"{__version__}, on Python {platform.python_version()}, {platform.system()}"),
-        Finding("libraries", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchopt", "xarray", "zarr"))),
+        Finding(
+            "libraries", ", ".join([f"torch {torch.__version__}", *(f"{one} {version(one)}" for one in ("torchopt", "xarray", "zarr"))])
+        ),
         Finding("processor", _processor()),
         _threads(),
         Finding("bfloat16", f"a convolution takes {_share(cpu):.2f} times as long as in float32, on the processor"),

@@ -136,7 +136,7 @@ def _part_of(count: int, shard: tuple[int, int] | None) -> range:
     """The numbers of the units of a shard; of all, if there is none."""
     place, parts = shard or (1, 1)
     if not 1 <= place <= parts:
-        raise FieldError("shard", f"{place}/{parts}", "a part such as 2/8, the second of eight", fix=f"1/{max(1, parts)}")
+        raise FieldError("shard", shard, "a part such as (2, 8), the second of eight", fix=f"shard=(1, {max(1, parts)})")
     return range(place - 1, count, parts)
 
 

@@ -154,14 +154,16 @@ def test_missing_parameters_are_no_silent_constants():
         net.apply({"fc.weight": torch.zeros(5, 48)}, torch.zeros(1, *SHAPE))
 
 
-def test_evaluation_mode_and_p_zero_are_ways_out_of_dropout():
+def test_evaluation_mode_and_p_zero_drop_nothing():
     for module in (flat(nn.Dropout(0.5)).eval(), flat(nn.Dropout(0.0))):
-        assert Functional(module).bind(SHAPE, 5).init(STREAM)
+        net = Functional(module).bind(SHAPE, 5)
+        assert net.init(STREAM)
+        assert net.sample(STREAM, 4) == {}
 
 
-def test_the_line_to_paste_is_a_way_out_of_batch_norm():
-    module = torch.func.replace_all_batch_norm_modules_(flat(nn.BatchNorm1d(6)))
-    net = Functional(module).bind(SHAPE, 5)
+@pytest.mark.parametrize("module", [flat(nn.BatchNorm1d(6)), flat(nn.BatchNorm1d(6)).eval(), lambda: flat(nn.BatchNorm1d(6))])
+def test_the_line_to_paste_is_a_way_out_of_batch_norm(module):
+    net = Functional(module, batch_norm="batch").bind(SHAPE, 5)
     params, x = net.init(STREAM), STREAM.normal(4, *SHAPE)
     reference = flat(nn.BatchNorm1d(6)).train()
     reference.load_state_dict(params, strict=False)
@@ -180,9 +182,9 @@ FROZEN[1].weight.requires_grad_(False)
 @pytest.mark.parametrize(
     ("module", "error", "words"),
     [
-        (flat(nn.BatchNorm1d(6)), DistilkitError, r"BatchNorm1d \(2\).*[\s\S]*replace_all_batch_norm_modules_\(module\)"),
+        (flat(nn.BatchNorm1d(6)), DistilkitError, r"BatchNorm1d \(2\).*[\s\S]*Functional\(module, batch_norm=\"batch\"\)"),
         (lambda: flat(nn.BatchNorm1d(6)), DistilkitError, "running statistics"),
-        (lambda: flat(nn.Dropout(0.1)), DistilkitError, r"Dropout \(2\) with p = 0.1[\s\S]*module\.eval\(\)"),
+        (lambda: flat(nn.AlphaDropout(0.1)), DistilkitError, r"AlphaDropout \(2\) with p = 0.1[\s\S]*module\.eval\(\)"),
         (lambda: flat().to("meta"), DistilkitError, "meta device"),
         (flat().to("meta"), DistilkitError, "meta device"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), DistilkitError, "lazy"),
