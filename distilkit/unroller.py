@@ -142,7 +142,7 @@ class Unroller:
             raise CombinationError(f"Window({window.start}, {window.stop}) holds no step: start must be at least 0 and below stop.")
         classes, leaves, execution = self._prepared(learner, distilled, classes)
         count, streams, world = self.networks_per_step, self._streams(stream), ranks.current()
-        shares = world.shares(count, self.micro_batches if isinstance(self.adjoint, ReplayAdjoint) else 1)
+        shares = self.shares(world)
         groups = [streams] if execution.side_by_side else [[streams[i]] for i in shares.networks(world.rank)]
         places = {round(window.length * k / ends) for k in range(1, ends)} - {0, window.length}
         end = self._end(learner, real_batch, execution)._replace(also_after=tuple(sorted(places)))
@@ -155,6 +155,14 @@ class Unroller:
         if world.several:
             results = _of_all(results, shares, world, leaves)
         return MetaGradient(*(parts[0] if count == 1 else reduce(add, parts) / count for parts in zip(*results, strict=True)))
+
+    def shares(self, world: ranks.Ranks) -> ranks.Shares:
+        """Who takes what of an outer step, where several processes do.
+
+        Raises:
+            CombinationError: one would have nothing to do.
+        """
+        return world.shares(self.networks_per_step, self.micro_batches, shareable=isinstance(self.adjoint, ReplayAdjoint))
 
     def _prepared(self, learner: Learner, distilled: OuterVariables, classes: Tensor | None) -> tuple[Tensor, OuterVariables, Execution]:
         """The classes of the rows on the CPU, the outer variables as constants, and how inner steps are run."""
@@ -270,7 +278,6 @@ def _of_all(own: Sequence[MetaGradient], shares: ranks.Shares, world: ranks.Rank
     rows = leaves.images.new_zeros(-(-shares.total // shares.teams), sum(sizes))
     for row, one in zip(rows, own, strict=False):
         row.copy_(torch.cat([x.reshape(-1) for x in one]))
-    known = torch.stack([x.sum() for x in leaves]).sum()
     shapes = [(), *(x.shape for x in leaves)]
-    told = ranks.in_order(world.exchange_rows(rows, known), shares)
+    told = ranks.in_order(world.exchange_rows(rows, ranks.fingerprint(leaves)), shares)
     return [MetaGradient(*(part.reshape(shape).clone() for part, shape in zip(row.split(sizes), shapes, strict=True))) for row in told]

@@ -39,6 +39,7 @@ BESIDE = {
     ("fields", "errors"),
     ("process", "errors"),
     ("ranks", "errors"),
+    ("ranks", "process"),
     ("networks", "functional"),
     ("data", "functional"),
     ("evaluation", "storage"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 import traceback
 from functools import partial
@@ -36,7 +37,7 @@ from distilkit.cli.options import (
     shard_of,
     words_of,
 )
-from distilkit.errors import DistilkitError, ResourceError
+from distilkit.errors import CombinationError, DistilkitError, ResourceError
 from distilkit.progress import speaks
 
 app = typer.Typer(
@@ -78,6 +79,8 @@ def run(
     distiller, seconds = specs.load(spec, overrides(set_, seed, device), trust=trust), seconds_of(stop_after)
     folder = out or runs_folder(distiller.title)
     with ranks.joined(distiller.torch_device) as world:
+        if fresh and world.joined:
+            raise CombinationError("--fresh would begin anew at every restart of torchrun.", fix=f"--out {folder}-2")
         if fresh:
             folder = world.first_does(partial(free_folder, folder))
         elif out is None:
@@ -324,6 +327,8 @@ def main() -> None:
         code, words = _told(error)
         if speaks():
             say(f"distilkit: {words}", err=True)
+        elif code in (1, ResourceError.exit_code) and type(error).__name__ != "LostError":  # which only this process may have met
+            say(f"distilkit, process {os.environ['RANK']}: {words}", err=True)
         sys.exit(code)
 
 

@@ -14,7 +14,8 @@ from distilkit.errors import CombinationError, DistilkitError, FieldError, Missi
 
 SMALL = 16  # pixels of a side below which three poolings leave nothing: an MLP is better
 # Kinds that are one dataset and need no path, and pixels of a side there.
-SIDES = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32, "SVHN": 32}
+SIDES = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32, "SVHN": 32, "TinyImageNet": 64, "CUB200": 32}
+BY_HAND = ("TinyImageNet", "CUB200")  # which are not downloaded
 HELD_OUT: dict[str, Any] = {"validation": 0.1}  # a part of the training images on which numbers of steps and sets are chosen
 HEAD = """# {data}, {per_class} distilled image{s} of each class, after the recipe {base}.
 #   distilkit plan {path}      how much memory and time it takes
@@ -68,15 +69,16 @@ def _recipe(side: int | None, per_class: int) -> str:
 def _source(data: str) -> tuple[dict[str, Any], int | None, int | None]:
     """The table of the data, pixels of a side, and the number of training images; None is not known."""
     if data in SIDES:
-        return {"kind": data} | ({} if data == "Digits" else {"root": "data", "download": True} | HELD_OUT), SIDES[data], None
-    place = Path(data)
-    if not place.exists():
-        if place.suffix or "/" in data:
+        place = {} if data == "Digits" else {"root": "data"} | HELD_OUT
+        return {"kind": data} | place | ({} if data in ("Digits", *BY_HAND) else {"download": True}), SIDES[data], None
+    path = Path(data)
+    if not path.exists():
+        if path.suffix or "/" in data:
             raise MissingDataError(f"{data} is not there.", fix="--data photos.npz  # a file or folder that is")
         near = nearest(data, list(SIDES))
         fix = f"--data {near}" if near else "--data photos.npz"
         raise FieldError("--data", data, f"{listing(list(SIDES))}, or a file or folder", fix=fix)
-    arrays = place.suffix == ".zarr" or (place / "zarr.json").exists() or any(place.glob("*.npy")) if place.is_dir() else True
+    arrays = path.suffix == ".zarr" or (path / "zarr.json").exists() or any(path.glob("*.npy")) if path.is_dir() else True
     return _arrays(data) if arrays else ({"kind": "ImageFolder", "root": data} | HELD_OUT, None, None)
 
 

@@ -27,17 +27,19 @@ def show_run(distiller: Distiller, directory: Path, stop_after: float | None = N
 
     console = Console(quiet=not speaks())
     go_on = f"distilkit resume {shlex.quote(str(directory))}"
-    try:
-        with log_lines(console), Display(console) as display:
-            tree = run(distiller, directory, display, stop_after=stop_after)
-    except KeyboardInterrupt:
-        raise StoppedError(f"Stopped. What was done until then is in {directory}.", fix=go_on) from None
+    with ranks.joined(distiller.torch_device) as world:
+        several = world.joined
+        try:
+            with log_lines(console), Display(console) as display:
+                tree = run(distiller, directory, display, stop_after=stop_after)
+        except KeyboardInterrupt:
+            raise StoppedError(f"Stopped. What was done until then is in {directory}.", fix=go_on) from None
     if not tree.attrs["finished"]:
         done = tree["history"].sizes["outer_step"]
         stopped = StoppedError(
             f"Stopped after {done} of {distiller.outer_steps} outer steps, as asked; they are in {directory}.", fix=go_on
         )
-        if not ranks.current().joined:
+        if not several:
             raise stopped
         console.print(str(stopped), markup=False, highlight=False, soft_wrap=True)  # torchrun would take another exit code for a failure
         return

@@ -140,7 +140,9 @@ def _scores(
     """Of so many sets, whose networks follow each other. Each group of networks is trained to its end before the next one begins."""
     seeds, choosing = evaluation.seeds, data.test if evaluation.select == "paper" else selection_split(data)
     own, programs = streams(evaluation, stream) * sets, programs or ProgramCache()
-    parts = _groups(learner, training, evaluation, own, [row.shape[1] for row in partial.validation])
+    known = [row.shape[1] for row in partial.validation]
+    # Which are trained together depends on the memory that is free: of several processes the first tells.
+    parts = ranks.current().first_does(lambda: _groups(learner, training, evaluation, own, known))
     kept: dict[int, list[Trained]] = {}  # of a group after each number of steps
 
     def group(i: int) -> Iterator[Trained]:

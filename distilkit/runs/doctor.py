@@ -19,12 +19,13 @@ from distilkit.unroll.execution import compiler_here, has_triton
 from distilkit.unroll.rates import convolution_seconds
 
 SCARCE = 4 * 2**30  # bytes: a ConvNet on CIFAR-10 takes about so much memory, and less disk
-# Folders in which torchvision puts data, below that of `data.root`.
+# Where torchvision puts data, in `data.root`.
 DATASETS = {
     "MNIST": "MNIST",
     "FashionMNIST": "FashionMNIST",
     "CIFAR10": "cifar-10-batches-py",
     "CIFAR100": "cifar-100-python",
+    "SVHN": "train_32x32.mat",
     "TinyImageNet": "tiny-imagenet-200",
     "CUB200": "CUB_200_2011",
 }
@@ -73,11 +74,12 @@ def _processor() -> str:
 
 def _threads() -> Finding:
     cores, used = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, torch.get_num_threads()
-    words = f"{used}, of {cores} cores that this process may use"
-    busy = os.getloadavg()[0]
+    real = min(cores, psutil.cpu_count(logical=False) or cores)  # two threads of a core share its arithmetic
+    words = f"{used}, of {cores} processors that this process may use"
+    busy = psutil.getloadavg()[0]
     if busy > cores / 2:
         return Finding("threads", f"{words}; the machine is at work (load {busy:.1f})", "measure times when it is quiet")
-    return Finding("threads", words, f"OMP_NUM_THREADS={cores}, which is {used} now" if used < cores else None)
+    return Finding("threads", words, f"OMP_NUM_THREADS={real}, which is {used} now" if used < real else None)
 
 
 def _share(device: torch.device) -> float:
@@ -94,7 +96,7 @@ def _gpu() -> Finding:
     if torch.cuda.is_available():
         one = torch.cuda.get_device_properties(0)
         words = f"{torch.cuda.device_count()} x {one.name}, {one.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-        return Finding("GPU", words, None if has_triton() else "pip install triton: without it nothing is compiled there")
+        return Finding("GPU", words, None if has_triton() else "install triton and gcc: without them nothing is compiled there")
     if shutil.which("nvidia-smi"):
         wrong = (
             "torch was built without CUDA" if torch.version.cuda is None else f"torch cannot use it (built for CUDA {torch.version.cuda})"
@@ -117,7 +119,7 @@ def _cache() -> Finding:
 
 
 def _data(root: Path) -> Finding:
-    there = [name for name, folder in DATASETS.items() if (root / folder).is_dir()]
+    there = [name for name, folder in DATASETS.items() if (root / folder).exists()]
     return Finding("data", f"{', '.join(there) or 'none'}, in {root}; with download = true, torchvision's are fetched when they are needed")
 
 

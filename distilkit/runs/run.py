@@ -89,7 +89,9 @@ def run(
     if directory.suffix == ".zarr":
         raise RunError(f"{directory} is a store, and a run is a folder with a store in it.", changes=[Change("out", directory.parent)])
     with ranks.joined(distiller.torch_device) as world, Stop(stop_after) as stop, ExitStack() as held:
-        world.asked = lambda: stop.asked
+        world.asked, stop.patient = (lambda: stop.asked), world.several
+        held.callback(setattr, world, "asked", bool)
+        distiller.unroller.shares(world)  # what cannot be is said before anything is written
 
         def begin() -> tuple[str, checkpoint.Checkpoint | None, xr.DataTree | None]:
             nonlocal distiller
@@ -106,6 +108,8 @@ def run(
             distiller, progress = _with_precision(distiller, precision), SILENT
         with shown(progress) as progress:
             tree = _Run(distiller, directory, progress, stop, checkpoint_every, world).run(found)
+            if world.several and not stop.lost:
+                world.exchange(None)  # what the first has written is there for all
     if stop.asked and not stop.timed and not tree.attrs["finished"]:
         raise KeyboardInterrupt(stop.reason)
     return tree
@@ -176,7 +180,7 @@ class _Run:
             except ranks.LostError:
                 if self.stop.reason is None:
                     raise
-                # Asked to end as the others were: they were done a moment before.
+                self.stop.lost = True  # asked to end as the others were, which were done a moment before
             except Exception as error:  # torch raises more kinds than one where memory runs out
                 if isinstance(error, torch.AcceleratorError):
                     lost = True  # with all that lies on it

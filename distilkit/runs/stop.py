@@ -3,6 +3,8 @@
 What asks for a stop is noted, and the run ends with the outer step that it is in, or the networks. What takes longer than a few seconds is
 given up: the state from before is whole. A second Ctrl-C does that at once. While results are written, nothing interrupts.
 
+Where several processes take a run, nothing is given up: the others wait for what this one is at.
+
 A time that was given ends nothing before something was done, so that pieces come to the end however short they are.
 """
 
@@ -35,6 +37,8 @@ class Stop:
         self.reason: str | None = None
         self.timed = False  # whether it was the time that was given
         self.progressed = False  # whether there is more than when this began; told from outside
+        self.patient = False  # whether nothing is given up, since other processes wait for it; told from outside
+        self.lost = False  # whether those are gone; told from outside
         self._deadline = None if after is None else time.monotonic() + after
         self._over = False  # nothing is to be interrupted any more
         self._shielded = 0
@@ -108,6 +112,8 @@ class Stop:
             self.reason, self.timed = "the time that was given is over", True
 
     def _give_up(self) -> None:
+        if self.patient:
+            return
         if self._shielded:
             self._pending = True
         else:

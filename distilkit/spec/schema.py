@@ -17,7 +17,7 @@ from distilkit.spec import kinds
 from distilkit.spec.hints import Field, default_of, is_table, settable
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-ANYTHING: dict[str, Any] = {"description": 'of your own, by kind = "python"', "required": ["kind", "target"]}
+ANYTHING: dict[str, Any] = {"type": "object", "description": 'of your own, by kind = "python"', "required": ["kind", "target"]}
 _ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
@@ -72,7 +72,7 @@ class _Schema:
             found += [{"$ref": "#/$defs/python"}] if slot in kinds.PYTHON_SLOTS else []
             self.definitions.setdefault("python", ANYTHING | {"properties": {"kind": {"const": "python"}, "target": {"type": "string"}}})
         if field.metadata.get("optional"):
-            found.append({"properties": {"kind": {"const": "none"}}, "required": ["kind"], "additionalProperties": False})
+            found.append({"type": "object", "properties": {"kind": {"const": "none"}}, "required": ["kind"], "additionalProperties": False})
         return found[0] if len(found) == 1 else {"oneOf": found}
 
     def reference(self, name: str, cls: type, kind: str | None = None) -> dict[str, Any]:

@@ -1,28 +1,35 @@
 """Work that other processes do: numbered tasks on an executor, of this machine or of many, some of which may be lost with their worker.
 
 An executor is anything with `submit(function, *arguments)` whose futures have `done()` and `result()`: those of `concurrent.futures`, of
-Dask (`Client.get_executor()`) and of submitit. A whole number makes so many processes on this machine.
+Dask (`Client.get_executor()`) and of submitit. A whole number makes so many processes on this machine. The work itself waits in a file that
+all of them reach, so that a task is no more than its number.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import cloudpickle
 import torch
 
 from distilkit import process
-from distilkit.errors import DistilkitError, FieldError
+from distilkit.errors import DistilkitError, FieldError, RunError
 
 logger = logging.getLogger("distilkit")
 
-ROUNDS = 3  # times that a task is given to a worker; what is lost every time is left to the caller
+ROUNDS = 3  # times in a row that all the tasks which are given out are lost; then they are left to the caller
 PAUSE = 0.1  # seconds between two looks at what is done
+
+# The tasks of one process take turns, where an executor has threads: they share what is loaded, and the programs that are built.
+_turn = threading.Lock()
 
 
 class Executor(Protocol):
@@ -37,45 +44,64 @@ Workers = int | Executor | None
 
 
 def share_out(
-    work: Callable[[int], object], numbers: Sequence[int], workers: int | Executor, *, threads: int | None = None, seen: Callable[[], None]
+    work: Callable[[int], object],
+    numbers: Sequence[int],
+    workers: int | Executor,
+    *,
+    folder: Path,
+    threads: int | None = None,
+    seen: Callable[[], None],
 ) -> None:
     """Have `work(number)` done for each of the numbers, in any order; what is lost with its worker is given out again.
 
     Args:
-        work: goes over to the workers once for each task, with all that it refers to; what it keeps, a worker keeps for the next task.
+        work: is read by each worker once, with all that it refers to; what it keeps, a worker keeps for the next task.
         numbers: of the tasks.
         workers: an executor, or how many processes of this machine.
+        folder: one that all workers reach, for the work.
         threads: CPU threads of a task; by default, as a worker has it, and of processes here their share.
         seen: is called now and then.
 
     Raises:
+        FieldError: `workers` is neither a number nor an executor.
         Exception: what the work has raised.
     """
     own = isinstance(workers, int)
+    if isinstance(workers, bool) or (own and workers < 1) or not (own or callable(getattr(workers, "submit", None))):  # type: ignore[operator]
+        raise FieldError("workers", workers, "a whole number, at least 1, or an executor (an object with submit)", fix="workers=2")
     if isinstance(workers, int):
-        if workers < 1:
-            raise FieldError("workers", workers, "a whole number, at least 1, or an executor", fix="workers=2")
         threads = threads or max(1, torch.get_num_threads() // workers)
-    payload, left = cloudpickle.dumps(work), list(numbers)
-    for _ in range(ROUNDS):
-        with _executor(workers) as executor:
-            left = _round(executor, payload, left, threads, seen)
-        if not left:
-            return
-        logger.warning("%d units of work were lost with their workers%s", len(left), ", and are given out again" if own else "")
-    logger.warning("%d units of work were lost with their workers %d times, and are done here", len(left), ROUNDS)
+    content = cloudpickle.dumps(work)
+    digest = hashlib.sha256(content).hexdigest()
+    place, left, fruitless = folder / f"{digest[:16]}.work", list(numbers), 0
+    place.write_bytes(content)
+    try:
+        while left and fruitless < ROUNDS:
+            before = len(left)
+            with _executor(workers) as executor:
+                left = _round(executor, (str(place), digest, threads), left, seen)
+            fruitless = fruitless + 1 if len(left) == before else 0
+            if left:
+                logger.warning("%d units of work were lost with their workers", len(left))
+    finally:
+        place.unlink(missing_ok=True)
+    if left:
+        logger.warning("%d units of work were lost %d times in a row, and are done here", len(left), ROUNDS)
 
 
-def _round(executor: Executor, payload: bytes, numbers: Sequence[int], threads: int | None, seen: Callable[[], None]) -> list[int]:
+def _round(executor: Executor, work: tuple[str, str, int | None], numbers: Sequence[int], seen: Callable[[], None]) -> list[int]:
     """Give the tasks out once; those that were lost."""
     waiting: dict[int, Any] = {}
     lost: list[int] = []
+    together: Callable[[], Any] = getattr(executor, "batch", nullcontext)  # of submitit, which makes one array of SLURM of them
     try:
-        for number in numbers:
-            try:
-                waiting[number] = executor.submit(_take, payload, number, threads)
-            except Exception:  # an executor whose workers are gone takes no more, and says so in its own words
-                lost.append(number)
+        with together():
+            for number in numbers:
+                try:
+                    waiting[number] = executor.submit(_take, *work, number)
+                except Exception as error:  # an executor whose workers are gone takes no more, and says so in its own words
+                    logger.debug("unit %d was not taken: %r", number, error)
+                    lost.append(number)
         while waiting:
             for number in [number for number, future in waiting.items() if future.done()]:
                 try:
@@ -110,11 +136,11 @@ def _executor(workers: int | Executor) -> Generator[Executor, None, None]:
         pool.shutdown(wait=True, kill_workers=True)  # whatever they are at: it is done, or nobody waits for it any more
 
 
-def _take(payload: bytes, number: int, threads: int | None) -> Exception | None:
+def _take(place: str, digest: str, threads: int | None, number: int) -> Exception | None:
     """Do one task, in a worker; what it raised, in words that every process knows."""
     try:
-        with process.thread_limit(threads):
-            _revived(payload)(number)
+        with _turn, process.thread_limit(threads):
+            _revived(place, digest)(number)
     except DistilkitError as error:
         return error
     except Exception as error:
@@ -122,8 +148,14 @@ def _take(payload: bytes, number: int, threads: int | None) -> Exception | None:
     return None
 
 
-@lru_cache(maxsize=2)
-def _revived(payload: bytes) -> Callable[[int], object]:
+@lru_cache(maxsize=1)
+def _revived(place: str, digest: str) -> Callable[[int], object]:
     """The work, made once in a worker: what it loads and builds, such as data, serves its next task."""
-    work: Callable[[int], object] = cloudpickle.loads(payload)
+    try:
+        content = Path(place).read_bytes()
+    except OSError as error:
+        raise RunError(f"A worker cannot read {place}: the folder of the grid has to be at the same path for all.") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise RunError(f"{place} is not what was given out.")
+    work: Callable[[int], object] = cloudpickle.loads(content)
     return work

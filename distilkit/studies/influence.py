@@ -20,9 +20,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import FieldError
-from distilkit.evaluation import Evaluation, TrainingSet, score_sets
+from distilkit.evaluation import Evaluation, TrainingSet, score_sets, training_set
 from distilkit.functional.streams import Stream
 from distilkit.progress import SILENT, Progress
 from distilkit.storage.grid import Region, fill
@@ -51,7 +52,7 @@ def removals(classes: torch.Tensor, pairs: str) -> list[tuple[int, int]]:
 
 def influence(
     pipeline: Distiller,
-    training: TrainingSet,
+    distilled: DistilledSet,
     stream: Stream,
     *,
     evaluation: Evaluation | None = None,
@@ -66,7 +67,7 @@ def influence(
 
     Args:
         pipeline: gives the data, the learner and the protocol.
-        training: the set.
+        distilled: the set.
         stream: network i takes `stream.fold(i)`, whatever is removed.
         evaluation: the protocol, if it is another.
         pairs: which pairs of rows: "none", "same class" or "all".
@@ -80,9 +81,9 @@ def influence(
         accuracy (seed); drop (sample, seed); joint_drop and interaction (sample, other, seed), NaN for pairs that were not
         measured, symmetric.
     """
-    cases = removals(training.classes, pairs)
+    cases = removals(distilled.classes, pairs)
     protocol = evaluation or pipeline.evaluation
-    count, seeds = len(training.classes), protocol.seeds
+    count, seeds = len(distilled), protocol.seeds
     template = xr.Dataset(
         {
             "accuracy": variable(("removal", "seed"), np.full((len(cases), seeds), np.nan), "test accuracy without the removed samples"),
@@ -96,7 +97,7 @@ def influence(
     )
 
     def compute(region: Region) -> dict[str, np.ndarray]:
-        some = cases[region["removal"]]
+        some, training = cases[region["removal"]], training_set(distilled, pipeline.bundle)  # on the device of the worker
         found = np.empty((len(some), seeds))
         by_classes: dict[tuple[int, ...], list[int]] = {}
         for place, case in enumerate(some):
@@ -112,7 +113,7 @@ def influence(
     words = {"study": "influence", "pairs": pairs, "protocol": protocol.to_json(), **(identity or {})}
     how: dict[str, Any] = {"workers": workers, "threads": pipeline.threads}
     measured = fill(template, units, compute, identity=words, folder=folder, progress=progress, **how)
-    return _drops(measured["accuracy"].values, cases, training.classes.numpy())
+    return _drops(measured["accuracy"].values, cases, distilled.classes.numpy())
 
 
 def _left(count: int, case: tuple[int, int]) -> torch.Tensor:

@@ -184,7 +184,7 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, workers: Wo
     pairs = "all" if len(direct[at]) <= 30 else "same class"
     removed = influence(
         pipeline,
-        training_set(direct[at], pipeline.bundle),
+        direct[at],
         pipeline.stream.fold("influence"),
         pairs=pairs,
         folder=folder / f"influence-{at}",

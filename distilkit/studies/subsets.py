@@ -86,7 +86,7 @@ def subset_grid(
         made, pipeline = with_pipeline(distilled, pipeline, trust=trust)
         protocol = pipeline.evaluation if seeds is None else fields.evolve(pipeline.evaluation, seeds=seeds)
         learners = {name: bound(pipeline, network) for name, network in (networks or {"the learner's": pipeline.learner}).items()}
-        data, stream = pipeline.bundle, pipeline.stream.fold("subsets")  # which a worker loads for itself
+        data, stream = pipeline.bundle, pipeline.stream.fold("subsets")
         hard = None
         if strategy in ("easiest", "hardest"):
             hard = difficulty(
@@ -94,11 +94,11 @@ def subset_grid(
             )
         order = orders(strategy, made, draws, stream.fold("rows"), hard)
         rows = {(budget, draw): subset_rows(made.classes, budget, order[draw]) for budget in budgets for draw in range(draws)}
-        whole = training_set(made, data)
 
         def compute(region: Region) -> dict[str, np.ndarray]:
             budget, name = budgets[region["budget"].start], list(learners)[region["network"].start]
             picked = [rows[budget, draw] for draw in range(region["draw"].start, region["draw"].stop)]
+            whole = training_set(made, pipeline.bundle)  # on the device of the worker
             sets = [attrs.evolve(whole, images=whole.images[r], labels=whole.labels[r], classes=whole.classes[r]) for r in picked]
             scores = score_sets(learners[name], sets, pipeline.bundle, protocol, stream.fold("networks"), programs=pipeline.programs)
             accuracy, steps = np.stack([s.test for s in scores]), np.array([s.steps for s in scores], np.int64)

@@ -31,6 +31,7 @@ NEW = {
     "a folder of images": (["--data", "pictures"], "fast/cifar10-ipc1", {"data": {"kind": "ImageFolder"}}),
     "a dataset": (["--data", "CIFAR100", "--per-class", "10"], "fast/cifar10-ipc10", {"data": {"kind": "CIFAR100"}}),
     "grey ones": (["--data", "MNIST"], "fast/fashion-mnist-ipc1", {"data": {"kind": "MNIST"}}),
+    "one that is put there by hand": (["--data", "TinyImageNet"], "fast/cifar10-ipc1", {"data": {"kind": "TinyImageNet"}}),
     "what there is": ([], "digits", {"data": {"kind": "Digits"}}),
 }
 

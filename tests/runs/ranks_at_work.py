@@ -30,13 +30,15 @@ with ranks.joined(torch.device("cpu")) as world:
     # Objects and numbers, in the order of the processes.
     assert world.exchange({"of": rank}) == [{"of": i} for i in range(size)]
     rows = torch.arange(6.0).reshape(2, 3) + 100 * rank
-    told = world.exchange_rows(rows, torch.tensor(0.5))
+    same = torch.linspace(0, 1, 3000)
+    told = world.exchange_rows(rows, ranks.fingerprint([same, rows.double() * 0]))
     assert torch.equal(told, torch.stack([torch.arange(6.0).reshape(2, 3) + 100 * i for i in range(size)]))
 
-    # A set that is NaN everywhere is alike; one that differs in its last bit is not.
-    world.exchange_rows(rows, torch.tensor(float("nan")))
-    apart = torch.tensor(1.0).nextafter(torch.tensor(2.0 if rank else 1.0))
-    assert "differ in their last bits" in str(refused(lambda: world.exchange_rows(rows, apart)))
+    # A set that is NaN everywhere is alike; one with a pixel that differs in its last bit is not.
+    world.exchange_rows(rows, ranks.fingerprint([same * float("nan")]))
+    apart = same.clone()
+    apart[1234] = apart[1234].nextafter(torch.tensor(2.0)) if rank else apart[1234]
+    assert "differ in their last bits" in str(refused(lambda: world.exchange_rows(rows, ranks.fingerprint([apart]))))
 
     # One of them is asked to stop: all know it after the next exchange, of either kind.
     assert not world.stopping
@@ -45,7 +47,7 @@ with ranks.joined(torch.device("cpu")) as world:
     world.exchange(None)
     assert world.stopping
     world.asked = lambda: False
-    world.exchange_rows(rows, torch.tensor(0.5))
+    world.exchange_rows(rows, ranks.fingerprint([same]))
     assert not world.stopping
 
     # The first does it; all have it, or its error with what to type instead.

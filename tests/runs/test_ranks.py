@@ -1,9 +1,11 @@
 """Several processes take one run: the same bits whatever their number, also where it changes on the way or one of them is lost."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +15,12 @@ import pytest
 import xarray as xr
 from hypothesis import given, strategies as st
 
+import distilkit as dk
+from distilkit import spec as specs
 from distilkit.errors import CombinationError
+from distilkit.evaluation import training_set
+from distilkit.evaluation.measuring import streams
+from distilkit.evaluation.training import groups
 from distilkit.ranks import Ranks
 
 SPEC = """
@@ -25,7 +32,7 @@ kind = "Digits"
 
 [learner.network]
 kind = "MLP"
-hidden = [16]
+hidden = [{hidden}]
 
 [learner.optimizer]
 kind = "Adam"
@@ -63,9 +70,9 @@ TWO_BY_TWO = "networks_per_step = 2\nmicro_batches = 2"
 
 @pytest.fixture
 def spec(tmp_path):
-    def write(unroller, steps=20):
+    def write(unroller, steps=20, hidden=16):
         path = tmp_path / "spec.toml"
-        path.write_text(SPEC.format(unroller=unroller, steps=steps))
+        path.write_text(SPEC.format(unroller=unroller, steps=steps, hidden=hidden))
         return path
 
     return write
@@ -116,23 +123,31 @@ def test_every_network_is_taken_and_no_process_is_idle(size, networks, parts):
         assert taken[rank][slot] == network
 
 
+@pytest.mark.slow
 def test_what_processes_tell_each_other():
     said = torchrun(2, Path(__file__).with_name("ranks_at_work.py"), 2).stdout
     assert sorted(said.split("\n"))[-2:] == ["rank 0 is through", "rank 1 is through"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("unroller", [FOUR_NETWORKS, FOUR_PARTS, TWO_BY_TWO], ids=["networks", "parts", "both"])
-def test_any_number_of_processes_gives_the_same_bits(spec, tmp_path, unroller):
-    path = spec(unroller)
-    for processes in (1, 2, 4):
-        run(processes, path, tmp_path / str(processes))
-    require_same(tmp_path / "1", tmp_path / "2")
-    require_same(tmp_path / "1", tmp_path / "4")
-    from distilkit import spec as specs
+# Networks of 2,000 units are judged one by one, so that judging is shared out too.
+SHARED = {"networks": (FOUR_NETWORKS, 16, (1, 2, 4)), "parts": (FOUR_PARTS, 2000, (2,)), "both": (TWO_BY_TWO, 16, (4,))}
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARED)
+def test_any_number_of_processes_gives_the_same_bits(spec, tmp_path, name):
+    unroller, hidden, numbers = SHARED[name]
+    path = spec(unroller, hidden=hidden)
     specs.load(path, ['unroller.side_by_side="off"']).run(tmp_path / "plain")
-    require_same(tmp_path / "1", tmp_path / "plain")
+    for processes in numbers:
+        run(processes, path, tmp_path / str(processes))
+        require_same(tmp_path / "plain", tmp_path / str(processes))
+
+
+def test_networks_that_are_judged_one_by_one_are(spec):
+    distiller = specs.load(spec(FOUR_PARTS, hidden=2000))
+    own = streams(distiller.evaluation, dk.Stream(0))
+    assert len(groups(distiller.bound, training_set(distiller.distilled(distiller.init()), distiller.bundle), own)) == 3
 
 
 @pytest.mark.slow
@@ -143,25 +158,46 @@ def test_a_run_goes_on_with_another_number_of_processes(spec, tmp_path):
     assert "Stopped after 2 of 20 outer steps" in said
     assert "distilkit resume" in said
     assert "Stopped after 4 of 20 outer steps" in run(4, path, out, "--stop-after", "0.001").stdout
+    resumed = torchrun(1, "-m", "distilkit", "resume", out, "--stop-after", "0.001").stdout
+    assert "Stopped after 5 of 20 outer steps" in resumed
     run(1, path, out)
     require_same(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_end_stores_what_it_has(spec, tmp_path):
+    path, out = spec(FOUR_NETWORKS, steps=300), tmp_path / "ended"
+    with started(tmp_path, command(2, "-m", "distilkit", "run", path, "--out", out), "distilling, 30 of 300") as job:
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=100) != 0
+    done = xr.open_datatree(out / "results.zarr")["history"].sizes["outer_step"]
+    assert 30 <= done < 300
+    assert "Stopped. What was done until then is in" in (tmp_path / "said").read_text()
+    run(2, path, out)
+    run(1, path, tmp_path / "whole")
+    require_same(tmp_path / "whole", out)
+
+
+@contextmanager
+def started(folder, words, until):
+    """A process that has said something, in the file `said`."""
+    with (
+        open(folder / "said", "w") as said,
+        subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}) as job,
+    ):
+        end = time.monotonic() + 120
+        while until not in (folder / "said").read_text():
+            assert time.monotonic() < end, (folder / "said").read_text()
+            time.sleep(0.05)
+        yield job
 
 
 @pytest.mark.slow
 def test_a_process_that_is_lost_is_started_again(spec, tmp_path):
     path, out = spec(FOUR_NETWORKS, steps=300), tmp_path / "lost"
     words = command(2, "-m", "distilkit", "run", path, "--out", out, options=["--max-restarts=1"])
-    with (
-        open(tmp_path / "said", "w") as said,
-        subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}) as job,
-    ):
-        until, lost = time.monotonic() + 120, None
-        while lost is None and time.monotonic() < until:
-            time.sleep(0.05)
-            if "distilling, 30 of 300" in (tmp_path / "said").read_text():
-                lost = next(child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == "1")
-        assert lost is not None, (tmp_path / "said").read_text()
-        lost.kill()
+    with started(tmp_path, words, "distilling, 30 of 300") as job:
+        next(child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == "1").kill()
         code = job.wait(timeout=200)
     text = (tmp_path / "said").read_text()
     assert code == 0, text
@@ -176,6 +212,8 @@ def test_what_cannot_be_is_said_once(spec, tmp_path):
     said = torchrun(2, "-m", "distilkit", "run", path, "--out", tmp_path / "out", code=1).stderr
     assert said.count("2 processes are too many for networks_per_step = 1 and micro_batches = 1") == 1
     assert "--set unroller.networks_per_step=2" in said
+    assert not (tmp_path / "out").exists()  # so that what it says to type begins there
+    run(2, path, tmp_path / "out", "--set", "unroller.networks_per_step=2")
     path = spec('networks_per_step = 2\nside_by_side = "on"')
     said = torchrun(2, "-m", "distilkit", "run", path, "--out", tmp_path / "out2", code=1).stderr
     assert said.count("--set unroller.side_by_side=off") == 1

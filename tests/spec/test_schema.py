@@ -107,6 +107,9 @@ WRONG = {
     "too small": lambda tree: tree["truncation"].update(window=0),
     "an unknown word": lambda tree: tree["images"].update(start="reall"),
     "python without a target": lambda tree: tree.update(data={"kind": "python"}),
+    "a word for a table": lambda tree: tree.update(data="CIFAR10"),
+    "a number for a network": lambda tree: tree["learner"].update(network=3),
+    "a number for what may be left out": lambda tree: tree.update(boost=3),
     "none where something must be": lambda tree: tree.update(data={"kind": "none"}),
 }
 

@@ -73,18 +73,20 @@ EXECUTORS = {
 }
 
 
-@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "two processes" else name for name in EXECUTORS])
 def test_a_grid_is_whole(name, tmp_path, caplog):
     executor = EXECUTORS[name]()
     assert np.array_equal(filled(tmp_path / "grid", executor), WHOLE)
     assert done(tmp_path / "grid") == 6
     assert ("are done here" in caplog.text) == (name in ("one that loses all", "one that is gone"))
+    assert not [*tmp_path.rglob("*.work")]
     if name == "one that loses three":
         assert executor.given == 6 + 3
     if name == "one that loses all":
         assert executor.given == 6 * ROUNDS
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_nothing(tmp_path):
     victim = tmp_path / "victim"
 
@@ -98,6 +100,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path):
     assert victim.exists()
 
 
+@pytest.mark.slow
 def test_what_the_work_raises_comes_back(tmp_path):
     def wrong(region):
         if region["a"].start == 1:
@@ -115,6 +118,7 @@ def test_what_the_work_raises_comes_back(tmp_path):
         filled(tmp_path / "two", ThreadPoolExecutor(1), bug)
 
 
+@pytest.mark.slow
 def test_what_a_worker_has_built_serves_its_next_task(tmp_path):
     """One that takes all six tasks makes the work once: what it loads, such as data, is loaded once."""
 
@@ -152,6 +156,8 @@ def test_what_cannot_be_is_said(tmp_path):
         ({"shard": (0, 3)}, r"a part such as \(2, 8\)"),
         ({"shard": (4, 3)}, r"a part such as \(2, 8\)"),
         ({"workers": 0}, "at least 1, or an executor"),
+        ({"workers": "4"}, "at least 1, or an executor"),
+        ({"workers": True}, "at least 1, or an executor"),
     ]:
         with pytest.raises(FieldError, match=words):
             filled(tmp_path / "grid", **more)

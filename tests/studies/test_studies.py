@@ -155,7 +155,7 @@ def test_coresets_are_real_images_of_their_class(name, pipeline):
 def test_influence_is_what_is_left_when_samples_go(pipeline, made, tmp_path):
     part = made.subset(made.classes < 2)
     training, protocol, stream = training_set(part, pipeline.bundle), attrs.evolve(pipeline.evaluation, seeds=3), dk.Stream(5)
-    found = influence(pipeline, training, stream, evaluation=protocol, together=12, folder=tmp_path, identity={"a": 1})
+    found = influence(pipeline, part, stream, evaluation=protocol, together=12, folder=tmp_path, identity={"a": 1})
     rows = [r for r in range(6) if r not in (0, 2)]
     left = attrs.evolve(training, images=training.images[rows], labels=training.labels[rows], classes=training.classes[rows])
     (by_hand,) = score_sets(pipeline.bound, [left], pipeline.bundle, protocol, stream)

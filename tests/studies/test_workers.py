@@ -10,7 +10,6 @@ import pytest
 
 import distilkit as dk
 from distilkit.errors import FieldError
-from distilkit.evaluation import training_set
 from distilkit.storage.grid import done
 from distilkit.studies.influence import influence
 from tests.commands import distilkit
@@ -35,9 +34,7 @@ def grid_of(made, pipeline, out, **how):
 STUDIES = {
     "subsets": grid_of,
     "sources": lambda made, pipeline, out, **how: dk.intercorrelation(pipeline, {3: made}, budgets=[1, 3], draws=2, out=out, **how),
-    "influence": lambda made, pipeline, out, **how: influence(
-        pipeline, training_set(made, pipeline.bundle), dk.Stream(5), pairs="none", together=20, folder=out, **how
-    ),
+    "influence": lambda made, pipeline, out, **how: influence(pipeline, made, dk.Stream(5), pairs="none", together=20, folder=out, **how),
     "gradients": lambda made, pipeline, out, **how: dk.gradient_study(pipeline, outer_steps=[0, 2], replicates=3, out=out, **how),
 }
 
@@ -59,17 +56,22 @@ def test_dask_workers_one_of_which_is_killed(made, pipeline, tmp_path):
         distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
+        killed = []
 
         def kill():
+            victim = next(iter(client.run(os.getpid).values()))
             until = time.monotonic() + 120
             while done(folder) < 1 and time.monotonic() < until:
                 time.sleep(0.01)
-            os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+            os.kill(victim, signal.SIGKILL)
+            killed.append(done(folder))
 
         killer = threading.Thread(target=kill)
         killer.start()
         grid = grid_of(made, pipeline, folder, workers=client.get_executor())
         killer.join()
+    assert killed
+    assert 1 <= killed[0] < done(folder) == 6
     np.testing.assert_array_equal(grid["accuracy"].values, whole["accuracy"].values)
 
 
