@@ -295,6 +295,15 @@ def _judging(record: Record) -> str:
     return _markdown(["way", "ms a training step", "times faster", "s for 10,000 tests", "times faster", "n"], rows)
 
 
+def _processes(record: Record) -> str:
+    rows = []
+    for row in record["rows"]:
+        seconds, model = row["seconds"]["median"], row["predicted_seconds"]
+        count = [row["processes"], row["networks"], row["parts"]]
+        rows.append([*count, f"{seconds:.2f}", f"{model:.2f}", f"{seconds / model:.2f}", row["seconds"]["n"]])
+    return _markdown(["processes", "networks", "parts", "s a meta-gradient", "the model", "ratio", "n"], rows)
+
+
 def _networks(record: Record) -> str:
     return _markdown(TWO_WAYS, [_two_ways(row, row["name"], row["times_faster"]) for row in record["rows"] if "times_faster" in row])
 
@@ -364,4 +373,5 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "slopes": _slopes,
     "evaluation": _evaluation,
     "judging": _judging,
+    "processes": _processes,
 }
