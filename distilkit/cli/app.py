@@ -21,6 +21,7 @@ import typer
 from distilkit.cli import looking, specs
 from distilkit.cli.options import (
     Device,
+    Mirror,
     Overrides,
     Seed,
     Shard,
@@ -70,6 +71,7 @@ def run(
     trust: Trust = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, in a folder beside the run of this spec that is there.")] = False,
     stop_after: StopAfter = None,
+    mirror: Mirror = None,
 ) -> None:
     """Run a spec: distil, judge on real test images, and store everything in a folder. A run that was stopped goes on."""
     from distilkit import ranks, spec as specs
@@ -85,7 +87,7 @@ def run(
             folder = world.first_does(partial(free_folder, folder))
         elif out is None:
             folder = world.first_does(partial(folder_for, distiller, folder))
-        show_run(distiller, folder, seconds)
+        show_run(distiller, folder, seconds, mirror)
 
 
 @app.command()
@@ -95,6 +97,7 @@ def resume(
     device: Device = None,
     trust: Trust = False,
     stop_after: StopAfter = None,
+    mirror: Mirror = None,
 ) -> None:
     """Go on with a run. With --set outer.steps=N it goes further than was planned."""
     from distilkit.cli.run import show_run
@@ -105,7 +108,8 @@ def resume(
     folder = run.parent if run.suffix == ".zarr" else run
     if comes_with_distilkit(folder):
         raise RunError(f"{folder} names a set that comes with distilkit, not a run that was stopped.", fix=f"distilkit run {folder}")
-    show_run(pipeline_of(folder, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC"), folder, seconds_of(stop_after))
+    pipeline = pipeline_of(folder, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC")
+    show_run(pipeline, folder, seconds_of(stop_after), mirror)
 
 
 @app.command()

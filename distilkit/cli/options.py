@@ -40,6 +40,10 @@ StopAfter = Annotated[
     str | None, typer.Option("--stop-after", metavar="TIME", help="Stop after so long, such as 9m or 3.5h; the same command goes on.")
 ]
 
+Mirror = Annotated[
+    str | None,
+    typer.Option("--mirror", metavar="URL", help="Copy the run there as it goes on, such as s3://bucket/run, and go on from it."),
+]
 WorkersHere = Annotated[int | None, typer.Option("--workers", metavar="N", help="Processes of this machine that share the work.", min=1)]
 Shard = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts only, such as 2/8, where machines share the folder.")

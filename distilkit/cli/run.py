@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distilkit.distiller import Distiller
 
 
-def show_run(distiller: Distiller, directory: Path, stop_after: float | None = None) -> None:
+def show_run(distiller: Distiller, directory: Path, stop_after: float | None = None, mirror: str | None = None) -> None:
     """Run a distiller or go on with it, show how it goes, then its table and where everything lies.
 
     Raises:
@@ -31,7 +31,7 @@ def show_run(distiller: Distiller, directory: Path, stop_after: float | None = N
         several = world.joined
         try:
             with log_lines(console), Display(console) as display:
-                tree = run(distiller, directory, display, stop_after=stop_after)
+                tree = run(distiller, directory, display, stop_after=stop_after, mirror=mirror)
         except KeyboardInterrupt:
             raise StoppedError(f"Stopped. What was done until then is in {directory}.", fix=go_on) from None
     if not tree.attrs["finished"]:

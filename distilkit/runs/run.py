@@ -16,13 +16,11 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-import attrs
-import numpy as np
 import torch
 import xarray as xr
 
@@ -39,15 +37,14 @@ from distilkit.progress import SILENT, Progress
 from distilkit.runs import checkpoints
 from distilkit.runs.checkpoints import Resume
 from distilkit.runs.claim import claimed
-from distilkit.runs.estimate import advice_for, from_shapes
+from distilkit.runs.limits import out_of_memory, require_bounded, require_memory
 from distilkit.runs.record import BASELINE, FINAL, PREFIX, VALIDATION, Record, results, save_figures, spec_of, write_spec
 from distilkit.runs.stop import GivenUp, Stop
 from distilkit.storage import checkpoint
+from distilkit.storage.mirror import Mirror
 from distilkit.truncation import StepInfo
 
 FIRST_WRITE = 5.0  # seconds after the start
-HOPELESS = 8  # times the memory that there is; an estimate by shapes is right to a factor of two
-SPAN = 50  # outer steps over which a loss is looked at
 ATTEMPTS = 5  # windows that are drawn for an outer step whose numbers are not finite
 
 logger = logging.getLogger("distilkit")
@@ -61,6 +58,7 @@ def run(
     resume: Resume = "auto",
     stop_after: float | None = None,
     checkpoint_every: float = 30.0,
+    mirror: str | None = None,
 ) -> xr.DataTree:
     """Distil, judge, and store everything in a folder; go on, where the folder holds this run already.
 
@@ -73,6 +71,8 @@ def run(
         stop_after: seconds after which to stop, though not before an outer step, or the networks that are trained together, are done.
             What is there is stored and given back; the same call goes on.
         checkpoint_every: seconds between two checkpoints, with each of which the results are written too.
+        mirror: a URL for a copy of the folder, anything that fsspec reaches, such as s3://bucket/run. Checkpoints go there as they are
+            written, results at the end; where the folder here holds nothing, the run goes on from what is there.
 
     Returns:
         the stored results; in a run of several processes every one gets them.
@@ -93,9 +93,13 @@ def run(
         held.callback(setattr, world, "asked", bool)
         distiller.unroller.shares(world)  # what cannot be is said before anything is written
 
+        copy = None if mirror is None or not world.first else Mirror(mirror, directory)
+
         def begin() -> tuple[str, checkpoint.Checkpoint | None, xr.DataTree | None]:
             nonlocal distiller
             held.enter_context(claimed(directory))
+            if copy is not None:
+                copy.fetch()
             distiller, found = checkpoints.begun(distiller, directory, checkpoint.latest(directory / checkpoints.FOLDER), resume)
             stored = _finished(directory, distiller.outer_steps) if found is not None and found.meta["finished"] else None
             return distiller.unroller.precision, found, stored
@@ -107,7 +111,13 @@ def run(
         if not world.first:
             distiller, progress = _with_precision(distiller, precision), SILENT
         with shown(progress) as progress:
-            tree = _Run(distiller, directory, progress, stop, checkpoint_every, world).run(found)
+            try:
+                tree = _Run(distiller, directory, progress, stop, checkpoint_every, world, copy).run(found)
+            except BaseException:
+                with suppress(ResourceError):  # the first error is the one to tell
+                    _send_all(copy)
+                raise
+            _send_all(copy)
             if world.several and not stop.lost:
                 world.exchange(None)  # what the first has written is there for all
     if stop.asked and not stop.timed and not tree.attrs["finished"]:
@@ -131,6 +141,11 @@ def _with_precision(distiller: Distiller, precision: str) -> Distiller:
     return fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
 
 
+def _send_all(copy: Mirror | None) -> None:
+    if copy is not None:
+        copy.send(ended=True)
+
+
 class _Stopped(Exception):
     """The run ends here, for now."""
 
@@ -138,9 +153,11 @@ class _Stopped(Exception):
 class _Run:
     """A run while it goes on."""
 
-    def __init__(self, distiller: Distiller, directory: Path, progress: Progress, stop: Stop, every: float, world: ranks.Ranks) -> None:
+    def __init__(
+        self, distiller: Distiller, directory: Path, progress: Progress, stop: Stop, every: float, world: ranks.Ranks, copy: Mirror | None
+    ) -> None:
         self.distiller, self.directory, self.progress, self.stop, self.every = distiller, directory, progress, stop, every
-        self.world = world
+        self.world, self.copy = world, copy
         self.due = time.monotonic() + min(FIRST_WRITE, every)
 
     def run(self, found: checkpoint.Checkpoint | None) -> xr.DataTree:
@@ -162,7 +179,7 @@ class _Run:
             logger.info("going on at outer step %d of %d", self.record.state.step, distiller.outer_steps)
         self.pipeline = checkpoints.identity(distiller)
         if self.record.state.step < distiller.outer_steps:
-            _require_memory(distiller)
+            require_memory(distiller)
         self.spec = spec_of(distiller)
         try:
             if self.world.first:
@@ -347,45 +364,8 @@ class _Run:
         try:
             with self.stop.shielded():
                 self._write()
+                if self.copy is not None:
+                    self.copy.send()
         except ResourceError as error:
             logger.warning("%s It is tried again in %.0f s.", error.message.split(". ")[0] + ".", self.every)
         self.due = time.monotonic() + self.every
-
-
-def require_bounded(infos: Sequence[StepInfo], distiller: Distiller) -> None:
-    """End a run whose outer loss has left its own history, which no clip will bring back.
-
-    Raises:
-        GradientError: the median of the last 50 losses is more than 10 times that of the first 50 of the stage.
-    """
-    losses = [info.outer_loss for info in infos if info.stage == infos[-1].stage] if infos and len(infos) % SPAN == 0 else []
-    if len(losses) < 2 * SPAN:
-        return
-    first, last = float(np.median(losses[:SPAN])), float(np.median(losses[-SPAN:]))
-    if last > 10 * first:
-        raise GradientError(
-            f"The run has diverged: the median of the last {SPAN} outer losses is {last:.3g}, and was {first:.3g} at first. What was done "
-            "until then is stored; where there was a look at validation, so is the best set.",
-            changes=[Change("outer.optimizer.lr", float(f"{distiller.outer.optimizer.lr / 10:g}"))],
-        )
-
-
-def out_of_memory(distiller: Distiller) -> ResourceError:
-    """What to say where memory ran out: what a plan would change."""
-    changes = [change for _, change in advice_for(distiller, attrs.evolve(from_shapes(distiller), available=0))]
-    return ResourceError("There was not enough memory. What was done until then is stored.", changes=changes)
-
-
-def _require_memory(distiller: Distiller) -> None:
-    """Say what the run will take, by shapes alone, and what to change if it may not fit; refuse what cannot."""
-    draft = from_shapes(distiller)
-    what = f"memory: about {draft.peak / 2**30:.1f} GiB at the peak, of {draft.available / 2**30:.1f} GiB"
-    if not draft.by_shapes:
-        logger.info("memory: not known, since the network cannot be recorded; distilkit plan measures it")
-    elif draft.fits:
-        logger.info(what)
-    elif draft.peak > HOPELESS * draft.available:
-        changes = [change for _, change in draft.advice]
-        raise ResourceError(f"{what[0].upper()}{what[1:]}: this cannot be done here.", changes=changes)
-    else:
-        logger.warning("%s: it may not fit; a plan (`distilkit plan`, `dk.plan`) measures it and says what to change", what)

@@ -1,0 +1,147 @@
+"""A copy of a run's folder at a URL: a bucket, a server, whatever fsspec reaches; for machines that are lent, and whose disks go with them.
+
+While the run goes on, spec.toml and the checkpoints are sent, each a file that is there whole or not at all. Results and figures follow
+when it ends or is stopped; the store's root, without which it cannot be opened, last. A machine whose folder of the run holds nothing
+fetches all that is there, and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from distilkit.errors import ResourceError, RunError
+from distilkit.storage.store import NAME
+
+logger = logging.getLogger("distilkit")
+
+Result = TypeVar("Result")
+
+PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries of what has failed
+ROOT = f"{NAME}/zarr.json"
+OURS = ("spec.toml", "checkpoints/", f"{NAME}/")  # and figures, which lie beside these
+CHECKPOINTS = "checkpoints/"
+
+
+class Mirror:
+    """The copy of one folder.
+
+    Args:
+        url: of a folder, such as s3://bucket/runs/mine.
+        folder: the run's, here.
+
+    Raises:
+        RunError: what the kind of URL needs is not installed.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url, self.folder = url, folder
+        try:
+            self._there, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:  # of which the first says what to install
+            raise RunError(
+                f"{url} cannot be reached: {error}", fix="pip install s3fs  # or gcsfs, adlfs: what fsspec needs for it"
+            ) from error
+        self._root = str(root).rstrip("/")
+        self._sent: dict[str, tuple[int, int]] = {}  # size and time of change of each file that is there as it is here
+
+    def fetch(self) -> bool:
+        """Bring what is there here, if nothing of a run is here; whether something was.
+
+        Raises:
+            ResourceError: it cannot be read.
+        """
+        if any(self._here()):
+            return False
+        names = self._names()
+        for name in names:
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{target.name}.part")
+            self._tried(f"fetch {name}", partial(self._get, name, part))
+            part.replace(target)
+            self._sent[name] = self._state(target)
+        if names:
+            logger.info("fetched %d files from %s", len(names), self.url)
+        return bool(names)
+
+    def send(self, *, ended: bool = False) -> None:
+        """Send what has changed: spec and checkpoints, and where the run has ended all of it. What is here no more is taken away there.
+
+        Raises:
+            ResourceError: it cannot be written there.
+        """
+        here = {name: path for name, path in self._here().items() if ended or not name.startswith(f"{NAME}/")}
+        changed = [name for name, path in here.items() if self._sent.get(name) != self._state(path)]
+        store = [name for name in changed if name.startswith(f"{NAME}/")]
+        if store and ROOT in self._sent:
+            self._remove(ROOT)  # nobody opens a store that is half the old one
+        if store and ROOT not in changed:
+            changed.append(ROOT)
+        for name in sorted(changed, key=lambda name: (name.startswith(f"{NAME}/"), name == ROOT)):
+            state = self._state(here[name])
+            self._tried(f"send {name}", partial(self._put, here[name], name))
+            self._sent[name] = state
+        for name in [name for name in self._sent if name not in here and (ended or name.startswith(CHECKPOINTS))]:
+            self._remove(name)
+
+    def _here(self) -> dict[str, Path]:
+        """The files of the run, by their names below its folder."""
+        found = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
+        return {name: path for name, path in found.items() if name.startswith(OURS) or ("/" not in name and name.endswith(".png"))}
+
+    def _names(self) -> list[str]:
+        """The files there, by their names below the URL."""
+
+        def find() -> list[str]:
+            self._there.invalidate_cache()
+            return [] if not self._there.exists(self._root) else list(self._there.find(self._root))
+
+        found = [posixpath.relpath(path, self._root) for path in self._tried("look", find)]
+        return sorted(name for name in found if name.startswith(OURS) or name.endswith(".png"))
+
+    def _get(self, name: str, part: Path) -> None:
+        self._there.get_file(f"{self._root}/{name}", str(part))
+
+    def _put(self, path: Path, name: str) -> None:
+        place = f"{self._root}/{name}"
+        self._there.makedirs(posixpath.dirname(place), exist_ok=True)
+        self._there.put_file(str(path), place)
+
+    def _remove(self, name: str) -> None:
+        def remove() -> None:
+            self._there.invalidate_cache()
+            if self._there.exists(f"{self._root}/{name}"):
+                self._there.rm_file(f"{self._root}/{name}")
+
+        self._tried(f"remove {name}", remove)
+        self._sent.pop(name, None)
+
+    @staticmethod
+    def _state(path: Path) -> tuple[int, int]:
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+
+    def _tried(self, what: str, work: Callable[[], Result]) -> Result:
+        """Do something over a network, several times if need be."""
+        for pause in PAUSES:
+            try:
+                return work()
+            except Exception as error:  # each file system has kinds of its own
+                logger.debug("could not %s at %s: %r", what, self.url, error)
+                time.sleep(pause)
+        try:
+            return work()
+        except Exception as error:
+            words: Any = str(error).splitlines()[:1] or [type(error).__name__]
+            raise ResourceError(
+                f"Could not {what} at {self.url}, after {len(PAUSES) + 1} tries: {words[0]}. What is in {self.folder} is whole; the same "
+                "call goes on from there."
+            ) from error

@@ -1,0 +1,175 @@
+"""A copy of a run at a URL: whole after failures, fetched where there is nothing, and opened from there."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+
+import distilkit as dk
+from distilkit.errors import ResourceError, RunError
+from distilkit.storage import mirror as module
+from distilkit.storage.mirror import Mirror
+from tests.commands import distilkit
+from tests.studies.test_studies import tiny
+
+
+def files_at(url):
+    there, root = fsspec.core.url_to_fs(url)
+    there.invalidate_cache()
+    return {path.removeprefix(root).lstrip("/"): there.cat_file(path) for path in there.find(root)}
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def url(tmp_path):
+    yield f"memory://{tmp_path.name}"
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "PAUSES", (0.0,) * 5)
+
+
+def test_a_run_is_there_as_it_is_here(tmp_path, url):
+    tiny().run(tmp_path / "run", mirror=url)
+    assert files_at(url) == files_in(tmp_path / "run")
+    tree = xr.open_datatree(f"{url}/results.zarr", engine="zarr")
+    assert tree.attrs["finished"]
+    np.testing.assert_array_equal(tree["evaluation"]["accuracy"], dk.open(tmp_path / "run")["evaluation"]["accuracy"])
+
+
+def test_another_machine_goes_on_from_there(tmp_path, url):
+    whole = tiny().run(tmp_path / "whole")
+    for piece in range(3):
+        tiny().run(tmp_path / f"machine-{piece}", mirror=url, stop_after=0.001)
+        shutil.rmtree(tmp_path / f"machine-{piece}")
+    assert "results.zarr/zarr.json" in files_at(url)
+    found = tiny().run(tmp_path / "last", mirror=url)
+    for group in whole.groups:
+        for name in set(whole[group].dataset.variables) - {"seconds"}:
+            np.testing.assert_array_equal(whole[group][name], found[group][name])
+    assert files_at(url) == files_in(tmp_path / "last")
+    # What is finished is fetched, and given back as it is.
+    tiny().run(tmp_path / "reader", mirror=url)
+    assert files_in(tmp_path / "reader").keys() == files_at(url).keys()
+
+
+class Failing:
+    """A file system that fails now and then, before or after it has done what it was asked."""
+
+    def __init__(self, there, every):
+        self._there, self._draw, self._every, self.failed = there, random.Random(0), every, 0
+
+    def __getattr__(self, name):
+        work = getattr(self._there, name)
+        if not callable(work) or name == "invalidate_cache":
+            return work
+
+        def perhaps(*arguments, **options):
+            fails = self._draw.random() < 1 / self._every
+            if fails and self._draw.random() < 0.5:
+                self.failed += 1
+                raise OSError("the network is down")
+            found = work(*arguments, **options)
+            if fails:
+                self.failed += 1
+                raise OSError("the answer was lost")
+            return found
+
+        return perhaps
+
+
+def test_a_server_that_fails_one_request_in_ten_loses_nothing(tmp_path, url):
+    tiny().run(tmp_path / "run")
+    copy = Mirror(url, tmp_path / "run")
+    copy._there = Failing(copy._there, 10)
+    copy.send(ended=True)
+    assert copy._there.failed > 3
+    assert files_at(url) == files_in(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    other = Mirror(url, tmp_path / "other")
+    other._there = Failing(other._there, 10)
+    assert other.fetch()
+    assert files_in(tmp_path / "other") == files_in(tmp_path / "run")
+
+
+def test_what_is_gone_here_goes_there_and_what_is_the_same_stays(tmp_path, url):
+    tiny().run(tmp_path / "run", mirror=url)
+    copy = Mirror(url, tmp_path / "run")
+    assert not copy.fetch()  # there is something here
+    copy.send(ended=True)
+    checkpoint = next((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    checkpoint.unlink()
+    sent = []
+    copy._put = lambda path, name: sent.append(name)
+    copy.send(ended=True)
+    assert sent == []
+    assert f"checkpoints/{checkpoint.name}" not in files_at(url)
+
+
+def test_one_that_is_always_down_is_told_and_the_run_is_whole(tmp_path, url, monkeypatch):
+    def down(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(Mirror, "_put", down)
+    with pytest.raises(ResourceError, match=r"after 6 tries: no route to host\. What is in .* is whole"):
+        tiny().run(tmp_path / "run", mirror=url)
+    assert dk.open(tmp_path / "run").attrs["finished"]
+
+
+def test_a_url_of_no_kind_is_told(tmp_path):
+    with pytest.raises(RunError, match="nothing://there cannot be reached"):
+        tiny().run(tmp_path / "run", mirror="nothing://there")
+
+
+def test_the_command_has_it(tmp_path, url):
+    words = ["digits", "--set", "outer.steps=2", "--set", "evaluation.seeds=1", "--set", "evaluation.baselines=[]", "--mirror", url]
+    assert distilkit("run", *words, "--out", "one", cwd=tmp_path).returncode == 0
+    again = distilkit("run", *words, "--out", "two", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "fetched" in again.stdout
+    assert "two is finished" in again.stdout
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """An S3 server of moto's, in a process of its own."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    job = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stderr=subprocess.PIPE, text=True)
+    until = threading.Timer(60, job.kill)
+    until.start()
+    address = next(found[0] for line in job.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+    until.cancel()
+    threading.Thread(target=job.stderr.read, daemon=True).start()  # it says a line for every request
+    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": address}.items():
+        monkeypatch.setenv(name, value)
+    yield address
+    job.kill()
+    job.wait()
+
+
+@pytest.mark.slow
+def test_a_bucket(server, tmp_path):
+    fsspec.filesystem("s3").mkdir("bucket")
+    url = "s3://bucket/runs/tiny"
+    tiny().run(tmp_path / "one", mirror=url, stop_after=0.001)
+    tree = tiny().run(tmp_path / "two", mirror=url)
+    assert files_at(url) == files_in(tmp_path / "two")
+    there = xr.open_datatree(f"{url}/results.zarr", engine="zarr")
+    np.testing.assert_array_equal(there["history"]["outer_loss"], tree["history"]["outer_loss"])
+    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset", method="POST")).close()
+    assert os.environ["AWS_ENDPOINT_URL"] == server
