@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +27,15 @@ Result = TypeVar("Result")
 
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries of what has failed
 ROOT = f"{NAME}/zarr.json"
-OURS = ("spec.toml", "checkpoints/", f"{NAME}/")  # and figures, which lie beside these
+SPEC = "spec.toml"
+OURS = (SPEC, "checkpoints/", f"{NAME}/")  # and figures, which lie beside these
 CHECKPOINTS = "checkpoints/"
+
+
+def _newest(names: Iterable[str]) -> int:
+    """The step of the newest checkpoint among files; -1 where there is none."""
+    found = [re.fullmatch(r"checkpoints/step-(\d+)\.safetensors", name) for name in names]
+    return max((int(one[1]) for one in found if one), default=-1)
 
 
 class Mirror:
@@ -53,14 +61,19 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of change of each file that is there as it is here
 
     def fetch(self) -> bool:
-        """Bring what is there here, if nothing of a run is here; whether something was.
+        """Bring what is there here, if nothing of the run is here or it is further there; whether that was so.
 
         Raises:
             ResourceError: it cannot be read.
+            RunError: there is another run there.
         """
-        if any(self._here()):
+        here, names = self._here(), self._names()
+        if here and _newest(names) <= _newest(here):
+            spec = f"{self._root}/{SPEC}"
+            if SPEC in names and SPEC in here and self._tried("look", lambda: self._there.cat_file(spec)) != here[SPEC].read_bytes():
+                raise RunError(f"{self.url} holds a copy of another run than {self.folder}.", fix=f"--mirror {self.url}-2")
+            self._sent = dict.fromkeys(names, (-1, -1))  # there, and perhaps not as it is here
             return False
-        names = self._names()
         for name in names:
             target = self.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,11 @@
 """A copy of a run at a URL: whole after failures, fetched where there is nothing, and opened from there."""
 
-import os
 import random
 import re
 import shutil
 import subprocess
 import sys
-import threading
-import urllib.request
+import time
 
 import fsspec
 import numpy as np
@@ -65,6 +63,27 @@ def test_another_machine_goes_on_from_there(tmp_path, url):
     # What is finished is fetched, and given back as it is.
     tiny().run(tmp_path / "reader", mirror=url)
     assert files_in(tmp_path / "reader").keys() == files_at(url).keys()
+
+
+def test_where_it_is_further_there_it_goes_on_from_there(tmp_path, url):
+    whole = tiny().run(tmp_path / "whole")
+    tiny().run(tmp_path / "old", mirror=url, stop_after=0.001)
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    tiny().run(tmp_path / "new", mirror=url, stop_after=0.001)
+    found = tiny().run(tmp_path / "old", mirror=url)
+    np.testing.assert_array_equal(whole["distilled"]["image"], found["distilled"]["image"])
+    assert files_at(url) == files_in(tmp_path / "old")
+
+
+def test_another_run_is_not_written_over(tmp_path, url):
+    tiny().run(tmp_path / "one", mirror=url)
+    kept = files_at(url)
+    tiny(seed=1).run(tmp_path / "two")
+    with pytest.raises(RunError, match="holds a copy of another run"):
+        tiny(seed=1).run(tmp_path / "two", mirror=url)
+    with pytest.raises(RunError, match="holds a run of another spec"):
+        tiny(seed=1).run(tmp_path / "three", mirror=url)
+    assert files_at(url) == kept
 
 
 class Failing:
@@ -145,25 +164,25 @@ def test_the_command_has_it(tmp_path, url):
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, tmp_path):
     """An S3 server of moto's, in a process of its own."""
     pytest.importorskip("s3fs")
     pytest.importorskip("moto")
-    job = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stderr=subprocess.PIPE, text=True)
-    until = threading.Timer(60, job.kill)
-    until.start()
-    address = next(found[0] for line in job.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
-    until.cancel()
-    threading.Thread(target=job.stderr.read, daemon=True).start()  # it says a line for every request
-    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": address}.items():
-        monkeypatch.setenv(name, value)
-    yield address
-    job.kill()
-    job.wait()
+    said, until, found = tmp_path / "server", time.monotonic() + 60, None
+    with open(said, "w") as log, subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stderr=log) as job:
+        while found is None:
+            assert time.monotonic() < until, said.read_text()
+            time.sleep(0.05)
+            found = re.search(r"http://127\.0\.0\.1:\d+", said.read_text())
+        for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": found[0]}.items():
+            monkeypatch.setenv(name, value)
+        yield
+        job.kill()
 
 
 @pytest.mark.slow
-def test_a_bucket(server, tmp_path):
+@pytest.mark.usefixtures("server")
+def test_a_bucket(tmp_path):
     fsspec.filesystem("s3").mkdir("bucket")
     url = "s3://bucket/runs/tiny"
     tiny().run(tmp_path / "one", mirror=url, stop_after=0.001)
@@ -171,5 +190,3 @@ def test_a_bucket(server, tmp_path):
     assert files_at(url) == files_in(tmp_path / "two")
     there = xr.open_datatree(f"{url}/results.zarr", engine="zarr")
     np.testing.assert_array_equal(there["history"]["outer_loss"], tree["history"]["outer_loss"])
-    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset", method="POST")).close()
-    assert os.environ["AWS_ENDPOINT_URL"] == server
