@@ -126,5 +126,5 @@ def test_what_cannot_be_is_said():
     with pytest.raises(DistilkitError, match="shape of what 1 drops is not known"):
         Functional(lambda: LAYERS["Dropout"][0](0.5)).sample(STREAM, 2)
     net = Functional(TimeFirst).bind((3, 4, 4), 5)
-    with pytest.raises(CombinationError, match="called with 4 rows for a batch of 6 images"):
+    with pytest.raises(CombinationError, match="called with 4 rows for 6 images"):
         net.apply(net.init(STREAM), torch.zeros(6, 3, 4, 4), net.sample(STREAM, 6))

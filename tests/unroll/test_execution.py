@@ -394,7 +394,7 @@ AUTO = {
 
 @pytest.mark.parametrize(("unroller", "network", "rows", "expected"), AUTO.values(), ids=AUTO)
 def test_auto_picks_by_size(unroller, network, rows, expected, monkeypatch):
-    monkeypatch.setattr("distilkit.unroll.execution._compiler", lambda: "/usr/bin/g++")
+    monkeypatch.setattr("distilkit.unroll.execution.compiler_here", lambda: "/usr/bin/g++")
     inner = dk.Learner(network, dk.Adam()).bind((3, 32, 32), 10)
     choose.cache_clear()
     execution = unroller.execution(inner, (rows, 3, 32, 32), torch.device("cpu"))
@@ -426,7 +426,7 @@ def test_auto_on_a_gpu(network, calls, triton, expected, monkeypatch):
 
 
 def test_auto_says_that_there_is_no_compiler(monkeypatch):
-    monkeypatch.setattr("distilkit.unroll.execution._compiler", lambda: None)
+    monkeypatch.setattr("distilkit.unroll.execution.compiler_here", lambda: None)
     choose.cache_clear()
     inner = dk.Learner(dk.ConvNet(), dk.Adam()).bind((3, 32, 32), 10)
     execution = dk.Unroller().execution(inner, (100, 3, 32, 32), torch.device("cpu"))
