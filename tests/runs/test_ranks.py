@@ -95,6 +95,11 @@ def run(processes, path, out, *more):
     return torchrun(processes, "-m", "distilkit", "run", path, "--out", out, *more)
 
 
+def alone(path, out):
+    """Without torchrun."""
+    specs.load(path, ['unroller.side_by_side="off"']).run(out)
+
+
 def require_same(one, other):
     """The stored results are the same to the bit, but for seconds."""
     one, other = (xr.open_datatree(Path(out) / "results.zarr") for out in (one, other))
@@ -130,7 +135,7 @@ def test_what_processes_tell_each_other():
 
 
 # Networks of 2,000 units are judged one by one, so that judging is shared out too.
-SHARED = {"networks": (FOUR_NETWORKS, 16, (1, 2, 4)), "parts": (FOUR_PARTS, 2000, (2,)), "both": (TWO_BY_TWO, 16, (4,))}
+SHARED = {"networks": (FOUR_NETWORKS, 16, (2, 4)), "parts": (FOUR_PARTS, 2000, (2,)), "both": (TWO_BY_TWO, 16, (4,))}
 
 
 @pytest.mark.slow
@@ -138,7 +143,7 @@ SHARED = {"networks": (FOUR_NETWORKS, 16, (1, 2, 4)), "parts": (FOUR_PARTS, 2000
 def test_any_number_of_processes_gives_the_same_bits(spec, tmp_path, name):
     unroller, hidden, numbers = SHARED[name]
     path = spec(unroller, hidden=hidden)
-    specs.load(path, ['unroller.side_by_side="off"']).run(tmp_path / "plain")
+    alone(path, tmp_path / "plain")
     for processes in numbers:
         run(processes, path, tmp_path / str(processes))
         require_same(tmp_path / "plain", tmp_path / str(processes))
@@ -153,7 +158,7 @@ def test_networks_that_are_judged_one_by_one_are(spec):
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(spec, tmp_path):
     path, out = spec(FOUR_NETWORKS), tmp_path / "pieces"
-    run(4, path, tmp_path / "whole")
+    alone(path, tmp_path / "whole")
     said = run(2, path, out, "--stop-after", "0.001").stdout
     assert "Stopped after 2 of 20 outer steps" in said
     assert "distilkit resume" in said
@@ -174,7 +179,7 @@ def test_a_job_that_is_told_to_end_stores_what_it_has(spec, tmp_path):
     assert 30 <= done < 300
     assert "Stopped. What was done until then is in" in (tmp_path / "said").read_text()
     run(2, path, out)
-    run(1, path, tmp_path / "whole")
+    alone(path, tmp_path / "whole")
     require_same(tmp_path / "whole", out)
 
 
@@ -202,7 +207,7 @@ def test_a_process_that_is_lost_is_started_again(spec, tmp_path):
     text = (tmp_path / "said").read_text()
     assert code == 0, text
     assert "going on at outer step" in text
-    run(1, path, tmp_path / "whole")
+    alone(path, tmp_path / "whole")
     require_same(tmp_path / "whole", out)
 
 
@@ -213,7 +218,6 @@ def test_what_cannot_be_is_said_once(spec, tmp_path):
     assert said.count("2 processes are too many for networks_per_step = 1 and micro_batches = 1") == 1
     assert "--set unroller.networks_per_step=2" in said
     assert not (tmp_path / "out").exists()  # so that what it says to type begins there
-    run(2, path, tmp_path / "out", "--set", "unroller.networks_per_step=2")
     path = spec('networks_per_step = 2\nside_by_side = "on"')
     said = torchrun(2, "-m", "distilkit", "run", path, "--out", tmp_path / "out2", code=1).stderr
     assert said.count("--set unroller.side_by_side=off") == 1
