@@ -223,7 +223,7 @@ def joined(device: torch.device) -> Generator[Ranks, None, None]:
     if not dist.is_initialized():
         _meet(device)
     size = dist.get_world_size()
-    if device.type == "cuda" and device.index is not None and size > 1:
+    if device.type == "cuda" and ":" in str(device) and size > 1:
         raise CombinationError(f'device = "{device}" would be that of all {size} processes.', changes=[Change("device", "cuda")])
     _current = Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", dist.get_rank())), _everybody())
     try:
@@ -302,7 +302,10 @@ def _teams(size: int, members: int) -> list[Any]:
 
 
 def _gather(told: Tensor, mine: Tensor, group: Any) -> None:
-    gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since torch 2.14
+    name = (
+        "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    )  # as it is called since torch 2.14, and before
+    gather: Callable[..., Any] = getattr(dist, name)
     gather(told, mine, group=group)
 
 
