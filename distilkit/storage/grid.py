@@ -115,6 +115,7 @@ def fill(
     waiting = [number for number in mine if not (marks / f"{number}.done").exists()]
     if workers is not None:
         share_out(take, waiting, workers, folder=marks, threads=threads, seen=seen)
+    seen()
     for timeout in (0, -1):  # first what nobody has claimed, then wait for what others are at
         for number in list(waiting):
             with process.thread_limit(threads):

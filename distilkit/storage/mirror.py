@@ -28,8 +28,8 @@ Result = TypeVar("Result")
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries of what has failed
 ROOT = f"{NAME}/zarr.json"
 SPEC = "spec.toml"
-OURS = (SPEC, "checkpoints/", f"{NAME}/")  # and figures, which lie beside these
 CHECKPOINTS = "checkpoints/"
+OURS = (SPEC, CHECKPOINTS, f"{NAME}/")  # and figures, which lie beside these
 
 
 def _newest(names: Iterable[str]) -> int:
