@@ -304,7 +304,7 @@ def test_seed_and_device_are_settings_like_others(tmp_path):
 
 @pytest.mark.parametrize(
     ("typed", "expected"),
-    [("run fast/cifar10-ipc10", "fast/cifar10-ipc10"), ("plan dig", "digits"), ("veri", "verify"), ("run mine.t", "")],
+    [("run paper/cifar10-ipc5", "paper/cifar10-ipc50"), ("plan dig", "digits"), ("veri", "verify"), ("run mine.t", "")],
 )
 def test_a_shell_completes_commands_and_recipes(typed, expected):
     """As bash asks for it; where nothing comes back, it completes files."""
