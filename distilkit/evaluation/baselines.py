@@ -27,7 +27,7 @@ def chosen_images(name: str, data: DataBundle, per_class: int, networks: int, st
     """Real training images, `per_class` of each class; another draw for every network.
 
     Args:
-        name: "random real", or "k-means real": the image next to each centre of k-means over the class.
+        name: "random real", or "k-means real": the image next to each centre of k-means over the class (see `coreset`).
         data: the real data.
         per_class: images of each class.
         networks: how many draws.
@@ -53,8 +53,8 @@ def coreset(name: str, data: DataBundle, per_class: int, draws: int, stream: Str
 
     Args:
         name: "random real"; "k-means real", the image next to each centre of k-means over the class; "herding real", images
-            picked one after the other so that their mean comes as near as it can to the mean of the class. Distances are
-            those of the preprocessed pixels.
+            picked one after the other so that their mean comes as near as it can to the mean of the class. Distances are those
+            between preprocessed images of unit length: next to the mean of whitened images as they are lie the emptiest ones.
         data: the real data.
         per_class: images of each class.
         draws: how many sets. Herding is deterministic, so all of its sets are the same.
@@ -74,7 +74,7 @@ def coreset(name: str, data: DataBundle, per_class: int, draws: int, stream: Str
     picked = []
     for own in members_of_classes(data, per_class):
         members = own.to(labels.device)
-        picked.append(members[herd(data.train.images[members].flatten(1), per_class)])
+        picked.append(members[herd(_directions(data.train.images[members]), per_class)])
     rows = torch.cat(picked)
     images, targets = data.train.images[rows], F.one_hot(labels[rows], data.num_classes).float()
     classes = torch.arange(data.num_classes).repeat_interleave(per_class)
@@ -125,12 +125,17 @@ def members_of_classes(data: DataBundle, per_class: int) -> list[Tensor]:
     return members
 
 
+def _directions(images: Tensor) -> Tensor:
+    """Rows of unit length (N, D): networks with norm layers do not see the length of an image."""
+    return F.normalize(images.flatten(1), dim=1)
+
+
 def _random_rows(images: Tensor, members: Tensor, count: int, stream: Stream) -> Tensor:
     return members[stream.permutation(len(members))[:count]]
 
 
 def _kmeans_rows(images: Tensor, members: Tensor, count: int, stream: Stream) -> Tensor:
-    points = images[members.to(images.device)].flatten(1).cpu().double().numpy()
+    points = _directions(images[members.to(images.device)]).cpu().double().numpy()
     make: Any = KMeans  # whose types come from its defaults
     centres = make(count, n_init=1, random_state=stream.integer_seed() % 2**32).fit(points).cluster_centers_
     distances = torch.cdist(torch.from_numpy(centres), torch.from_numpy(points))

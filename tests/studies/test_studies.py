@@ -4,6 +4,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 import distilkit as dk
 from distilkit.errors import CombinationError, FieldError, RunError
@@ -150,6 +151,16 @@ def test_coresets_are_real_images_of_their_class(name, pipeline):
         matches = (train.images == image).flatten(1).all(1)
         assert matches.any()
         assert (train.labels[matches] == label.argmax()).all()
+
+
+@pytest.mark.parametrize("name", CORESETS)
+def test_coresets_do_not_see_how_long_an_image_is(name, pipeline):
+    """Powers of two, which round nothing: half of the images become nearly empty, and the same ones are chosen."""
+    data = pipeline.bundle
+    lengths = torch.where(torch.arange(len(data.train)) % 2 == 0, 2.0**-6, 1.0).view(-1, 1, 1, 1)
+    scaled = attrs.evolve(data, train=attrs.evolve(data.train, images=data.train.images * lengths))
+    one, other = (coreset(name, bundle, 2, 2, dk.Stream(0)).images for bundle in (data, scaled))
+    assert torch.equal(functional.normalize(one.flatten(2), dim=2), functional.normalize(other.flatten(2), dim=2))
 
 
 def test_influence_is_what_is_left_when_samples_go(pipeline, made, tmp_path):
