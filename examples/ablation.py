@@ -7,7 +7,9 @@
 Each run is the example of its data with the settings of `FIELD`, much as in `fast/cifar10-ipc1`, and with what stands in `WAYS`. Networks
 that judge take plain Adam at 1e-3 where the way does not change the inner rate, and that rate or the learned one where it does.
 How many outer steps go into the time is measured on a few of them, so that the cosine of the learning rate ends with it. Looks at
-validation and the test are not counted, nor is the building of programs. Sets are tested by networks as wide as those they were made with,
+validation and the test are not counted, nor is the building of programs. A machine that does other work beside tells a wrong time:
+`--measure` keeps what an outer step of each way costs while it is quiet, in ablation-costs.json, and runs of the same machine, threads and
+torch then count that for every step. Sets are tested by networks as wide as those they were made with,
 and by the field's, of width 128 (`--judges`). What is found is added to docs/results/ablation.json, run by run, so that a call that was
 stopped goes on, and drawn beside it. A figure and a table hold runs of one width, one time and one number of images per class.
 """
@@ -35,6 +37,7 @@ from distilkit.report.drawing import new_figure, save
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "ablation.json"
+COSTS = "ablation-costs.json"  # beside it
 SPECS = {"cifar10": "cifar10.toml", "fashion-mnist": "fashion_mnist.toml", "digits": "digits.toml"}
 FIELD = [
     'unroller.precision="bfloat16"',
@@ -53,6 +56,7 @@ SMALL_BATCH = "outer.batch_size=128"
 WAYS: dict[str, list[str]] = {
     "RaT-BPTT": ['truncation={kind="RandomTruncation",horizon=40,window=15}'],
     "RaT-BPTT, the paper's 200 and 60": ['truncation={kind="RandomTruncation",horizon=200,window=60}'],
+    "RaT-BPTT, windows of 40 in 120": ['truncation={kind="RandomTruncation",horizon=120,window=40}'],
     "RaT-BPTT, stratified": ['truncation={kind="RandomTruncation",horizon=40,window=15,stratified=true}'],
     "AT-BPTT": ['truncation={kind="AdaptiveTruncation",horizon=40,window=15,spread=5}'],
     "full unroll": ['truncation={kind="FullUnroll",horizon=40}'],
@@ -114,6 +118,11 @@ def seconds_of_a_step(distiller: dk.Distiller) -> float:
     return statistics.fmean(spent)
 
 
+def machine(threads: int | None) -> dict[str, Any]:
+    """What a time depends on."""
+    return {"hardware": processor(), "threads": threads or torch.get_num_threads(), "torch": torch.__version__}
+
+
 def run(
     data: str,
     way: str,
@@ -124,18 +133,19 @@ def run(
     width: int,
     judges: int,
     per_class: int,
+    cost: float | None,
     display: dk.Progress,
 ) -> dict[str, Any]:
-    """One run of so many seconds of outer steps, and what it gave."""
+    """One run of so many seconds of outer steps, and what it gave. `cost`: of an outer step, where it is known."""
     display.phase(f"{data}, {way}, seed {seed}: trying some outer steps")
-    one = seconds_of_a_step(pipeline(data, way, seed, 1000, networks, threads, width, per_class))
+    one = cost or seconds_of_a_step(pipeline(data, way, seed, 1000, networks, threads, width, per_class))
     steps = LOOKS * max(1, round(seconds / one / LOOKS))
     folder = Path(tempfile.mkdtemp())
     tree = dk.run(pipeline(data, way, seed, steps, networks, threads, width, per_class), folder / "run", display)
     wide = None if data == "digits" or judges == width else tested_by_wider(folder / "run", judges, display)
     shutil.rmtree(folder)
     accuracy, validation = tree["evaluation"]["accuracy"].values, tree["evaluation"]["validation_accuracy"]
-    history = without_building(tree["history"]["seconds"].values)
+    history = np.full(steps, cost) if cost else without_building(tree["history"]["seconds"].values)
     done = validation["outer_step"].values.tolist()
     return {
         "data": data,
@@ -150,14 +160,13 @@ def run(
         "wider": wide,
         "outer_steps": steps,
         "seconds": float(history.sum()),
+        "seconds_are": "steps of a measured cost" if cost else "of the run's clock",
         "looks": {
             "outer_step": done,
             "seconds": [float(history[:k].sum()) for k in done],
             "accuracy": validation.mean("seed").values.tolist(),
         },
-        "hardware": processor(),
-        "threads": threads or torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine(threads),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -214,10 +223,22 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=1, help="images of each class (default: %(default)s)")
     parser.add_argument("--networks", type=int, default=5, help="that judge a set")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--measure", action="store_true", help="only measure what an outer step costs, on a quiet machine")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    ways, costs = given.only or ways_of(given.data), given.out.with_name(COSTS)
+    of_ways = {
+        way: {"data": given.data, "way": way, "width": given.width, "per_class": given.per_class} | machine(given.threads) for way in ways
+    }
+    if given.measure:
+        for way, key in of_ways.items():
+            made = pipeline(given.data, way, given.seeds[0], 1000, given.networks, given.threads, given.width, given.per_class)
+            key |= {"seconds": seconds_of_a_step(made), "date": datetime.date.today().isoformat()}
+            print(f"{way}: {key['seconds']:.2f} s", flush=True)
+            costs.write_text(json.dumps([*read(costs), key], indent=1) + "\n", encoding="utf-8")
+        return
     for seed in given.seeds:
-        for way in given.only or ways_of(given.data):
+        for way in ways:
             found = read(given.out)
             asked = {"budget": given.seconds, "width": given.width, "judges": given.judges, "per_class": given.per_class}
             key = {"data": given.data, "way": way, "seed": seed, **asked}
@@ -234,6 +255,7 @@ def main() -> None:
                     given.width,
                     given.judges,
                     given.per_class,
+                    next((one["seconds"] for one in reversed(read(costs)) if of_ways[way].items() <= one.items()), None),
                     display,
                 )
             print(
