@@ -123,6 +123,9 @@ def place(tmp_path, monkeypatch, digits_run, boosted_run):
 
 def between(place, page):
     """What the page tells to do in a shell between its blocks."""
+    if page == "docs/tutorial.md":
+        assert set(np.load(place / "mine.npz")) == {f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")}
+        shutil.copytree(place / "runs" / "digits", place / "runs" / "mine")
     if page == "docs/data.md":  # `distilkit run minerals.toml then does all of it`
         text = next(b.text for b in TOML if b.page == page and "minerals" in b.text)
         small = ["outer.steps=1", "truncation.horizon=2", "truncation.window=1", "learner.network.width=2"]
