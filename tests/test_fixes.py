@@ -28,9 +28,10 @@ import distilkit as dk
 from distilkit import recipes, spec, storage
 from distilkit.cli.app import app
 from distilkit.cli.display import option
-from distilkit.cli.evaluate import assemble, parse_networks
+from distilkit.cli.evaluate import assemble, parse_networks, show_evaluation
 from distilkit.cli.new import write_spec
 from distilkit.cli.options import shard_of
+from distilkit.cli.output import Output
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import require_finite
@@ -442,6 +443,7 @@ CASES = {
     "data": Case(lambda path: assemble(text(path / "a.npz"), recipe="paper/cifar10-ipc1", data="CIFAR-10"), "evaluate"),
     "run without a spec": Case(lambda path: dk.evaluate(write_run(path))),
     "no picture": Case(lambda path: require_picture(path / "sheet.docx"), "sheet"),
+    "quiet, and nowhere to look": Case(lambda path: show_evaluation(path, {}, {}, None, Output(quiet=True)), "evaluate"),
     "results are there": Case(lambda path: require_free(write_run(path)), "evaluate"),
     "a set without data": Case(lambda _: dk.evaluate(distilled())),
     "no run": Case(lambda path: dk.evaluate(path / "none")),
