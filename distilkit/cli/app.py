@@ -22,6 +22,7 @@ from distilkit.cli import looking, specs, studying
 from distilkit.cli.options import (
     Device,
     Json,
+    Log,
     Mirror,
     Overrides,
     Quiet,
@@ -71,6 +72,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, in a folder beside the run of this spec that is there.")] = False,
     stop_after: StopAfter = None,
     mirror: Mirror = None,
+    log: Log = [],  # noqa: B006
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -88,7 +90,7 @@ def run(
             folder = world.first_does(partial(free_folder, folder))
         elif out is None:
             folder = world.first_does(partial(folder_for, distiller, folder))
-        show_run(distiller, folder, Output(quiet, as_json), stop_after=seconds, mirror=mirror)
+        show_run(distiller, folder, Output(quiet, as_json), log, stop_after=seconds, mirror=mirror)
 
 
 @app.command()
@@ -99,6 +101,7 @@ def resume(
     trust: Trust = False,
     stop_after: StopAfter = None,
     mirror: Mirror = None,
+    log: Log = [],  # noqa: B006
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -112,7 +115,7 @@ def resume(
     if comes_with_distilkit(folder):
         raise RunError(f"{folder} names a set that comes with distilkit, not a run that was stopped.", fix=f"distilkit run {folder}")
     pipeline = pipeline_of(folder, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC")
-    show_run(pipeline, folder, Output(quiet, as_json), stop_after=seconds_of(stop_after), mirror=mirror)
+    show_run(pipeline, folder, Output(quiet, as_json), log, stop_after=seconds_of(stop_after), mirror=mirror)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,8 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of 
     from distilkit.cli.tables import evaluation_table, results_table
 
     tree, folder = storage.open(run), folder_of(run)
-    found, shown = run_values(tree, folder), []
+    found = run_values(tree, folder)
+    shown: list[Any] = []
     if "status" in found:
         state = "finished" if found["status"] == "finished" else f"stopped; distilkit resume {shlex.quote(str(folder))} goes on"
         shown.append(f"{found['title']}: {found['outer_steps']} outer steps, {state}")

@@ -42,7 +42,8 @@ def run_values(tree: xr.DataTree, folder: Path) -> Row:
     if "history" in tree.children:
         history = tree["history"].to_dataset()
         found["status"] = "finished" if tree.attrs.get("finished") else "stopped"
-        found |= {"outer_steps": history.sizes["outer_step"], "seconds": float(history["seconds"].sum())}
+        seconds = float(history["seconds"].sum()) if "seconds" in history else None
+        found |= {"outer_steps": history.sizes["outer_step"], "seconds": seconds}
     if "distilled" in tree.children:
         about = tree["distilled"].attrs
         found["set"] = {"outer_step": about.get("outer_step"), "validation_accuracy": about.get("validation_accuracy")}
@@ -76,11 +77,14 @@ def results_rows(tree: xr.DataTree) -> list[Row]:
 def _selected_steps(tree: xr.DataTree) -> list[int | None]:
     """For each of `tested`, in its order."""
     own = json.loads(tree["evaluation"].attrs["protocol"]).get("selected_training_steps")
-    found: list[int | None] = [int(n) for n in tree["prefixes"]["training_steps"].values[:-1]] if "prefixes" in tree.children else []
+    found: list[int | None] = []
+    if "prefixes" in tree.children:
+        found += [int(n) for n in tree["prefixes"].to_dataset()["training_steps"].values[:-1]]
     found.append(own)
     if "baselines" in tree.children:
-        by_name = json.loads(tree["baselines"].attrs.get("protocol", "{}")).get("selected_training_steps", {})
-        found += [by_name.get(str(name)) for name in tree["baselines"]["baseline"].values]
+        baselines = tree["baselines"].to_dataset()
+        by_name = json.loads(baselines.attrs.get("protocol", "{}")).get("selected_training_steps", {})
+        found += [by_name.get(str(name)) for name in baselines["baseline"].values]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ def show_run(
     distiller: Distiller,
     directory: Path,
     output: Output,
+    log: Sequence[str] = (),
     *,
     stop_after: float | None = None,
     mirror: str | None = None,
@@ -30,14 +32,16 @@ def show_run(
         StoppedError: it is not at its end.
     """
     from distilkit import ranks
+    from distilkit.runs.loggers import named
     from distilkit.runs.run import run
 
     go_on = f"distilkit resume {shlex.quote(str(directory))}"
     with ranks.joined(distiller.torch_device) as world:
         several = world.joined
         try:
+            loggers = [named(name) for name in log]
             with output.progress(logged=True) as progress:
-                tree = run(distiller, directory, progress, stop_after=stop_after, mirror=mirror)
+                tree = run(distiller, directory, progress, stop_after=stop_after, mirror=mirror, loggers=loggers)
         except KeyboardInterrupt:
             raise StoppedError(f"Stopped. What was done until then is in {directory}.", fix=go_on) from None
     if not tree.attrs["finished"]:

@@ -29,7 +29,7 @@ DATASETS = {
     "TinyImageNet": "tiny-imagenet-200",
     "CUB200": "CUB_200_2011",
 }
-EXTRAS = {"hf": ("datasets",), "hdf5": ("h5py",), "cluster": ("distributed", "submitit"), "s3": ("s3fs",)}
+EXTRAS = {"hf": ("datasets",), "hdf5": ("h5py",), "cluster": ("distributed", "submitit"), "s3": ("s3fs",), "tensorboard": ("tensorboardX",)}
 
 
 class Finding(NamedTuple):
