@@ -232,15 +232,14 @@ def report(
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs and studies, side by side where there are several.")
     ],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page; by default report.html in the first folder.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it anew whenever a run has written, until the runs are finished.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Tell all that is stored of runs and studies on one page: an HTML file that needs nothing beside it."""
-    from distilkit import storage
-    from distilkit.report import page
+    from distilkit.cli.report import show_report
 
-    target = page({path.as_posix(): storage.open(path) for path in runs}, out or folder_of(runs[0]) / "report.html")
-    Output(quiet, as_json).answer({"file": target}, f"Look at   {target}", written=target)
+    show_report(runs, out or folder_of(runs[0]) / "report.html", Output(quiet, as_json), watch=watch)
 
 
 app.add_typer(studying.commands)
