@@ -51,6 +51,7 @@ from .networks.vgg import VGG as VGG
 from .outer import Images as Images, Labels as Labels, Outer as Outer
 from .progress import Progress as Progress, Silent as Silent
 from .runs.evaluate import evaluate as evaluate
+from .runs.loggers import Logger as Logger, TensorBoard as TensorBoard, Tracker as Tracker
 from .runs.plan import plan as plan
 from .runs.run import run as run
 from .storage import load as load, open as open

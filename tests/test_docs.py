@@ -185,7 +185,7 @@ def commands_of(block):
     for line in block.text.replace("\\\n", " ").splitlines():
         for part in line.split("&&"):
             words = shlex.split(part, comments=True)
-            words = words[: words.index(">")] if ">" in words else words
+            words = words[: min((words.index(end) for end in (">", "|") if end in words), default=None)]
             while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                 words = words[1:]
             if words[:1] == ["torchrun"] and "-m" in words:

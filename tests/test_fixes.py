@@ -28,9 +28,10 @@ import distilkit as dk
 from distilkit import recipes, spec, storage
 from distilkit.cli.app import app
 from distilkit.cli.display import option
-from distilkit.cli.evaluate import assemble, parse_networks
+from distilkit.cli.evaluate import assemble, parse_networks, show_evaluation
 from distilkit.cli.new import write_spec
 from distilkit.cli.options import shard_of
+from distilkit.cli.output import Output
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import require_finite
@@ -41,6 +42,7 @@ from distilkit.outer import random_rows
 from distilkit.ranks import Ranks
 from distilkit.report import require_picture
 from distilkit.runs.evaluate import require_free
+from distilkit.runs.loggers import Tracker, named
 from distilkit.runs.open import with_pipeline
 from distilkit.spec.hints import known_paths
 from distilkit.storage import checkpoint, formats, grid, layout
@@ -119,8 +121,13 @@ def check_change(changes):
         assert attrs.has(type(value)) == isinstance(change.value, dict)
 
 
+NO_MODULE = "a_tracker_that_is_not_there"
+
+
 def check_pip(words):
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    if words[-1] == NO_MODULE:
+        return
     extras = re.fullmatch(r"distilkit(?:\[(\w+)\])?", words[-1])
     assert extras
     assert extras[1] is None or extras[1] in project["optional-dependencies"]
@@ -442,6 +449,9 @@ CASES = {
     "data": Case(lambda path: assemble(text(path / "a.npz"), recipe="paper/cifar10-ipc1", data="CIFAR-10"), "evaluate"),
     "run without a spec": Case(lambda path: dk.evaluate(write_run(path))),
     "no picture": Case(lambda path: require_picture(path / "sheet.docx"), "sheet"),
+    "quiet, and nowhere to look": Case(lambda path: show_evaluation(path, {}, {}, None, Output(quiet=True)), "evaluate"),
+    "a logger of no name": Case(lambda _: named("tensorbord"), "run"),
+    "a tracker that is not installed": Case(lambda _: Tracker(NO_MODULE)),
     "results are there": Case(lambda path: require_free(write_run(path)), "evaluate"),
     "a set without data": Case(lambda _: dk.evaluate(distilled())),
     "no run": Case(lambda path: dk.evaluate(path / "none")),

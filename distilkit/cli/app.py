@@ -18,26 +18,26 @@ from typing import Annotated
 
 import typer
 
-from distilkit.cli import looking, specs
+from distilkit.cli import looking, specs, studying
 from distilkit.cli.options import (
     Device,
+    Json,
+    Log,
     Mirror,
     Overrides,
+    Quiet,
     Seed,
-    Shard,
     SpecPath,
     StopAfter,
     Trust,
-    WorkersHere,
     folder_of,
-    numbers_of,
     overrides,
     runs_folder,
     say,
     seconds_of,
-    shard_of,
     words_of,
 )
+from distilkit.cli.output import Output
 from distilkit.errors import CombinationError, DistilkitError, ResourceError
 from distilkit.progress import speaks
 
@@ -72,6 +72,9 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, in a folder beside the run of this spec that is there.")] = False,
     stop_after: StopAfter = None,
     mirror: Mirror = None,
+    log: Log = [],  # noqa: B006
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Run a spec: distil, judge on real test images, and store everything in a folder. A run that was stopped goes on."""
     from distilkit import ranks, spec as specs
@@ -87,7 +90,7 @@ def run(
             folder = world.first_does(partial(free_folder, folder))
         elif out is None:
             folder = world.first_does(partial(folder_for, distiller, folder))
-        show_run(distiller, folder, seconds, mirror)
+        show_run(distiller, folder, Output(quiet, as_json), log, stop_after=seconds, mirror=mirror)
 
 
 @app.command()
@@ -98,6 +101,9 @@ def resume(
     trust: Trust = False,
     stop_after: StopAfter = None,
     mirror: Mirror = None,
+    log: Log = [],  # noqa: B006
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Go on with a run. With --set outer.steps=N it goes further than was planned."""
     from distilkit.cli.run import show_run
@@ -109,7 +115,7 @@ def resume(
     if comes_with_distilkit(folder):
         raise RunError(f"{folder} names a set that comes with distilkit, not a run that was stopped.", fix=f"distilkit run {folder}")
     pipeline = pipeline_of(folder, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC")
-    show_run(pipeline, folder, seconds_of(stop_after), mirror)
+    show_run(pipeline, folder, Output(quiet, as_json), log, stop_after=seconds_of(stop_after), mirror=mirror)
 
 
 @app.command()
@@ -120,12 +126,13 @@ def plan(
     device: Device = None,
     trust: Trust = False,
     probe: Annotated[bool, typer.Option(help="Run a few inner steps to measure; without, memory is known to a factor of two.")] = True,
+    as_json: Json = False,
 ) -> None:
     """Tell how much memory and time a spec will take, and what to change if it does not fit; nothing is written."""
     from distilkit import spec as specs
     from distilkit.cli.run import show_plan
 
-    show_plan(specs.load(spec, overrides(set_, seed, device), trust=trust), probe)
+    show_plan(specs.load(spec, overrides(set_, seed, device), trust=trust), probe, Output(as_json=as_json))
 
 
 app.add_typer(specs.commands)
@@ -157,6 +164,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Store the results in this folder.")] = None,
     set_: Overrides = [],  # noqa: B006
     trust: Trust = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Train fresh networks on a distilled set, a run's or anyone's, and test them on real images."""
     from distilkit.cli.evaluate import show_evaluation
@@ -165,7 +174,7 @@ def evaluate(
     changes = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
     options = {"networks": words_of(networks), "rates": lr, "baselines": words_of(baselines), "ranking": ranking, "seed": seed}
-    show_evaluation(path, case | {"overrides": changes, "trust": trust}, options, out)
+    show_evaluation(path, case | {"overrides": changes, "trust": trust}, options, out, Output(quiet, as_json))
 
 
 @app.command()
@@ -177,13 +186,17 @@ def export(
     label_space: Annotated[str | None, typer.Option(help="What the labels of PATH are, if it does not say.")] = None,
     preprocessing: Annotated[str | None, typer.Option(help="What the images of PATH went through, if it does not say.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Write no more than the authors' own code does, without a lossless copy.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Write a distilled set, a run's or anyone's, in a format of others."""
     from distilkit.runs.open import read_set
     from distilkit.storage import formats
 
     made = read_set(path, format=format, label_space=label_space, preprocessing=preprocessing)
-    say(f"{formats.write(made, out, to, plain=plain)}: {len(made)} images, labels as {made.label_space}")
+    written, count, space = formats.write(made, out, to, plain=plain), len(made), made.label_space
+    found = {"file": written, "images": count, "label_space": space}
+    Output(quiet, as_json).answer(found, f"{written}: {count} images, labels as {space}", written=written)
 
 
 @app.command()
@@ -203,12 +216,14 @@ def sheet(
     which: Annotated[str, typer.Option(help="best, last, or auto: the best where there is one.")] = "auto",
     set_: Overrides = [],  # noqa: B006
     trust: Trust = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Draw the images of a distilled set by class, beside real ones."""
     from distilkit.cli.sheet import show_sheet
 
     case = {"data": data, "overrides": set_, "trust": trust}
-    show_sheet(run, out or folder_of(run) / "sheet.png", case, which=which, rows=rows, real=real)
+    show_sheet(run, out or folder_of(run) / "sheet.png", case, Output(quiet, as_json), which=which, rows=rows, real=real)
 
 
 @app.command()
@@ -217,95 +232,17 @@ def report(
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs and studies, side by side where there are several.")
     ],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page; by default report.html in the first folder.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it anew whenever a run has written, until the runs are finished.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Tell all that is stored of runs and studies on one page: an HTML file that needs nothing beside it."""
-    from distilkit import storage
-    from distilkit.report import page
+    from distilkit.cli.report import show_report
 
-    target = page({path.as_posix(): storage.open(path) for path in runs}, out or folder_of(runs[0]) / "report.html")
-    say(f"Look at   {target}")
+    show_report(runs, out or folder_of(runs[0]) / "report.html", Output(quiet, as_json), watch=watch)
 
 
-@app.command()
-def subsets(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
-    budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,
-    draws: Annotated[int, typer.Option(help="Random subsets of each size.", min=1)] = 10,
-    strategy: Annotated[str, typer.Option(help="random, prefix, easiest or hardest; the last three have one draw.")] = "random",
-    networks: Annotated[str | None, typer.Option(metavar="MLP,ConvNet", help="Train these networks in place of the run's.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Networks trained on each subset; by default the run's.", min=1)] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Folder of the grid; by default RUN/subsets-STRATEGY, in runs/ for a set of distilkit's own."
-        ),
-    ] = None,
-    workers: WorkersHere = None,
-    shard: Shard = None,
-    trust: Trust = False,
-) -> None:
-    """Test random, first, easiest or hardest parts of a run's distilled set. Stopped, it goes on; several processes may share it."""
-    from distilkit.cli.studies import show_subsets
-
-    numbers, draws = numbers_of("--budgets", budgets, least=1), draws if strategy == "random" else 1
-    folder, how = out or folder_of(run) / f"subsets-{strategy}", {"workers": workers, "shard": shard_of(shard)}
-    show_subsets(run, numbers, draws, strategy, words_of(networks), seeds, folder, trust, how)
-
-
-study_commands = typer.Typer(help="Study meta-gradients, or how distilled samples depend on each other.", no_args_is_help=True)
-app.add_typer(study_commands, name="study")
-
-
-@study_commands.command()
-def gradients(
-    spec: SpecPath,
-    at: Annotated[str, typer.Option(metavar="0,50,200", help="Outer steps at which meta-gradients are studied.")] = "0,50,200",
-    replicates: Annotated[int, typer.Option(help="Independent meta-gradients a policy and point.", min=3)] = 16,
-    policy: Annotated[
-        list[str], typer.Option(metavar="TABLE", help="Such as '{kind = \"TailTruncation\", horizon = 40, window = 10}'.")
-    ] = [],  # noqa: B006
-    optimizer: Annotated[list[str], typer.Option(metavar="TABLE", help="Inner optimiser, such as '{kind = \"SGD\", lr = 0.1}'.")] = [],  # noqa: B006
-    with_: Annotated[
-        list[str], typer.Option("--with", metavar="KEY=VALUE", help="Beside the policies, the spec with this change, such as outer.ends=3.")
-    ] = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-gradients.")] = None,
-    workers: WorkersHere = None,
-    shard: Shard = None,
-    set_: Overrides = [],  # noqa: B006
-    seed: Seed = None,
-    device: Device = None,
-    trust: Trust = False,
-) -> None:
-    """Measure norm, variance, bias and cost of the meta-gradient by truncation policy. Stopped, it goes on."""
-    from distilkit import spec as specs
-    from distilkit.cli.studies import show_gradients
-
-    changes = overrides(set_, seed, device)
-    pipeline = specs.load(spec, changes, trust=trust)
-    points = numbers_of("--at", at, least=0)
-    changed = {one: specs.load(spec, [*changes, one], trust=trust) for one in with_}
-    folder, how = out or runs_folder(f"{pipeline.title}-gradients"), {"workers": workers, "shard": shard_of(shard)}
-    show_gradients(pipeline, points, replicates, policy, optimizer, changed, folder, how)
-
-
-@study_commands.command()
-def intercorrelation(
-    spec: SpecPath,
-    draws: Annotated[int, typer.Option(help="Random subsets, and draws of real images, of each size.", min=1)] = 10,
-    influence: Annotated[int | None, typer.Option(metavar="2", help="Images per class of the set whose samples are removed.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-study.")] = None,
-    workers: WorkersHere = None,
-    set_: Overrides = [],  # noqa: B006
-    seed: Seed = None,
-    device: Device = None,
-    trust: Trust = False,
-) -> None:
-    """Compare boosted prefixes with subsets, with sets distilled directly and with real images. Stopped, it goes on."""
-    from distilkit import spec as specs
-    from distilkit.cli.studies import show_intercorrelation
-
-    pipeline = specs.load(spec, overrides(set_, seed, device), trust=trust)
-    show_intercorrelation(pipeline, draws, influence, workers, out or runs_folder(f"{pipeline.title}-study"))
+app.add_typer(studying.commands)
 
 
 def in_words(error: DistilkitError) -> str:

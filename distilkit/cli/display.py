@@ -29,13 +29,13 @@ def option(change: Change) -> str:
 
 
 @contextmanager
-def log_lines(console: Console) -> Generator[None, None, None]:
+def log_lines(console: Console, level: int = logging.INFO) -> Generator[None, None, None]:
     """Print what the library says on its logger, such as what is compiled, as lines of the console; of several processes one does."""
     logger = logging.getLogger("distilkit")
     handler = _Lines(console) if speaks() else logging.NullHandler()
     before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     try:
         yield
     finally:
@@ -52,11 +52,6 @@ class _Lines(logging.Handler):
         plain_line(self._console, record.getMessage())
 
 
-def wide_console() -> Console:
-    """A console whose tables are not squeezed where nobody looks: on a pipe rich would take 80 columns."""
-    return Console(highlight=False, soft_wrap=True, width=None if Console().is_terminal else 140)
-
-
 @contextmanager
 def stoppable(out: Path) -> Generator[None, None, None]:
     """Ctrl-C in a study ends with words and not with a traceback."""
@@ -66,8 +61,6 @@ def stoppable(out: Path) -> Generator[None, None, None]:
         raise StoppedError(f"Stopped. What was done until then is in {out}; the same command goes on from there.") from None
 
 
-def show_figures(console: Console, out: Path, *figures: Path) -> None:
-    """Say where the figures and the store of a study are."""
-    for figure in figures:
-        console.print(f"Look at   {figure}")
-    console.print(f"Open it   xarray.open_datatree({str(out / 'results.zarr')!r})")
+def places(folder: Path, *figures: Path) -> list[str]:
+    """Lines that say where the figures and the store of a run or a study are."""
+    return [*(f"Look at   {figure}" for figure in figures), f"Open it   xarray.open_datatree({str(folder / 'results.zarr')!r})"]

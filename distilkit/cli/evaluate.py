@@ -11,13 +11,14 @@ from typing import Any
 import attrs
 
 from distilkit import fields, process, recipes, spec as specs, storage
+from distilkit.cli.output import Output
+from distilkit.cli.rows import evaluation_values
 from distilkit.cli.tables import evaluation_table, evaluation_words
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import Refittable
 from distilkit.data.sources.arrays import Arrays
-from distilkit.display import Console, Display
 from distilkit.distiller import Distiller
-from distilkit.errors import CombinationError, DistilkitError, FieldError, listing, nearest
+from distilkit.errors import Change, CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
@@ -29,7 +30,7 @@ from distilkit.spec.files import read_text
 from distilkit.storage import formats, is_run, says_all
 
 
-def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None) -> None:
+def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None, output: Output) -> None:
     """Evaluate a run or a set, show how it goes on, then its table; store it if a folder is given.
 
     Args:
@@ -37,26 +38,36 @@ def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], o
         case: the options of `assemble`.
         options: the options of `distilkit.evaluate`; `networks` are names, and `rates` belong to them.
         out: a folder, or None.
+        output: how to tell it.
+
+    Raises:
+        CombinationError: nothing of what it finds would be told or stored.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    if output.quiet and not output.as_json and out is None:
+        raise CombinationError(
+            "--quiet tells only where the results are stored, and without --out they are not.",
+            changes=[Change("out", f"runs/{path.stem}-judged")],
+        )
     if out is not None:
         require_free(out)
     with claimed(out) if out is not None else nullcontext():
-        _show(path, case, options, out, console)
+        _show(path, case, options, out, output)
 
 
-def _show(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None, console: Console) -> None:
-    with Display(console) as display:
-        found = assemble(path, **case, progress=display)
+def _show(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None, output: Output) -> None:
+    with output.progress() as progress:
+        found = assemble(path, **case, progress=progress)
         names, rates = options.pop("networks"), options.pop("rates")
         networks = parse_networks(names, rates, found.learner, found.evaluation)
-        result = evaluate(found, networks=networks, progress=display, **options)
-    console.print(evaluation_table(result, f"{path.name}: accuracy on {result.attrs['test_images']} test images of {result.attrs['data']}"))
-    for line in evaluation_words(result):
-        console.print(line)
-    if out is not None:
-        save(result, found, out)
-        console.print(f"Stored in {out}")
+        result = evaluate(found, networks=networks, progress=progress, **options)
+    table = evaluation_table(result, f"{path.name}: accuracy on {result.attrs['test_images']} test images of {result.attrs['data']}")
+    lines, stored = evaluation_words(result), None
+    try:
+        if out is not None:
+            save(result, found, out)
+            lines, stored = [*lines, f"Stored in {out}"], out
+    finally:  # also where the disk takes no more
+        output.answer(evaluation_values(result, path, stored), table, *lines, written=stored)
 
 
 def assemble(

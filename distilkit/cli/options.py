@@ -40,6 +40,11 @@ StopAfter = Annotated[
     str | None, typer.Option("--stop-after", metavar="TIME", help="Stop after so long, such as 9m or 3.5h; the same command goes on.")
 ]
 
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no table; print where the result is, in one line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document; progress goes to the errors.")]
+
+Log = Annotated[list[str], typer.Option("--log", metavar="NAME", help="Log the run to tensorboard, wandb or trackio too; repeatable.")]
+
 Mirror = Annotated[
     str | None,
     typer.Option("--mirror", metavar="URL", help="Copy the run there as it goes on, such as s3://bucket/run, and go on from it."),

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distilkit.cli.display import log_lines, option
-from distilkit.cli.tables import gib, plan_table, recipes_table, results_table
-from distilkit.display import Console, Display
+from distilkit.cli.display import option, places
+from distilkit.cli.output import Output
+from distilkit.cli.rows import plan_values, run_values
+from distilkit.cli.tables import gib, plan_table, recipes_table, recipes_values, results_table
 from distilkit.errors import StoppedError
-from distilkit.progress import speaks
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
 
 
-def show_run(distiller: Distiller, directory: Path, stop_after: float | None = None, mirror: str | None = None) -> None:
+def show_run(
+    distiller: Distiller,
+    directory: Path,
+    output: Output,
+    log: Sequence[str] = (),
+    *,
+    stop_after: float | None = None,
+    mirror: str | None = None,
+) -> None:
     """Run a distiller or go on with it, show how it goes, then its table and where everything lies.
 
     Raises:
         StoppedError: it is not at its end.
     """
     from distilkit import ranks
+    from distilkit.runs.loggers import named
     from distilkit.runs.run import run
 
-    console = Console(quiet=not speaks())
     go_on = f"distilkit resume {shlex.quote(str(directory))}"
     with ranks.joined(distiller.torch_device) as world:
         several = world.joined
         try:
-            with log_lines(console), Display(console) as display:
-                tree = run(distiller, directory, display, stop_after=stop_after, mirror=mirror)
+            loggers = [named(name) for name in log]
+            with output.progress(logged=True) as progress:
+                tree = run(distiller, directory, progress, stop_after=stop_after, mirror=mirror, loggers=loggers)
         except KeyboardInterrupt:
             raise StoppedError(f"Stopped. What was done until then is in {directory}.", fix=go_on) from None
     if not tree.attrs["finished"]:
@@ -39,36 +49,33 @@ def show_run(distiller: Distiller, directory: Path, stop_after: float | None = N
         stopped = StoppedError(
             f"Stopped after {done} of {distiller.outer_steps} outer steps, as asked; they are in {directory}.", fix=go_on
         )
+        # torchrun would take another exit code than 0 for a failure
+        output.answer(run_values(tree, directory), *([str(stopped)] if several else []), written=directory)
         if not several:
             raise stopped
-        console.print(str(stopped), markup=False, highlight=False, soft_wrap=True)  # torchrun would take another exit code for a failure
         return
-    console.print(results_table(tree))
-    for line in (f"Look at   {directory / 'distilled.png'}", f"Open it   xarray.open_datatree({str(directory / 'results.zarr')!r})"):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    lines = places(directory, directory / "distilled.png")
+    output.answer(run_values(tree, directory), results_table(tree), *lines, written=directory)
 
 
-def show_plan(distiller: Distiller, probe: bool) -> None:
+def show_plan(distiller: Distiller, probe: bool, output: Output) -> None:
     """Estimate what a run takes, and print it."""
     from distilkit.runs.plan import plan
 
-    console = Console(highlight=False, soft_wrap=True)
-    with log_lines(console), Display(console) as display:
-        found = plan(distiller, probe=probe, progress=display)
-    console.print(plan_table(found, distiller.title))
-    if found.seconds is None:
-        console.print(f"inner steps: {found.execution}", markup=False)
+    with output.progress(logged=True) as progress:
+        found = plan(distiller, probe=probe, progress=progress)
+    lines = [f"inner steps: {found.execution}"] if found.seconds is None else []
     if not found.fits:
-        console.print(f"This will not fit into {gib(found.available)}. Try one or more of:")
-    for words, change in found.advice:
-        console.print(f"  {option(change)}   ({words})", markup=False)
+        lines.append(f"This will not fit into {gib(found.available)}. Try one or more of:")
+    lines += [f"  {option(change)}   ({words})" for words, change in found.advice]
+    output.answer(plan_values(found, distiller.title), plan_table(found, distiller.title), *lines)
 
 
-def show_recipes() -> None:
-    """Print a table of the recipes; on a pipe, no cell is cut."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(recipes_table(console.width))
-    console.print("distilkit recipes show NAME prints one; distilkit run NAME runs it.", highlight=False)
-    console.print("distilkit evaluate NAME judges the set that comes with one; distilkit.load(NAME) gives it.", highlight=False)
+def show_recipes(output: Output) -> None:
+    """Print a table of the recipes."""
+    output.answer(
+        {"recipes": recipes_values()},
+        recipes_table(output.console.width),
+        "distilkit recipes show NAME prints one; distilkit run NAME runs it.",
+        "distilkit evaluate NAME judges the set that comes with one; distilkit.load(NAME) gives it.",
+    )

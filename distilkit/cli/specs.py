@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from distilkit.cli.options import Device, Overrides, Seed, SpecPath, Trust, overrides, say
+from distilkit.cli.options import Device, Json, Overrides, Quiet, Seed, SpecPath, Trust, overrides, say
+from distilkit.cli.output import Output
 
 commands = typer.Typer()
 
@@ -20,13 +21,14 @@ def validate(
     seed: Seed = None,
     device: Device = None,
     trust: Trust = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Check a spec without running it, and print it with every default filled in."""
     from distilkit import spec as specs
 
     distiller = specs.load(spec, overrides(set_, seed, device), trust=trust)
-    say(specs.dumps(distiller))
-    say(f"# {spec} is a valid spec.")
+    Output(quiet, as_json).answer(specs.to_tree(distiller), specs.dumps(distiller), f"# {spec} is a valid spec.")
 
 
 @commands.command()
@@ -37,14 +39,15 @@ def new(
     ] = "Digits",
     per_class: Annotated[int, typer.Option(help="Distilled images of each class.", min=1)] = 1,
     steps: Annotated[int | None, typer.Option(help="Outer steps; by default those of the recipe that it follows.", min=1)] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Write a spec with comments to begin with, for data of your own or a dataset that distilkit knows."""
     from distilkit.cli.new import write_spec
 
     base = write_spec(path, data, per_class, steps)
-    say(f"Wrote     {path}, after the recipe {base}")
-    say(f"Look      distilkit plan {path}")
-    say(f"Run it    distilkit run {path}")
+    lines = (f"Wrote     {path}, after the recipe {base}", f"Look      distilkit plan {path}", f"Run it    distilkit run {path}")
+    Output(quiet, as_json).answer({"file": path, "recipe": base}, *lines, written=path)
 
 
 @commands.command()
@@ -68,11 +71,11 @@ commands.add_typer(recipe_commands, name="recipes")
 
 
 @recipe_commands.callback(invoke_without_command=True)
-def _recipes(context: typer.Context) -> None:
+def _recipes(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is None:
         from distilkit.cli.run import show_recipes
 
-        show_recipes()
+        show_recipes(Output(as_json=as_json))
 
 
 @recipe_commands.command()

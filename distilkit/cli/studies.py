@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilkit import report
-from distilkit.cli.display import show_figures, stoppable, wide_console
+from distilkit.cli.display import places, stoppable
+from distilkit.cli.output import Output
+from distilkit.cli.rows import gradients_rows, sources_rows, study_values, subsets_rows
 from distilkit.cli.tables import gradients_table, sources_table, subsets_table
-from distilkit.display import Console, Display
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,43 +28,43 @@ def show_subsets(
     out: Path,
     trust: bool,
     how: Mapping[str, Any],
+    output: Output,
 ) -> None:
     """Fill a subset grid and draw it; `how` are the workers and the shard. See `distilkit.subset_grid`."""
     from distilkit.cli.evaluate import parse_networks
     from distilkit.runs.open import with_pipeline
     from distilkit.studies.subsets import subset_grid
 
-    console = wide_console()
     made, pipeline = with_pipeline(run, trust=trust)
     if not budgets:
         whole = int(made.class_counts().min())
         budgets = [*(2**i for i in range(whole.bit_length()) if 2**i < whole), whole]
     chosen = parse_networks(networks, [], pipeline.learner, pipeline.evaluation) or None
-    with stoppable(out), Display(console) as display:
-        grid = subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=display, **how)
+    with stoppable(out), output.progress() as progress:
+        grid = subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=progress, **how)
     if how["shard"]:
-        return _show_part(console, grid["accuracy"], out)
-    console.print(subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy"))
+        return _show_part(output, grid["accuracy"], out)
+    table = subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy")
     grid.attrs["title"] = f"{run.name}: {strategy} subsets"
-    show_figures(console, out, report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png"))
+    figures = [report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png")]
+    output.answer(study_values(out, figures, subsets_rows(grid)), table, *places(out, *figures), written=out)
 
 
-def show_intercorrelation(pipeline: Distiller, draws: int, influence_at: int | None, workers: int | None, out: Path) -> None:
+def show_intercorrelation(
+    pipeline: Distiller, draws: int, influence_at: int | None, workers: int | None, out: Path, output: Output
+) -> None:
     """Run the intercorrelation study and draw it; see `distilkit.intercorrelation_study`."""
     from distilkit.studies.sources import intercorrelation_study
 
-    console = wide_console()
-    with stoppable(out), Display(console) as display:
-        tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, workers=workers, progress=display)
+    with stoppable(out), output.progress() as progress:
+        tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, workers=workers, progress=progress)
     sources = tree["sources"].to_dataset().assign_attrs(title=tree.attrs["title"])
-    console.print(sources_table(sources))
-    show_figures(
-        console,
-        out,
+    figures = [
         report.budget_curves(sources, out / "budgets.png"),
         report.subset_map(sources.sel(source=["subset of the large set", "random real"]), out / "subsets.png"),
         report.influence_map(tree["influence"].to_dataset(), out / "influence.png"),
-    )
+    ]
+    output.answer(study_values(out, figures, sources_rows(sources)), sources_table(sources), *places(out, *figures), written=out)
 
 
 def show_gradients(
@@ -75,6 +76,7 @@ def show_gradients(
     changed: Mapping[str, Distiller],
     out: Path,
     how: Mapping[str, Any],
+    output: Output,
 ) -> None:
     """Run the gradient study and draw it; `how` are the workers and the shard. See `distilkit.gradient_study`.
 
@@ -82,23 +84,23 @@ def show_gradients(
     """
     from distilkit.studies.gradients import gradient_study, usual_policies
 
-    console = wide_console()
     chosen: dict[str, Any] = {_words(text): _component("truncation", text) for text in policies}
     if changed:
         chosen = (chosen or usual_policies(pipeline.truncation)) | dict(changed)
     inner = {_words(text): _component("optimizer", text) for text in optimizers}
-    with stoppable(out), Display(console) as display:
-        study = gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=display, **how)
+    with stoppable(out), output.progress() as progress:
+        study = gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=progress, **how)
     if how["shard"]:
-        return _show_part(console, study["norm"], out)
-    console.print(gradients_table(study))
-    show_figures(console, out, report.gradient_curves(study, out / "gradients.png"))
+        return _show_part(output, study["norm"], out)
+    figures = [report.gradient_curves(study, out / "gradients.png")]
+    output.answer(study_values(out, figures, gradients_rows(study)), gradients_table(study), *places(out, *figures), written=out)
 
 
-def _show_part(console: Console, computed: xr.DataArray, out: Path) -> None:
-    """Say how far a grid is whose shard is done."""
+def _show_part(output: Output, computed: xr.DataArray, out: Path) -> None:
+    """Say how far a grid is whose shard is done; means and variances take all of it."""
     there = float(computed.notnull().mean())
-    console.print(f"Of {out} {there:.0%} is there. The same command without --shard does what is left, or waits for it, and shows all.")
+    words = f"Of {out} {there:.0%} is there. The same command without --shard does what is left, or waits for it, and shows all."
+    output.answer(study_values(out, [], [], there), words, written=out)
 
 
 def _component(slot: str, text: str) -> Any:

@@ -1,26 +1,32 @@
-"""Tables: what a run, a plan, an evaluation, a study and the recipes look like on the console."""
+"""Tables: what a run, a plan, an evaluation, a study and the recipes look like on the console, by the numbers of `rows`."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
 import xarray as xr
 from rich.table import Table
 from rich.text import Text
 
 from distilkit import recipes
+from distilkit.cli.rows import SCORES, Row, evaluation_rows, gradients_rows, results_rows, sources_rows, subsets_rows
 from distilkit.progress import duration
 from distilkit.storage import shipped
-from distilkit.storage.layout import tested
-from distilkit.storage.spread import plus_minus, spread
-from distilkit.studies.statistics import gain
+from distilkit.storage.spread import plus_minus
 
 if TYPE_CHECKING:
     from distilkit.runs.estimate import Plan
 
 WIDE = 120  # columns of a terminal that hold all of a recipe
+
+
+def recipes_values() -> list[Row]:
+    """What the recipes say of themselves, and whether the set of one is here."""
+    ready = shipped.names()
+    return [attrs.asdict(recipes.describe(name)) | {"set_is_here": name in ready} for name in recipes.names()]
 
 
 def recipes_table(width: int = WIDE) -> Table:
@@ -30,13 +36,12 @@ def recipes_table(width: int = WIDE) -> Table:
     for heading in ("name", "data", "per class", "published", "memory", "cost", "its set") if wide else ("name", "published", "cost"):
         name = heading == "name"  # which is to be typed, and so stays in one piece
         table.add_column(heading, justify="right" if heading == "per class" else "left", overflow="fold", no_wrap=name)
-    ready = shipped.names()
-    for one in map(recipes.describe, recipes.names()):
+    for one in recipes_values():
         if wide:
-            here = "here" if one.name in ready else ""
-            table.add_row(one.name, one.data, str(one.per_class), one.published, one.memory, one.cost, here)
+            here = "here" if one["set_is_here"] else ""
+            table.add_row(*(str(one[key]) for key in ("name", "data", "per_class", "published", "memory", "cost")), here)
         else:
-            table.add_row(one.name, one.published.partition(" (")[0], one.cost.partition(" (")[0])
+            table.add_row(one["name"], one["published"].partition(" (")[0], one["cost"].partition(" (")[0])
     return table
 
 
@@ -72,15 +77,9 @@ def evaluation_table(result: xr.Dataset, title: str) -> Table:
     several = "network" in result
     for heading in ("trained on", *(["network"] if several else []), "steps", "mean", "std", "networks"):
         table.add_column(heading, justify="left" if heading in ("trained on", "network") else "right")
-    accuracy = result.accuracy
-    rows = [(["distilled", str(n)], accuracy.sel(network=n)) for n in result.network.values] if several else [(["distilled"], accuracy)]
-    if "baseline_accuracy" in result:
-        beside = [""] if several else []
-        rows += [([str(b), *beside], result.baseline_accuracy.sel(baseline=b)) for b in result.baseline.values]
-    for words, table_of_one in rows:
-        for steps in result.training_steps.values:
-            one = table_of_one.sel(training_steps=steps)
-            table.add_row(*words, str(steps), f"{float(one.mean()):.4f}", _deviation(one, 4), _count(one))
+    for row in evaluation_rows(result):
+        network = [row["network"] or ""] if several else []
+        table.add_row(row["trained_on"], *network, str(row["training_steps"]), *_accuracy(row, 4))
     return table
 
 
@@ -97,19 +96,14 @@ def evaluation_words(result: xr.Dataset) -> list[str]:
         lines.append(
             f"{front}Paper protocol (the largest mean above, chosen on the test images, so optimistic): {float(one.paper_protocol):.4f}"
         )
-    scores = ("hard_label_recovery", "improvement_over_random", "label_robust_score", "augmentation_robust_score")
-    return lines + [f"{result[name].attrs['long_name']}: {plus_minus(result[name])}" for name in scores if name in result]
+    return lines + [f"{result[name].attrs['long_name']}: {plus_minus(result[name])}" for name in SCORES if name in result]
 
 
-def _count(accuracy: xr.DataArray) -> str:
-    """How many networks there are, and how many of them diverged and so are in neither mean nor deviation."""
-    lost = int(accuracy.isnull().sum())
-    return f"{accuracy.size} ({lost} diverged)" if lost else str(accuracy.size)
-
-
-def _deviation(values: xr.DataArray, digits: int) -> str:
-    """Standard deviation, for a cell of a table; a single value has none."""
-    return f"{spread(values):.{digits}f}" if values.size > 1 else "-"
+def _accuracy(row: Row, digits: int) -> tuple[str, str, str]:
+    """Three cells: mean, standard deviation, which a single value has none of, and how many networks there are, and of them diverged."""
+    count, lost = len(row["accuracy"]), row["diverged"]
+    deviation = f"{row['std']:.{digits}f}" if count > 1 else "-"
+    return f"{row['mean']:.{digits}f}", deviation, f"{count} ({lost} diverged)" if lost else str(count)
 
 
 def results_table(tree: xr.DataTree) -> Table:
@@ -117,8 +111,8 @@ def results_table(tree: xr.DataTree) -> Table:
     table = Table(title=Text(f"{tree.attrs['title']}: test accuracy"))
     for heading, justify in (("trained on", "left"), ("images", "right"), ("mean", "right"), ("std", "right"), ("seeds", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for name, count, accuracy in tested(tree):
-        table.add_row(name, count, f"{float(accuracy.mean()):.3f}", _deviation(accuracy, 3), _count(accuracy))
+    for row in results_rows(tree):
+        table.add_row(row["trained_on"], "all" if row["images"] is None else str(row["images"]), *_accuracy(row, 3))
     return table
 
 
@@ -127,12 +121,9 @@ def subsets_table(grid: xr.Dataset, title: str) -> Table:
     table = Table(title=title)
     for heading in ("network", "images per class", "mean", "std over draws", "std over seeds"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
-    for name in grid["network"].values:
-        for budget in grid["budget"].values:
-            own = grid["accuracy"].sel(network=name, budget=budget)
-            by_draw = own.transpose("draw", "seed").values
-            numbers = (by_draw.mean(), spread(by_draw.mean(1)), spread(by_draw, axis=1).mean())
-            table.add_row(str(name), str(budget), *("-" if np.isnan(n) else f"{n:.3f}" for n in numbers))
+    for row in subsets_rows(grid):
+        numbers = (row["mean"], row["std_over_draws"], row["std_over_seeds"])
+        table.add_row(row["network"], str(row["images_per_class"]), *("-" if np.isnan(n) else f"{n:.3f}" for n in numbers))
     return table
 
 
@@ -142,9 +133,12 @@ def sources_table(sources: xr.Dataset) -> Table:
     table.add_column("source")
     for budget in sources["budget"].values:
         table.add_column(f"{budget} per class", justify="right")
-    for name in sources["source"].values:
-        own = sources["accuracy"].sel(source=name)
-        table.add_row(str(name), *(plus_minus(own.sel(budget=b), 3) for b in own["budget"]))
+    by_source: dict[str, list[str]] = {}
+    for row in sources_rows(sources):
+        deviation = "" if np.isnan(row["std"]) else f" ± {row['std']:.3f}"
+        by_source.setdefault(row["source"], []).append(f"{row['mean']:.3f}{deviation}")
+    for name, cells in by_source.items():
+        table.add_row(name, *cells)
     return table
 
 
@@ -167,28 +161,20 @@ def gradients_table(study: xr.Dataset) -> Table:
     )
     for heading in headings:
         table.add_column(heading, justify="left" if heading in headings[:2] else "right")
-    for name in study["optimizer"].values:
-        for step in study["outer_step"].values:
-            for policy in study["policy"].values:
-                own = study.sel(optimizer=name, outer_step=step, policy=policy)
-                table.add_row(
-                    str(policy),
-                    str(name),
-                    str(step),
-                    f"{float(own['norm'].median()):.2e}",
-                    f"{float(own['variance']):.3g} ± {float(own['variance_error']):.2g}",
-                    f"{float(own['variance_clipped']):.3g} ± {float(own['variance_clipped_error']):.2g}",
-                    f"{float(own['cosine']):.2f} ± {float(own['cosine_error']):.2f}",
-                    f"{float(own['same_end_cosine'].mean()):.2f}",
-                    f"{float(own['alignment']):.2f} ± {float(own['alignment_error']):.2f}",
-                    f"{float(own['seconds'].median()):.3f}",
-                    _gain(own),
-                    f"{float(own['peak_memory']) / 1e6:.1f}",
-                )
+    for row in gradients_rows(study):
+        worth = row["gain_per_second"]  # a part of a step along the mean of the full unroll
+        table.add_row(
+            row["policy"],
+            row["optimizer"],
+            str(row["outer_step"]),
+            f"{row['norm']:.2e}",
+            f"{row['variance']:.3g} ± {row['variance_error']:.2g}",
+            f"{row['variance_clipped']:.3g} ± {row['variance_clipped_error']:.2g}",
+            f"{row['cosine']:.2f} ± {row['cosine_error']:.2f}",
+            f"{row['same_end_cosine']:.2f}",
+            f"{row['alignment']:.2f} ± {row['alignment_error']:.2f}",
+            f"{row['seconds']:.3f}",
+            "not told" if np.isnan(worth) else f"{100 * worth:.2g}",
+            f"{row['peak_memory'] / 1e6:.1f}",
+        )
     return table
-
-
-def _gain(own: xr.Dataset) -> str:
-    """What a second gives, in percent of a step along the mean of the full unroll."""
-    worth = gain(float(own["alignment"]), float(own["alignment_error"]), float(own["seconds"].median()))
-    return "not told" if np.isnan(worth) else f"{100 * worth:.2g}"

@@ -71,12 +71,13 @@ class Section(NamedTuple):
         return [("not judged yet" if self.blocks else "a study", "", "", "")]
 
 
-def page(trees: Mapping[str, xr.DataTree], path: str | os.PathLike[str]) -> Path:
-    """Write a page about runs and studies, side by side where there are several.
+def page(trees: Mapping[str, xr.DataTree], path: str | os.PathLike[str], *, reload: float | None = None) -> Path:
+    """Write a page about runs and studies, side by side where there are several; a run that is under way is told as far as it is stored.
 
     Args:
         trees: by the name of the folder, what `distilkit.open` gives.
         path: of the page, which ends in .html; its folder is made when it is not there.
+        reload: seconds after which a browser loads the page anew; None never does.
 
     Raises:
         RunError: the name ends otherwise, or there is nothing to tell of.
@@ -87,16 +88,18 @@ def page(trees: Mapping[str, xr.DataTree], path: str | os.PathLike[str]) -> Path
     if not trees:
         raise RunError("There is no run to report of.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page_text(trees), encoding="utf-8")
+    part = target.with_name(f"{target.name}.part")  # no browser loads half a page
+    part.write_text(page_text(trees, reload=reload), encoding="utf-8")
+    os.replace(part, target)
     return target
 
 
-def page_text(trees: Mapping[str, xr.DataTree]) -> str:
+def page_text(trees: Mapping[str, xr.DataTree], *, reload: float | None = None) -> str:
     """The text of the page that `page` writes; the same trees give the same text."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     sections = [_section(name, tree) for name, tree in trees.items()]
-    return environment.get_template("page.html").render(sections=sections, side=SIDE, version=version("distilkit"))
+    return environment.get_template("page.html").render(sections=sections, side=SIDE, version=version("distilkit"), reload=reload)
 
 
 def _section(name: str, tree: xr.DataTree) -> Section:
@@ -126,7 +129,7 @@ def _facts(tree: xr.DataTree, spec: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("outer steps", f"{history.sizes['outer_step']:,}"))
         found += [("their time", duration(seconds))] if np.isfinite(seconds) else []
         found += [(word, history.attrs.get(word)) for word in ("precision", "execution")]
-    found += [("finished", "no: it was stopped, and can go on")] if not tree.attrs.get("finished", True) else []
+    found += [("finished", "no: it goes on, or was stopped and can go on")] if not tree.attrs.get("finished", True) else []
     found += [(words, tree.attrs.get(key)) for words, key in (("device", "device"), ("torch", "torch"), ("seed", "seed"))]
     found += [("made by", f"distilkit {tree.attrs['distilkit_version']}")] if "distilkit_version" in tree.attrs else []
     found.append(("stored", tree.attrs.get("created")))
@@ -197,7 +200,7 @@ def _figures(tree: xr.DataTree) -> list[tuple[str, Picture]]:
     groups = {name: group.to_dataset() for name, group in tree.children.items()}
     if "distilled" in groups and groups["distilled"]["pixel"].ndim != 4:
         found.append(("Distilled vectors", "a heat map of the distilled feature vectors", vectors_figure(groups["distilled"], "")))
-    if "history" in groups:
+    if "history" in groups and groups["history"].sizes["outer_step"]:
         found.append(("How it went", "loss, norm of the meta-gradient and accuracy by outer step", curves_figure(tree)))
     if "prefixes" in groups:
         found.append(("Its prefixes", "test accuracy by images per class", budget_figure(groups["prefixes"])))

@@ -29,15 +29,19 @@ DATASETS = {
     "TinyImageNet": "tiny-imagenet-200",
     "CUB200": "CUB_200_2011",
 }
-EXTRAS = {"hf": ("datasets",), "hdf5": ("h5py",), "cluster": ("distributed", "submitit"), "s3": ("s3fs",)}
+EXTRAS = {"hf": ("datasets",), "hdf5": ("h5py",), "cluster": ("distributed", "submitit"), "s3": ("s3fs",), "tensorboard": ("tensorboardX",)}
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at: what it is, what was found, and what to do where that is a trouble."""
+    """One thing that was looked at: what it is, what was found, what to do where that is a trouble, and the number in it, if any.
+
+    The number is in bytes, of memory and disk; of bfloat16, how many times as long it takes; of threads, how many.
+    """
 
     what: str
     found: str
     advice: str | None = None
+    number: float | None = None
 
 
 def examine(folder: str | Path = ".") -> list[Finding]:
@@ -46,7 +50,7 @@ def examine(folder: str | Path = ".") -> list[Finding]:
     >>> [one.what for one in examine()][:3]
     ['distilkit', 'libraries', 'processor']
     """
-    cpu = torch.device("cpu")
+    share = _share(torch.device("cpu"))
     return [
         Finding("distilkit", f"{__version__}, on Python {platform.python_version()}, {platform.system()}"),
         Finding(
@@ -54,7 +58,7 @@ def examine(folder: str | Path = ".") -> list[Finding]:
         ),
         Finding("processor", _processor()),
         _threads(),
-        Finding("bfloat16", f"a convolution takes {_share(cpu):.2f} times as long as in float32, on the processor"),
+        Finding("bfloat16", f"a convolution takes {share:.2f} times as long as in float32, on the processor", number=share),
         _compiler(),
         _gpu(),
         _space("memory", psutil.virtual_memory().available, "free", "close other programs; distilkit plan SPEC says what a run takes"),
@@ -78,8 +82,8 @@ def _threads() -> Finding:
     words = f"{used}, of {cores} processors that this process may use"
     busy = psutil.getloadavg()[0]
     if busy > cores / 2:
-        return Finding("threads", f"{words}; the machine is at work (load {busy:.1f})", "measure times when it is quiet")
-    return Finding("threads", words, f"OMP_NUM_THREADS={real}, which is {used} now" if used < real else None)
+        return Finding("threads", f"{words}; the machine is at work (load {busy:.1f})", "measure times when it is quiet", used)
+    return Finding("threads", words, f"OMP_NUM_THREADS={real}, which is {used} now" if used < real else None, used)
 
 
 def _share(device: torch.device) -> float:
@@ -108,7 +112,7 @@ def _gpu() -> Finding:
 
 
 def _space(what: str, size: int, where: str, advice: str) -> Finding:
-    return Finding(what, f"{size / 2**30:.1f} GiB {where}", advice if size < SCARCE else None)
+    return Finding(what, f"{size / 2**30:.1f} GiB {where}", advice if size < SCARCE else None, size)
 
 
 def _cache() -> Finding:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from distilkit.runs import checkpoints
 from distilkit.runs.checkpoints import Resume
 from distilkit.runs.claim import claimed
 from distilkit.runs.limits import out_of_memory, require_bounded, require_memory
+from distilkit.runs.loggers import Logger, Loggers
 from distilkit.runs.record import BASELINE, FINAL, PREFIX, VALIDATION, Record, results, save_figures, spec_of, write_spec
 from distilkit.runs.stop import GivenUp, Stop
 from distilkit.storage import checkpoint
@@ -59,6 +60,7 @@ def run(
     stop_after: float | None = None,
     checkpoint_every: float = 30.0,
     mirror: str | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> xr.DataTree:
     """Distil, judge, and store everything in a folder; go on, where the folder holds this run already.
 
@@ -73,6 +75,8 @@ def run(
         checkpoint_every: seconds between two checkpoints, with each of which the results are written too.
         mirror: a URL for a copy of the folder, anything that fsspec reaches, such as s3://bucket/run. Checkpoints go there as they are
             written, results at the end; where the folder here holds nothing, the run goes on from what is there.
+        loggers: are told numbers and images of the run as well, such as `TensorBoard()` (`distilkit.runs.loggers`); of several processes
+            those of the first are.
 
     Returns:
         the stored results; in a run of several processes every one gets them.
@@ -93,6 +97,8 @@ def run(
         held.callback(setattr, world, "asked", bool)
         distiller.unroller.shares(world)  # what cannot be is said before anything is written
 
+        told = Loggers(loggers if world.first else ())
+        held.callback(told.finish)
         copy = None if mirror is None or not world.first else Mirror(mirror, directory)
 
         def begin() -> tuple[str, checkpoint.Checkpoint | None, xr.DataTree | None]:
@@ -112,7 +118,7 @@ def run(
             distiller, progress = _with_precision(distiller, precision), SILENT
         with shown(progress) as progress:
             try:
-                tree = _Run(distiller, directory, progress, stop, checkpoint_every, world, copy).run(found)
+                tree = _Run(distiller, directory, progress, stop, checkpoint_every, world, copy, told).run(found)
             except BaseException:
                 with suppress(ResourceError):  # the first error is the one to tell
                     _send_all(copy)
@@ -154,10 +160,18 @@ class _Run:
     """A run while it goes on."""
 
     def __init__(
-        self, distiller: Distiller, directory: Path, progress: Progress, stop: Stop, every: float, world: ranks.Ranks, copy: Mirror | None
+        self,
+        distiller: Distiller,
+        directory: Path,
+        progress: Progress,
+        stop: Stop,
+        every: float,
+        world: ranks.Ranks,
+        copy: Mirror | None,
+        told: Loggers,
     ) -> None:
         self.distiller, self.directory, self.progress, self.stop, self.every = distiller, directory, progress, stop, every
-        self.world, self.copy = world, copy
+        self.world, self.copy, self.told = world, copy, told
         self.due = time.monotonic() + min(FIRST_WRITE, every)
 
     def run(self, found: checkpoint.Checkpoint | None) -> xr.DataTree:
@@ -186,6 +200,7 @@ class _Run:
                 write_spec(distiller, self.directory)
         except OSError as error:
             raise ResourceError(f"{self.directory} cannot be written: {error.strerror or error}.") from error
+        self.told.start(self.directory, distiller.title, self.spec, self.record.state.step)
         count, lost = distiller.cpu_threads(distiller.template(len(distiller.stages) - 1)), False
         with process.thread_limit(count), process.keep_freed_memory():
             try:
@@ -241,6 +256,7 @@ class _Run:
             self.progress.value("loss", info.outer_loss)
             self.progress.value("|g|", info.meta_gradient_norm)
             self.progress.advance(state.step, steps)
+            self.told.stepped(info, state.step)
             self._write_if_due()
 
     def _step(self) -> tuple[DistillerState, StepInfo]:
@@ -284,6 +300,7 @@ class _Run:
             if stage is distiller.stages[-1] and (record.best is None or mean > record.best[0]):
                 record.best = (mean, made)
         self.progress.value("validation accuracy", result.selected.tolist())
+        self.told.looked(result.selected, made, record.state.step)
 
     def _test(self) -> None:
         """Test the selected set once, and the baselines beside it; what was tested before the run was stopped is not tested again."""
@@ -297,6 +314,7 @@ class _Run:
             found = self._score(name, learner, training(), stream, test=True)
             with self.stop.shielded():
                 record.scores[name], record.partial = found, None
+            self.told.tested(name, found.test, record.state.step)
             self._write_if_due()
 
     def _score(self, name: str, learner: Learner, training: TrainingSet, stream: Stream, *, test: bool) -> Score:
