@@ -154,10 +154,11 @@ class Unroller:
             end = end._replace(
                 shared=Shared(world.rank % shares.members, shares.members, partial(world.exchange_in_team, members=shares.members))
             )
+        given: Sequence[Drawn | None] = drawn or [None] * len(groups)
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
             results = [
                 self._one(learner, leaves, window, end, group, classes, execution, programs or self.cache, there)
-                for group, there in zip(groups, drawn or [None] * len(groups), strict=True)
+                for group, there in zip(groups, given, strict=True)
             ]
         if world.several:
             results = _of_all(results, shares, world, leaves)

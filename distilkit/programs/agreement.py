@@ -12,6 +12,7 @@ from torch import Tensor
 # A sixteenth of a rounding of bfloat16. A rounding of float32 is lost in most of the entries that are then rounded to bfloat16, and moves
 # the result by less than the roundings do that a compiler leaves out.
 COARSE = 2.0**-12
+BFLOAT16 = torch.finfo(torch.bfloat16).eps
 
 
 def agree(truth: Sequence[Tensor], given: Sequence[Tensor], *, roundings: int) -> bool:
@@ -38,8 +39,9 @@ def faithful(
     """Whether a recorded program gives the truth.
 
     To 2,000 roundings; or, where its own result moves by more than that when its inputs are rounded otherwise, to ten times that; or to ten
-    times what two runs of the function itself differ by, as they do where a GPU adds in the order in which numbers happen to come. But
-    two runs of a pure function differ by roundings only, which is ten times that first yardstick. And to a twentieth in any case.
+    times what two runs of the function itself differ by, as they do where a GPU adds in the order in which numbers happen to come. Two
+    runs of a pure function differ by roundings only: by no more than that first yardstick, or a rounding of bfloat16 in every entry where
+    there are such. And to a twentieth in any case.
 
     Args:
         program: the recorded one.
@@ -57,8 +59,8 @@ def faithful(
         if agree([right], [found], roundings=2000) or distance(right, found) <= min(rounding, most):
             continue
         second = again() if second is None else second
-        differ = distance(right, second[i])
-        if not (differ <= rounding and distance(right, found) <= min(10 * differ, most)):
+        differ, pure = distance(right, second[i]), max(rounding, 20 * BFLOAT16 * most if coarse else 0.0)
+        if not (differ <= pure and distance(right, found) <= min(10 * differ, most)):
             return False
     return True
 
