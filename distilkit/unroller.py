@@ -154,7 +154,7 @@ class Unroller:
             end = end._replace(
                 shared=Shared(world.rank % shares.members, shares.members, partial(world.exchange_in_team, members=shares.members))
             )
-        given: Sequence[Drawn | None] = drawn or [None] * len(groups)
+        given: Sequence[Drawn | None] = [None] * len(groups) if drawn is None else drawn
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
             results = [
                 self._one(learner, leaves, window, end, group, classes, execution, programs or self.cache, there)
