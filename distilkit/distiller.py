@@ -8,59 +8,48 @@ runs of one distiller agree to the bit, however often they stop to evaluate.
 from __future__ import annotations
 
 import logging
-import math
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilkit import fields, process, warm_start
+from distilkit import ahead, fields, process, warm_start
+from distilkit.ahead import Ahead
 from distilkit.boosting import BoostSchedule, Stage, require_minibatch, sampling_groups, single_stage, with_batch_that_fits
 from distilkit.data.bundle import DataBundle, DataSource
 from distilkit.data.distilled import DistilledSet
-from distilkit.errors import Change, CombinationError, GradientError
+from distilkit.errors import CombinationError
 from distilkit.evaluation import Evaluation
+from distilkit.functional.pytrees import to_device
 from distilkit.functional.streams import Stream
 from distilkit.growth import Growth, Piece, pieces
 from distilkit.learner import Learner
-from distilkit.outer import Images, Labels, Outer, OuterState, OuterUpdate, VariableUpdate, averaged, require_finite, with_block
+from distilkit.outer import (
+    DistillerState as DistillerState,
+    Images,
+    Labels,
+    Outer,
+    OuterUpdate,
+    averaged,
+    require_finite,
+    require_finite_move,
+    with_block,
+)
 from distilkit.progress import Progress
 from distilkit.storage.formats.raw import is_one_hot
 from distilkit.truncation import StepInfo, TruncationPolicy, Window, probing
 from distilkit.unroll.adjoints import OuterVariables
-from distilkit.unroll.execution import Execution, ProgramCache
+from distilkit.unroll.execution import Execution, ProgramCache, decided
 from distilkit.unroller import MetaGradient, RealBatch, Unroller
 
 if TYPE_CHECKING:
     import xarray
 
 logger = logging.getLogger("distilkit")
-
-
-class DistillerState(NamedTuple):
-    """All that changes from one outer step to the next, a tree of tensors and numbers.
-
-    step: outer steps done. leaves: images, labels and log_lr. optimizers: the state of what moves them.
-    policy: state of the truncation policy. stage: of the boost schedule, from 0. stage_step: outer steps done in the stage.
-    average: the running average of the leaves, where `Outer.average` asks for one.
-    """
-
-    step: int
-    leaves: OuterVariables
-    optimizers: OuterState
-    policy: Any
-    stage: int = 0
-    stage_step: int = 0
-    average: OuterVariables | None = None
-
-    @property
-    def result(self) -> OuterVariables:
-        """What the distilled set is made of: the average, or the leaves."""
-        return self.leaves if self.average is None else self.average
 
 
 @fields.component
@@ -130,7 +119,7 @@ class Distiller:
                 fix=f"lr_steps = {horizon}",
             )
         if self.device != "auto":
-            _known_device(self.device)
+            process.named_device(self.device)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -162,16 +151,7 @@ class Distiller:
     @cached_property
     def torch_device(self) -> torch.device:
         """The device that the work is done on."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = _known_device(self.device)
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise CombinationError(
-                f"device = {self.device!r} cannot be used here: {str(error).splitlines()[0]}", fix='device = "auto"'
-            ) from error
-        return device
+        return process.usable_device(self.device)
 
     @cached_property
     def bundle(self) -> DataBundle:
@@ -188,12 +168,7 @@ class Distiller:
     @cached_property
     def update(self) -> OuterUpdate:
         """How images, labels and the inner learning rate are moved."""
-        outer, labels = self.outer, self.labels
-        return OuterUpdate(
-            VariableUpdate(outer.optimizer, outer.clip),
-            VariableUpdate(labels.optimizer or outer.optimizer, labels.clip, labels.learn),
-            VariableUpdate(outer.lr_optimizer or outer.optimizer, outer.clip, self.learner.learn_lr),
-        )
+        return OuterUpdate.of(self.outer, self.labels, self.learner.learn_lr)
 
     def init(self, *, stored: bool = True) -> DistillerState:
         """The state before the first outer step; with `stored=False` as if `images.stored` were left out, for its shapes."""
@@ -238,6 +213,8 @@ class Distiller:
         """
         began = time.perf_counter()
         state = self.enter_stage(state)
+        if state.step and state.stage_step == self.piece(state).first:
+            self.programs.drop_captured()  # which were of other shapes
         stage, stream = self.stages[state.stage], self._attempt(attempt)
         state = self._probed(state, stream)
         window, policy = stage.truncation.plan(state.policy, state.step, stream.fold("window"))
@@ -245,20 +222,15 @@ class Distiller:
         gradient = OuterVariables(meta.images, meta.labels, meta.log_lr)
         factor, rows = self.outer.schedule.factor(state.stage_step, stage.steps), stage.rows(self.bundle.num_classes)
         leaves, optimizers, scale = self.update.update(state.leaves, gradient, state.optimizers, factor, rows, stage.scales)
-        # One wait for the device, at the end.
         # Finite, unless an entry is not, or the learning rate is one that no float32 holds: the set could not be stored.
         moved = torch.stack([variable.sum() for variable in leaves]).sum() + 0 * (leaves.log_lr.exp() + (-leaves.log_lr).exp()).sum()
-        loss_value, scale_value, norm_value, *others, moved_value = torch.stack(
-            [meta.loss, scale, *self.update.norms(gradient), moved]
-        ).tolist()
+        told = torch.stack([meta.loss, scale, *self.update.norms(gradient), moved])
+        if self.torch_device.type in ahead.DEVICES:
+            self.draw_ahead(DistillerState(state.step + 1, leaves, optimizers, policy, state.stage, state.stage_step + 1))
+        loss_value, scale_value, norm_value, *others, moved_value = told.tolist()  # the one wait for the device
         info = StepInfo(state.step, loss_value, norm_value, scale_value, window, time.perf_counter() - began, state.stage, attempt)
         require_finite(info, others, self.learner.optimizer.lr)
-        if not math.isfinite(moved_value):
-            moving = {"optimizer": self.outer.optimizer} | ({"lr_optimizer": self.outer.lr_optimizer} if self.learner.learn_lr else {})
-            raise GradientError(
-                f"Outer step {state.step} moved images, labels or learning rate to values that are not finite, or to a rate of zero.",
-                changes=[Change(f"outer.{name}.lr", float(f"{one.lr / 10:g}")) for name, one in moving.items() if one is not None],
-            )
+        require_finite_move(state.step, moved_value, self.outer, self.learner.learn_lr)
         policy = stage.truncation.observe(policy, info)
         average = None if state.average is None else averaged(state.average, leaves, self.outer.average, state.stage_step)
         return DistillerState(state.step + 1, leaves, optimizers, policy, state.stage, state.stage_step + 1, average), info
@@ -292,21 +264,52 @@ class Distiller:
         batch, stage = self.outer_batch(state), self.stages[state.stage]
         learner, drawn_from = self.piece_learner(self.piece(state)), self.sampling_groups(stage)
         inner, ends = (stream or self.stream).fold("inner").fold(state.step), self.outer.ends
-        return self.resolved_unroller.meta_gradient(learner, state.leaves, window, batch, inner, drawn_from, self.programs, ends)
+        drawn = self.made_ahead.take(("inner", inner, state.stage, state.stage_step, state.leaves.images.dtype), lambda: None)
+        return self.resolved_unroller.meta_gradient(learner, state.leaves, window, batch, inner, drawn_from, self.programs, ends, drawn)
+
+    @cached_property
+    def made_ahead(self) -> Ahead:
+        """What was made for the next outer step."""
+        return Ahead()
+
+    def draw_ahead(self, state: DistillerState) -> None:
+        """Draw what the outer step from a state will need, of which only the policy's last observation may be missing.
+
+        So the window is a guess, and what another one needs beyond it is drawn when that is known.
+        """
+        self.made_ahead.forget()
+        stage = self.stages[state.stage]
+        if state.stage_step >= stage.steps:  # another block, or the end
+            return
+        size, policy = self.piece(state).batch_size(self.outer.batch_size), probing(stage.truncation)
+        self.made_ahead.make(("rows", state.step, size), lambda: self._batch_rows(state.step, size))
+        if policy is not None and policy.probe_steps(state.policy, state.step):
+            return  # its window hangs on that
+        try:
+            window, _ = stage.truncation.plan(state.policy, state.step, self.stream.fold("window"))
+        except Exception:  # a policy of a user's own may need to have seen this step; in its turn it tells what is wrong
+            return
+        learner, drawn_from = self.piece_learner(self.piece(state)), self.sampling_groups(stage)
+        inner, unroller = self.stream.fold("inner").fold(state.step), self.resolved_unroller
+        work = partial(unroller.drawn, learner, state.leaves, window.stop, inner, drawn_from)
+        self.made_ahead.make(("inner", inner, state.stage, state.stage_step, state.leaves.images.dtype), work)
+
+    def _batch_rows(self, step: int, size: int) -> Tensor:
+        return self.outer.batch_rows(step, len(self.bundle.train), self.stream.fold("batch"), size)
 
     def outer_batch(self, state: DistillerState) -> RealBatch:
         """The real batch of the outer step from a state."""
-        outer = fields.evolve(self.outer, batch_size=self.piece(state).batch_size(self.outer.batch_size))
-        rows = outer.batch_rows(state.step, len(self.bundle.train), self.stream.fold("batch"))
+        size = self.piece(state).batch_size(self.outer.batch_size)
+        rows = self.made_ahead.take(("rows", state.step, size), lambda: self._batch_rows(state.step, size))
         return self.real_batch(rows, self.stream.fold("augment").fold(state.step))
 
     def real_batch(self, rows: Tensor, stream: Stream) -> RealBatch:
         """Real training images at these rows, int64 (B,), augmented with draws from the stream, and their labels."""
-        train, rows = self.bundle.train, rows.to(self.torch_device)
+        train, rows = self.bundle.train, to_device(rows, self.torch_device)
         images, labels = train.images[rows], F.one_hot(train.labels[rows], self.bundle.num_classes).float()
         if self.outer.augment is not None:
             draw = self.outer.augment.sample(stream, tuple(images.shape))
-            images = self.outer.augment.apply(images, {k: v.to(self.torch_device) for k, v in draw.items()})
+            images = self.outer.augment.apply(images, to_device(draw, self.torch_device))
         return RealBatch(images, labels)
 
     def stage_learner(self, stage: Stage) -> Learner:
@@ -328,12 +331,8 @@ class Distiller:
 
     def cpu_threads(self, state: DistillerState) -> int:
         """CPU threads of `run`: what `threads` says, or what a forward pass on the set at a state is worth."""
-
-        def forward() -> Tensor:
-            fresh = self.bound.init(self.stream.fold("threads"), device=self.torch_device)
-            return self.bound.logits(fresh.params, state.leaves.images)
-
-        return self.threads or process.threads_for(forward)
+        fresh = partial(self.bound.init, self.stream.fold("threads"), device=self.torch_device)
+        return self.threads or process.threads_for(lambda: self.bound.logits(fresh().params, state.leaves.images))
 
     def execution(self, piece: Piece) -> Execution:
         """How the inner steps of a piece are run: what the unroller's "auto" stands for there."""
@@ -344,9 +343,17 @@ class Distiller:
         """The unroller with `precision = "auto"` decided, for the whole run by its end: what a run computes in is part of its spec."""
         if self.unroller.precision != "auto":
             return self.unroller
-        found = self._execution(self.unroller, self.pieces[-1])
+        found = decided(self._execution(self.unroller, self.pieces[-1]), self.torch_device, self._meta_gradient_in)
         logger.info("precision: %s (%s)", found.precision, found.why)
         return fields.evolve(self.unroller, precision=found.precision)
+
+    def _meta_gradient_in(self, name: str) -> Tensor:
+        """That of the images in a precision, as the last piece begins: on real data, through the beginning of a window of its policy."""
+        piece, stream = self.pieces[-1], self.stream.fold("precision")
+        window, _ = piece.stage.truncation.plan(piece.stage.truncation.init(), 0, stream.fold("window"))
+        batch = self.real_batch(self._batch_rows(0, piece.batch_size(self.outer.batch_size)), stream.fold("augment"))
+        leaves, drawn_from = self.template(piece.stage.number).leaves, self.sampling_groups(piece.stage)
+        return self.unroller.probed(name, self.piece_learner(piece), leaves, window, batch, stream.fold("inner"), drawn_from)
 
     @cached_property
     def programs(self) -> ProgramCache:
@@ -389,10 +396,3 @@ class Distiller:
             return warm_start.first_block(self.images.stored, self.bundle, log_lr, count=count, **about)
         images, classes = self.images.init(self.bundle, self.stream.fold("images"), count, skip)
         return OuterVariables(*(x.to(self.torch_device) for x in (images, self.labels.init(classes, self.bundle.num_classes), log_lr)))
-
-
-def _known_device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise CombinationError(f"device = {name!r} is none that torch knows.", fix='device = "auto"') from error

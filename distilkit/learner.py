@@ -6,6 +6,7 @@ its minibatch and the augmentation, is a `Draw`, made before the step and replay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from distilkit import fields
 from distilkit.data.augmentation import Augmentation
+from distilkit.data.augmentation.base import sample_each
 from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
 from distilkit.functional.losses import CrossEntropy, Loss
 from distilkit.functional.optimizers import Optimizer
 from distilkit.functional.pytrees import Layout, to_device
-from distilkit.functional.streams import Stream
+from distilkit.functional.streams import Stream, Streams
 from distilkit.networks.base import Network
 
 
@@ -148,12 +150,38 @@ class Learner:
         Raises:
             CombinationError: a class has fewer images than `batch_per_class`.
         """
-        rows = None
-        if self.batch_per_class is not None or self.classes_per_step is not None:
-            rows = draw_rows(stream.fold("rows"), classes, self.batch_per_class, self.classes_per_step)
-        count = len(classes) if rows is None else len(rows)
-        augment = None if self.augment is None else self.augment.sample(stream.fold("augment"), (count, *image_shape))
-        return Draw(rows, augment, self.which_rate(step), self.network_draw(stream, count))
+        return self.draws([stream], classes, image_shape, [step])[0]
+
+    def draws(
+        self,
+        streams: Sequence[Stream],
+        classes: Tensor,
+        image_shape: tuple[int, ...],
+        steps: Sequence[int],
+        rows: Sequence[Tensor] | None = None,
+    ) -> list[Draw]:
+        """The draws of several inner steps, each as `draw` gives it, to the bit: what can be made for all of them together takes less time.
+
+        Args:
+            streams: one for each step.
+            classes: int64 (N,), the class of each distilled image.
+            image_shape: (C, H, W) of one image.
+            steps: their numbers.
+            rows: of each step, int64 (B,), where something else has drawn them.
+        """
+        if not streams:
+            return []
+        if rows is None and (self.batch_per_class is not None or self.classes_per_step is not None):
+            rows = rows_of_each([one.fold("rows") for one in streams], classes, self.batch_per_class, self.classes_per_step)
+        own: Sequence[Tensor | None] = [None] * len(streams) if rows is None else rows
+        counts = [len(classes) if each is None else len(each) for each in own]
+        augments: Sequence[dict[str, Tensor] | None] = [None] * len(streams)
+        if self.augment is not None:
+            augments = sample_each(self.augment, [one.fold("augment") for one in streams], [(count, *image_shape) for count in counts])
+        return [
+            Draw(each, augment, self.which_rate(step), self.network_draw(stream, count))
+            for each, augment, step, stream, count in zip(own, augments, steps, streams, counts, strict=True)
+        ]
 
     def network_draw(self, stream: Stream, count: int) -> dict[str, Tensor] | None:
         """What is random in the network in a step on so many images, drawn from the stream of the step; None of most networks."""
@@ -259,17 +287,23 @@ def draw_rows(stream: Stream, classes: Tensor, batch_per_class: int | None, clas
     >>> draw_rows(Stream(0), torch.tensor([0, 1, 0, 1]), 1, None).shape
     torch.Size([2])
     """
-    present, counts = classes.cpu().unique(return_counts=True)
+    return rows_of_each([stream], classes, batch_per_class, classes_per_step)[0]
+
+
+def rows_of_each(streams: Sequence[Stream], classes: Tensor, batch_per_class: int | None, classes_per_step: int | None) -> list[Tensor]:
+    """Rows of a minibatch from each stream, as `draw_rows` gives them."""
+    classes = classes.cpu()
+    present, counts = classes.unique(return_counts=True)
     if batch_per_class is not None and int(counts.min()) < batch_per_class:
         worst = int(present[counts.argmin()])
         raise CombinationError(
             f"batch_per_class = {batch_per_class}, and class {worst} has {int(counts.min())} distilled images.",
             fix=f"batch_per_class = {int(counts.min())}",
         )
-    shuffled = stream.fold("order").permutation(len(classes))
-    grouped = shuffled[classes.cpu()[shuffled].argsort(stable=True)]
-    groups = grouped.split(counts.tolist())
-    picked = range(len(present))
-    if classes_per_step is not None:
-        picked = sorted(stream.fold("classes").permutation(len(present))[:classes_per_step].tolist())  # type: ignore[assignment]
-    return torch.cat([groups[i][:batch_per_class] for i in picked])
+    shuffled = Streams(tuple(streams)).fold("order").permutation(len(classes))
+    grouped = shuffled.gather(1, classes[shuffled].argsort(dim=1, stable=True))
+    groups = [group[:, :batch_per_class] for group in grouped.split(counts.tolist(), 1)]  # of each class, (streams, rows)
+    if classes_per_step is None:
+        return [rows.clone() for rows in torch.cat(groups, 1)]
+    picked = [sorted(one.fold("classes").permutation(len(present))[:classes_per_step].tolist()) for one in streams]
+    return [torch.cat([groups[i][k] for i in some]) for k, some in enumerate(picked)]

@@ -130,9 +130,9 @@ class Outer:
     clip: EMAClip | None = fields.part(EMAClip, default=EMAClip(), optional=True)
     augment: Augmentation | None = fields.slot("augmentation", default=None, optional=True)
 
-    def batch_rows(self, step: int, size: int, stream: Stream) -> Tensor:
+    def batch_rows(self, step: int, size: int, stream: Stream, batch_size: int | None = None) -> Tensor:
         """Rows of the real batch of an outer step: int64 (batch,). Every epoch is a new order of all images, without a rest in the end."""
-        batch = min(self.batch_size, size)
+        batch = min(batch_size or self.batch_size, size)
         per_epoch = size // batch
         epoch, place = divmod(step, per_epoch)
         return stream.fold(epoch).permutation(size)[place * batch : (place + 1) * batch]
@@ -214,12 +214,43 @@ class OuterState(NamedTuple):
     log_lr: VariableState
 
 
+class DistillerState(NamedTuple):
+    """All that changes from one outer step to the next, a tree of tensors and numbers.
+
+    step: outer steps done. leaves: images, labels and log_lr. optimizers: the state of what moves them.
+    policy: state of the truncation policy. stage: of the boost schedule, from 0. stage_step: outer steps done in the stage.
+    average: the running average of the leaves, where `Outer.average` asks for one.
+    """
+
+    step: int
+    leaves: OuterVariables
+    optimizers: OuterState
+    policy: Any
+    stage: int = 0
+    stage_step: int = 0
+    average: OuterVariables | None = None
+
+    @property
+    def result(self) -> OuterVariables:
+        """What the distilled set is made of: the average, or the leaves."""
+        return self.leaves if self.average is None else self.average
+
+
 class OuterUpdate(NamedTuple):
     """How images, labels and the logarithm of the inner learning rate are moved, each in its own way."""
 
     images: VariableUpdate
     labels: VariableUpdate
     log_lr: VariableUpdate
+
+    @classmethod
+    def of(cls, outer: Outer, labels: Labels, learn_lr: bool) -> OuterUpdate:
+        """As an outer problem says; `learn_lr`: whether the learning rate is learned."""
+        return cls(
+            VariableUpdate(outer.optimizer, outer.clip),
+            VariableUpdate(labels.optimizer or outer.optimizer, labels.clip, labels.learn),
+            VariableUpdate(outer.lr_optimizer or outer.optimizer, outer.clip, learn_lr),
+        )
 
     def init(self, variables: OuterVariables) -> OuterState:
         """The state before the first outer step."""
@@ -273,6 +304,17 @@ def averaged(average: OuterVariables, leaves: OuterVariables, decay: float, step
     """The running average after a step, the `step`-th of a stage: with less decay at first, so that the start is soon forgotten."""
     keep = min(decay, (1 + step) / (10 + step))
     return OuterVariables(*(keep * old + (1 - keep) * new for old, new in zip(average, leaves, strict=True)))
+
+
+def require_finite_move(step: int, moved: float, outer: Outer, learn_lr: bool) -> None:
+    """Raise GradientError when an outer step has left a set that could not be stored: `moved`, a sum over all of it, is not finite."""
+    if math.isfinite(moved):
+        return
+    moving = {"optimizer": outer.optimizer} | ({"lr_optimizer": outer.lr_optimizer} if learn_lr else {})
+    raise GradientError(
+        f"Outer step {step} moved images, labels or learning rate to values that are not finite, or to a rate of zero.",
+        changes=[Change(f"outer.{name}.lr", float(f"{one.lr / 10:g}")) for name, one in moving.items() if one is not None],
+    )
 
 
 def require_finite(info: StepInfo, others: Sequence[float], lr: float) -> None:

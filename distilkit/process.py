@@ -181,6 +181,37 @@ def thread_limit(count: int | None) -> Generator[None, None, None]:
         torch.set_num_threads(before)
 
 
+def named_device(name: str) -> torch.device:
+    """The device of a name that torch knows; whether it is there shows when it is used.
+
+    Raises:
+        CombinationError: torch knows none of that name.
+
+    >>> named_device("cuda:1")
+    device(type='cuda', index=1)
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise CombinationError(f"device = {name!r} is none that torch knows.", fix='device = "auto"') from error
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name, which can be used; a GPU where there is one, if it is "auto".
+
+    Raises:
+        CombinationError: it cannot be used here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = named_device(name)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CombinationError(f"device = {name!r} cannot be used here: {str(error).splitlines()[0]}", fix='device = "auto"') from error
+    return device
+
+
 @contextmanager
 def large_products_on(device: torch.device) -> Generator[None, None, None]:
     """Take the large products of preparing data on this device, or where the data lies if it is no GPU; then as before."""

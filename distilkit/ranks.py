@@ -203,6 +203,17 @@ def current() -> Ranks:
 
 
 @contextmanager
+def alone() -> Generator[None, None, None]:
+    """Do what the others know nothing of: work in here is that of this process, whole."""
+    global _current
+    before, _current = _current, Ranks()
+    try:
+        yield
+    finally:
+        _current = before
+
+
+@contextmanager
 def joined(device: torch.device) -> Generator[Ranks, None, None]:
     """Work together with the other processes that torchrun has started, or that are in the process group which is there.
 

@@ -63,7 +63,10 @@ class TruncationPolicy(Protocol[S]):
         ...
 
     def plan(self, state: S, outer_step: int, stream: Stream, /) -> tuple[Window, S]:
-        """Pick the window of an outer step; all randomness comes from `stream`."""
+        """Pick the window of an outer step; all randomness comes from `stream`. It is a pure function.
+
+        On a GPU it is also asked ahead, before `observe` was told of the step before: by then its window is a guess.
+        """
         ...
 
     def observe(self, state: S, info: StepInfo, /) -> S:

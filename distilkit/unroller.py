@@ -29,7 +29,8 @@ from distilkit.unroll.adjoints import (
     step,
 )
 from distilkit.unroll.execution import AnyPrecision, Compile, Execution, ProgramCache, Switch, choose, require_values
-from distilkit.unroll.problem import draws, problem, start
+from distilkit.unroll.precision import PROBED
+from distilkit.unroll.problem import Drawn, draws, problem, start
 
 
 class RealBatch(NamedTuple):
@@ -57,7 +58,9 @@ class Unroller:
         precision: of the arithmetic inside of the network. "bfloat16" keeps parameters, optimiser state and adjoint sums in
             float32, and takes inner step 0 in float32: there Adam's update is g / (|g| + eps), whose derivative lives on the
             entries with |g| near eps, and eight bits of g lose it. "tf32" lets a GPU round the inputs of products to ten bits. "auto"
-            takes bfloat16 where steps are compiled and a convolution, tried at the start, is at least a quarter faster in it.
+            takes bfloat16 where steps are compiled and a convolution, tried at the start, is at least a quarter faster in it. On a GPU a
+            run tries "tf32" too, and either has to give a meta-gradient of the run's own data whose cosine with that in float32 is at least
+            0.98: bfloat16 first, then "tf32", and float32 if neither does.
         compile: how the functions of a step are run, see `distilkit.programs.programs`. "eager" runs them as they are; "trace"
             records them once as plain lists of operations; "inductor" has torch compile those lists, which takes seconds to a
             minute at the start; "cudagraph" captures them (CUDA only), and "inductor-cudagraph" what is compiled of them. From a
@@ -121,6 +124,7 @@ class Unroller:
         classes: Tensor | None = None,
         programs: ProgramCache | None = None,
         ends: int = 1,
+        drawn: Sequence[Drawn] | None = None,
     ) -> MetaGradient:
         """Train a fresh network on the distilled set and differentiate its loss on real data.
 
@@ -133,6 +137,7 @@ class Unroller:
             classes: int64 (N,), the class of each distilled image, for minibatches; by default the largest label.
             programs: where what is built is kept; by default in this unroller.
             ends: places where the outer loss is taken, evenly over the window up to its end; it is the mean over them.
+            drawn: what `drawn` has made of the same arguments, for as many inner steps or others; made here if left out.
 
         Returns:
             the outer loss and the meta-gradient, the means over `networks_per_step` networks. In a run of several processes each takes some
@@ -141,20 +146,34 @@ class Unroller:
         if not 0 <= window.start < window.stop:
             raise CombinationError(f"Window({window.start}, {window.stop}) holds no step: start must be at least 0 and below stop.")
         classes, leaves, execution = self._prepared(learner, distilled, classes)
-        count, streams, world = self.networks_per_step, self._streams(stream), ranks.current()
-        shares = self.shares(world)
-        groups = [streams] if execution.side_by_side else [[streams[i]] for i in shares.networks(world.rank)]
+        count, world = self.networks_per_step, ranks.current()
+        shares, groups = self.shares(world), self._groups(stream, execution)
         places = {round(window.length * k / ends) for k in range(1, ends)} - {0, window.length}
         end = self._end(learner, real_batch, execution)._replace(also_after=tuple(sorted(places)))
         if shares.members > 1:
             end = end._replace(
                 shared=Shared(world.rank % shares.members, shares.members, partial(world.exchange_in_team, members=shares.members))
             )
+        given: Sequence[Drawn | None] = [None] * len(groups) if drawn is None else drawn
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
-            results = [self._one(learner, leaves, window, end, group, classes, execution, programs or self.cache) for group in groups]
+            results = [
+                self._one(learner, leaves, window, end, group, classes, execution, programs or self.cache, there)
+                for group, there in zip(groups, given, strict=True)
+            ]
         if world.several:
             results = _of_all(results, shares, world, leaves)
         return MetaGradient(*(parts[0] if count == 1 else reduce(add, parts) / count for parts in zip(*results, strict=True)))
+
+    def drawn(self, learner: Learner, distilled: OuterVariables, steps: int, stream: Stream, classes: Tensor | None = None) -> list[Drawn]:
+        """What is random in the inner runs of a meta-gradient, for so many steps: it depends on the streams alone, and can be made before.
+
+        The arguments are those of `meta_gradient`; of the distilled set only shapes, dtype and device matter.
+        """
+        classes, leaves, execution = self._prepared(learner, distilled, classes)
+        return [
+            Drawn(start(learner, group, leaves.images, execution), draws(learner, group, range(steps), classes, leaves.images, execution))
+            for group in self._groups(stream, execution)
+        ]
 
     def shares(self, world: ranks.Ranks) -> ranks.Shares:
         """Who takes what of an outer step, where several processes do.
@@ -178,10 +197,23 @@ class Unroller:
         count = self.networks_per_step
         return [stream] if count == 1 else [stream.fold("of many").fold(i) for i in range(count)]
 
+    def _groups(self, stream: Stream, execution: Execution) -> list[list[Stream]]:
+        """The streams of the networks that this process takes: all side by side, or one by one."""
+        streams, world = self._streams(stream), ranks.current()
+        return [streams] if execution.side_by_side else [[streams[i]] for i in self.shares(world).networks(world.rank)]
+
     def programs(self, learner: Learner, execution: Execution, cache: ProgramCache | None = None) -> Programs:
         """The programs that steps of this learner are run by, of a cache or of this unroller's own."""
-        ours = isinstance(self.adjoint, (ReplayAdjoint, AutogradAdjoint))
-        return (cache or self.cache).of(execution, learner, None if ours else self.adjoint)
+        return (cache or self.cache).of(execution, learner, self._own_adjoint)
+
+    def fallbacks(self, learner: Learner, execution: Execution, cache: ProgramCache) -> dict[str, str]:
+        """What has fallen back of the programs of a learner; see `Programs.fallbacks`."""
+        return cache.fallbacks(execution, learner, self._own_adjoint)
+
+    @property
+    def _own_adjoint(self) -> Adjoint | None:
+        """One whose programs have names that do not tell its parameters, as a user's own may."""
+        return None if isinstance(self.adjoint, (ReplayAdjoint, AutogradAdjoint)) else self.adjoint
 
     def problem(self, learner: Learner, t: int, execution: Execution) -> InnerProblem:
         """The inner problem of step t: in bfloat16 from step 1 on, if that is the precision."""
@@ -197,13 +229,14 @@ class Unroller:
         classes: Tensor,
         execution: Execution,
         cache: ProgramCache,
+        drawn: Drawn | None,
     ) -> MetaGradient:
         """The meta-gradient of one network, or the sum over networks side by side."""
         programs = self.programs(learner, execution, cache)
         cache.say(execution)
-        made = draws(learner, streams, window.stop, classes, leaves.images, execution)
-        steps = [Step(self.problem(learner, t, execution), draw) for t, draw in enumerate(made)]
-        theta, state = start(learner, streams, leaves.images, execution)
+        (theta, state), made = drawn or Drawn(start(learner, streams, leaves.images, execution), [])
+        more = draws(learner, streams, range(len(made), window.stop), classes, leaves.images, execution)
+        steps = [Step(self.problem(learner, t, execution), draw) for t, draw in enumerate([*made[: window.stop], *more])]
         for one, draw in steps[: window.start]:
             theta, state = step(programs, one)(theta, state, leaves, draw)
         loss, gradient = self.adjoint(steps[window.start :], end, theta, state, leaves, programs)
@@ -225,7 +258,7 @@ class Unroller:
         made, norms, right = self.programs(learner, execution, programs), [], []
         with torch.no_grad(), process.keep_freed_memory(), process.products(execution.precision, leaves.images.device):
             theta, state = start(learner, [stream], leaves.images, execution)
-            for t, draw in enumerate(draws(learner, [stream], steps, classes, leaves.images, execution)):
+            for t, draw in enumerate(draws(learner, [stream], range(steps), classes, leaves.images, execution)):
                 theta, state, norm = measured_step(made, self.problem(learner, t, execution))(theta, state, leaves, draw)
                 norms.append(norm)
             size = self.micro_batch(len(real_batch.images))
@@ -233,6 +266,25 @@ class Unroller:
                 logits = learner.logits(theta, images, execution.numerics)
                 right.append((logits.argmax(1) == labels.argmax(1)).float().mean())
         return Probe(torch.stack(norms).double().cpu(), float(torch.stack(right).mean()))
+
+    def probed(
+        self,
+        precision: str,
+        learner: Learner,
+        distilled: OuterVariables,
+        window: Window,
+        real_batch: RealBatch,
+        stream: Stream,
+        classes: Tensor | None = None,
+    ) -> Tensor:
+        """The meta-gradient of the images in a precision, of one network, through the first `PROBED` steps of a window; nothing is built.
+
+        The other arguments are those of `meta_gradient`. In a run of several processes each takes all of it.
+        """
+        one = fields.evolve(self, precision=precision, compile="eager", networks_per_step=1)
+        with ranks.alone():
+            window = Window(window.start, min(window.stop, window.start + PROBED))
+            return one.meta_gradient(learner, distilled, window, real_batch, stream, classes, ProgramCache()).images
 
     def where_not_finite(
         self, learner: Learner, distilled: OuterVariables, window: Window, stream: Stream, classes: Tensor | None = None
@@ -243,7 +295,7 @@ class Unroller:
         programs = self.programs(learner, execution, ProgramCache())
         for one in self._streams(stream):
             theta, state = start(learner, [one], leaves.images, execution)
-            for t, draw in enumerate(draws(learner, [one], window.stop, classes, leaves.images, execution)):
+            for t, draw in enumerate(draws(learner, [one], range(window.stop), classes, leaves.images, execution)):
                 with torch.no_grad(), process.products(execution.precision, leaves.images.device):
                     theta, state = step(programs, self.problem(learner, t, execution))(theta, state, leaves, draw)
                 wrong = [name for name, value in learner.layout.unravel(theta).items() if not value.isfinite().all()]

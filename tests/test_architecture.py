@@ -18,7 +18,7 @@ ROOT = Path(distilkit.__file__).parent
 
 # Design section 5: a room may import the rooms in the groups before its own.
 GROUPS = [
-    {"errors", "fields", "process", "progress", "ranks"},
+    {"ahead", "errors", "fields", "process", "progress", "ranks"},
     {"functional", "programs", "networks", "data", "recipes"},
     {"learner", "truncation", "boosting", "adaptive"},
     {"growth"},

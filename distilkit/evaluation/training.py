@@ -22,13 +22,12 @@ from torch import Tensor
 
 from distilkit import process
 from distilkit.data.bundle import Split
-from distilkit.functional.pytrees import stack
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState
 from distilkit.programs.programs import Programs
 from distilkit.unroll.adjoints import OuterVariables, step
 from distilkit.unroll.execution import Compile, Execution, Precision, ProgramCache, choose, require_values
-from distilkit.unroll.problem import on_device, problem, start
+from distilkit.unroll.problem import by_step, on_device, problem, start
 
 logger = logging.getLogger("distilkit")
 
@@ -73,7 +72,7 @@ class TrainingSet:
 
     def batch(self, learner: Learner, stream: Stream) -> Tensor:
         """The images of one training step of one network, before augmentation."""
-        rows = draw(learner, self, stream).rows
+        rows = draws(learner, self, [stream], [0])[0].rows
         images = self.images[0] if self.own else self.images
         return images if rows is None else images[rows.to(images.device)]
 
@@ -257,14 +256,12 @@ def _forward(learner: Learner, execution: Execution, programs: Programs) -> Call
     return programs(name, *ways)
 
 
-def draw(learner: Learner, training: TrainingSet, stream: Stream, step: int = 0) -> Draw:
-    """What is random in one training step of one network."""
-    if training.batch_size is None:
-        return learner.draw(stream, training.classes, training.image_shape, step)
-    rows = stream.fold("rows").permutation(len(training.classes))[: training.batch_size].clone()  # a view would hold all of it
-    shape = (len(rows), *training.image_shape)
-    augment = None if learner.augment is None else learner.augment.sample(stream.fold("augment"), shape)
-    return Draw(rows, augment, learner.which_rate(step), learner.network_draw(stream, len(rows)))
+def draws(learner: Learner, training: TrainingSet, streams: Sequence[Stream], steps: Sequence[int]) -> list[Draw]:
+    """What is random in training steps of single networks, from the stream and with the number of each."""
+    rows, size = None, len(training.classes)
+    if training.batch_size is not None:
+        rows = [one.fold("rows").first_of_permutation(size, training.batch_size) for one in streams]
+    return learner.draws(streams, training.classes, training.image_shape, steps, rows)
 
 
 @attrs.define
@@ -297,13 +294,10 @@ class _Group:
 
     def advance(self, steps: range) -> None:
         """These training steps of every network."""
-        made = on_device([self._draw(t) for t in steps], self.leaves.images.device)
-        for one in made:
+        own = [stream.fold("draw") for stream in self.streams]
+        made = draws(self.learner, self.training, [one.fold(t) for t in steps for one in own], [t for t in steps for _ in own])
+        for one in on_device(by_step(made, len(own), stacked=self.stacked), self.leaves.images.device):
             self.state = LearnerState(*self.step(*self.state, self.leaves, one))
-
-    def _draw(self, t: int) -> Draw:
-        draws = [draw(self.learner, self.training, s.fold("draw").fold(t), t) for s in self.streams]
-        return stack(draws) if self.stacked else draws[0]
 
 
 def _memory(device: torch.device) -> int:

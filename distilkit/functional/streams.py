@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from functools import cache
 
 import attrs
 import torch
+
+LARGEST = 2**32 // 20  # from so many numbers on torch shuffles in another way
 
 
 @attrs.frozen
@@ -60,3 +63,76 @@ class Stream:
     def permutation(self, n: int) -> torch.Tensor:
         """A uniform random order of 0..n-1, int64 (n,)."""
         return torch.randperm(n, generator=self.generator())
+
+    def first_of_permutation(self, n: int, count: int) -> torch.Tensor:
+        """The first `count` of `permutation(n)`, int64 (count,): a draw without replacement, which does not shuffle the rest.
+
+        >>> bool((Stream(3).first_of_permutation(45_000, 128) == Stream(3).permutation(45_000)[:128]).all())
+        True
+        """
+        if n < 4 * count or n >= LARGEST or not _shuffles_as_known():
+            return self.permutation(n)[:count].clone()  # a view would hold all of it
+        return _first_swaps(self.generator(), n, count)
+
+
+@attrs.frozen
+class Streams:
+    """Several streams that are asked together: what each of them gives, stacked, with one more dimension in front.
+
+    What is then worked out of the numbers is worked out once for all, where it takes broadcasting.
+
+    Args:
+        each: the streams.
+
+    >>> both = Streams((Stream(0), Stream(1))).fold("x").normal(3)
+    >>> both.shape, bool((both[1] == Stream(1).fold("x").normal(3)).all())
+    (torch.Size([2, 3]), True)
+    """
+
+    each: tuple[Stream, ...]
+
+    def fold(self, key: str | int) -> Streams:
+        """Each with `key` appended."""
+        return Streams(tuple(one.fold(key) for one in self.each))
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """As of a `Stream`, (streams, ...)."""
+        return torch.stack([one.normal(*shape, dtype=dtype) for one in self.each])
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """As of a `Stream`, (streams, ...)."""
+        return torch.stack([one.uniform(*shape, dtype=dtype) for one in self.each])
+
+    def integers(self, high: int, *shape: int) -> torch.Tensor:
+        """As of a `Stream`, (streams, ...)."""
+        return torch.stack([one.integers(high, *shape) for one in self.each])
+
+    def permutation(self, n: int) -> torch.Tensor:
+        """As of a `Stream`, (streams, n)."""
+        return torch.stack([one.permutation(n) for one in self.each])
+
+
+AnyStream = Stream | Streams
+
+
+def _first_swaps(generator: torch.Generator, n: int, count: int) -> torch.Tensor:
+    """The first of torch.randperm, which swaps place i = 0, 1, ... with one from i on, by one 32-bit word of the generator each.
+
+    So the first places are done after as many swaps. A number of 64 bits is two such words, the high one first.
+    """
+    words = torch.empty(-(-count // 2), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    halves = torch.stack([words >> 32, words], 1).flatten()[:count] & 0xFFFFFFFF
+    moved: dict[int, int] = {}  # what lies where something else lay at first
+    rows = []
+    for i, word in enumerate(halves.tolist()):
+        place = i + word % (n - i)
+        rows.append(moved.get(place, place))
+        moved[place] = moved.get(i, i)
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+@cache
+def _shuffles_as_known() -> bool:
+    """Whether this torch shuffles as `_first_swaps` has it: seen on an example, since torch promises nothing of the kind."""
+    whole, few = (torch.Generator().manual_seed(1) for _ in range(2))
+    return torch.equal(torch.randperm(1000, generator=whole)[:100], _first_swaps(few, 1000, 100))

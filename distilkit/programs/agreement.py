@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# A sixteenth of a rounding of bfloat16. A rounding of float32 is lost in most of the entries that are then rounded to bfloat16, and moves
+# the result by less than the roundings do that a compiler leaves out.
+COARSE = 2.0**-12
+BFLOAT16 = torch.finfo(torch.bfloat16).eps
 
 
 def agree(truth: Sequence[Tensor], given: Sequence[Tensor], *, roundings: int) -> bool:
@@ -19,6 +24,43 @@ def agree(truth: Sequence[Tensor], given: Sequence[Tensor], *, roundings: int) -
             continue
         scale = float(_exact(expected).norm())
         if math.isfinite(scale) and not distance(expected, actual) <= roundings * torch.finfo(expected.dtype).eps * scale:
+            return False
+    return True
+
+
+def faithful(
+    program: Callable[..., Sequence[Tensor]],
+    flat: Sequence[Any],
+    truth: Sequence[Tensor],
+    again: Callable[[], Sequence[Tensor]],
+    *,
+    coarse: bool = False,
+) -> bool:
+    """Whether a recorded program gives the truth.
+
+    To 2,000 roundings; or, where its own result moves by more than that when its inputs are rounded otherwise, to ten times that; or to ten
+    times what two runs of the function itself differ by, as they do where a GPU adds in the order in which numbers happen to come. Two
+    runs of a pure function differ by roundings only: by no more than that first yardstick, or a rounding of bfloat16 in every entry where
+    there are such. And to a twentieth in any case.
+
+    Args:
+        program: the recorded one.
+        flat: its inputs.
+        truth: what the function gives for them.
+        again: runs the function once more; called where nothing else explains a difference.
+        coarse: whether there are roundings to bfloat16 inside.
+    """
+    given = program(*flat)
+    if agree(truth, given, roundings=2000):
+        return True
+    moved, second = program(*nudged(flat, least=COARSE if coarse else 0.0)), None
+    for i, (right, found, other) in enumerate(zip(truth, given, moved, strict=True)):
+        most, rounding = 0.05 * distance(right, torch.zeros_like(right)), 10 * distance(found, other)
+        if agree([right], [found], roundings=2000) or distance(right, found) <= min(rounding, most):
+            continue
+        second = again() if second is None else second
+        differ, pure = distance(right, second[i]), max(rounding, 20 * BFLOAT16 * most if coarse else 0.0)
+        if not (differ <= pure and distance(right, found) <= min(10 * differ, most)):
             return False
     return True
 

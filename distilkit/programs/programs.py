@@ -35,7 +35,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from distilkit import process
 from distilkit.errors import GradientError
-from distilkit.programs.agreement import agree, distance, elsewhere, nudged, within_rounding
+from distilkit.programs.agreement import COARSE, elsewhere, faithful, nudged, within_rounding
 from distilkit.programs.capture import CaptureError, Scratch, captured, why_not
 from distilkit.programs.partition import partition
 from distilkit.programs.rewrites import improve
@@ -52,9 +52,7 @@ LEVELS = {
 EXECUTIONS = tuple(LEVELS)
 CAPTURED = ("cudagraph", "inductor-cudagraph")
 Function = Callable[..., Any]
-# A sixteenth of a rounding of bfloat16. A rounding of float32 is lost in most of the entries that are then rounded to bfloat16, and moves
-# the result by less than the roundings do that a compiler leaves out.
-COARSE = 2.0**-12
+MOST_SHAPES = 3  # that a program is captured for at a time: two parts of a split may differ by an image
 
 
 class WrongProgramError(GradientError):
@@ -142,10 +140,19 @@ class Programs:
             flat, structure = _flat(arguments)
             key = _key(name, flat, structure)
             if key not in self.built:
+                self._make_room(name)
                 self.built[key] = self._build(name, ways, build, arguments)
+            elif self.scratch is not None:
+                self.built[key] = self.built.pop(key)  # the last that was called comes last
             return self.built[key](*flat)
 
         return call
+
+    def _make_room(self, name: str) -> None:
+        """Drop what was captured of a program for shapes that were not called for longest: each holds inputs and results of its own."""
+        there = [key for key in self.built if key[0] == name] if self.scratch is not None else []
+        for key in there[: max(0, len(there) + 1 - MOST_SHAPES)]:
+            del self.built[key]
 
     def _build(
         self, name: str, ways: Sequence[Function], build: Callable[[Function, Sequence[Any]], Function], arguments: Sequence[Any]
@@ -196,7 +203,8 @@ class Programs:
             made = parts.forward(*leaves[: len(flat)])
             return [*made[:count], *parts.backward(*waiting(made, leaves), *leaves[len(flat) :])]
 
-        if not _same(through_both, [*flat, *_flat(late)[0]], optree.tree_leaves(truth)):
+        again = _again(_both(function), (early, late))
+        if not faithful(through_both, [*flat, *_flat(late)[0]], optree.tree_leaves(truth), again, coarse=_rounds_coarsely(graph)):
             raise WrongProgramError(f"The halves of {name!r} do not give what the whole gives: a fault of distilkit.", fix="keep_last = 0")
         made = parts.forward(*flat)
         first = self._compile_checked(f"{name}, first half", parts.forward, flat, made)
@@ -220,11 +228,12 @@ class Programs:
         truth = function(*arguments)
         process.release_freed_memory()  # the function held more than the list will
         expected = optree.tree_leaves(truth)
-        if _same(graph, flat, expected):
+        again = _again(function, arguments)
+        if faithful(graph, flat, expected, again, coarse=_rounds_coarsely(graph)):
             return graph, truth
         # Where products are rounded (TF32), another routine for the same may differ by more than that.
         graph = record(function, arguments, mutations=not split, faster=False)
-        if _same(graph, flat, expected):
+        if faithful(graph, flat, expected, again, coarse=_rounds_coarsely(graph)):
             self.notice(f"{name} runs without faster operations: they round otherwise by more than can be told from a fault")
             return graph, truth
         raise WrongProgramError(
@@ -293,20 +302,9 @@ def _rounds_coarsely(graph: fx.GraphModule) -> bool:
     return any(torch.bfloat16 in node.kwargs.values() or torch.bfloat16 in node.args for node in graph.graph.nodes)
 
 
-def _same(program: Function, flat: Sequence[Any], truth: Sequence[Tensor]) -> bool:
-    """Whether a recorded program gives the truth.
-
-    To 2,000 roundings; or, where its own result moves by more than that when its inputs are rounded otherwise, to ten times that, and
-    to a twentieth in any case. The function itself is not asked twice, since it may be one that is not pure.
-    """
-    given = program(*flat)
-    if agree(truth, given, roundings=2000):
-        return True
-    for right, found, moved in zip(truth, given, program(*nudged(flat)), strict=True):
-        allowed = min(10 * distance(found, moved), 0.05 * distance(right, torch.zeros_like(right)))
-        if not agree([right], [found], roundings=2000) and not distance(right, found) <= allowed:
-            return False
-    return True
+def _again(function: Function, arguments: Sequence[Any]) -> Callable[[], list[Tensor]]:
+    """The flat results of a function, when they are asked for."""
+    return lambda: optree.tree_leaves(function(*arguments))
 
 
 def _both(function: Function) -> Function:

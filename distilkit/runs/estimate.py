@@ -22,6 +22,7 @@ from distilkit.functional.pytrees import split_floating
 from distilkit.growth import Piece
 from distilkit.programs.liveness import peak_bytes
 from distilkit.programs.partition import partition
+from distilkit.programs.programs import CAPTURED
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import ReplayAdjoint, cotangents_like, end_program, kept_program
 from distilkit.unroll.problem import draws, start
@@ -113,7 +114,7 @@ def piece_from_shapes(distiller: Distiller, piece: Piece, drawn: list[Window], l
     problem = unroller.problem(learner, 0 if any(w.start == 0 for w in drawn) else 1, execution)
     own = [distiller.stream.fold("plan").fold(i) for i in range(unroller.networks_per_step if execution.side_by_side else 1)]
     fresh = start(learner, own, leaves.images, execution)
-    one_step = (fresh.params, fresh.optimizer, leaves, draws(learner, own, 1, classes, leaves.images, execution)[0])
+    one_step = (fresh.params, fresh.optimizer, leaves, draws(learner, own, range(1), classes, leaves.images, execution)[0])
     batch = min(piece.batch_size(distiller.outer.batch_size), len(data.train))
     real = distiller.real_batch(torch.arange(unroller.micro_batch(batch), device=device), distiller.stream.fold("plan"))
     try:
@@ -172,6 +173,8 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, Change], .
     if found.fits:
         kept = found.bytes_per_step[1]
         slow = found.seconds is not None and found.seconds > 1
+        # CUDA graphs copy out and in what waits, and nobody has measured what is left to gain.
+        slow = slow and all(distiller.execution(piece).kind not in CAPTURED for piece in distiller.pieces)
         can = slow and replay is not None and replay.hessian_product == "reverse-over-reverse" and not replay.keep_last
         steps = min(found.longest_window, int((0.8 * found.available - found.peak) / kept)) if can and kept else 0
         if replay is None or steps <= max(2, found.longest_window // 10):

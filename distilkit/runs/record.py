@@ -150,7 +150,7 @@ def _how(distiller: Distiller, state: DistillerState) -> dict[str, str]:
     so_far = distiller.pieces[: distiller.pieces.index(distiller.piece(state)) + 1]
     executions = [(distiller.piece_learner(one), distiller.execution(one)) for one in so_far]
     unroller, cache = distiller.resolved_unroller, distiller.programs
-    fallbacks = {name: how for one in executions for name, how in unroller.programs(*one, cache).fallbacks.items()}
+    fallbacks = {name: how for one in executions for name, how in unroller.fallbacks(*one, cache).items()}
     return {
         "precision": distiller.resolved_unroller.precision,
         "execution": str(executions[-1][1]),

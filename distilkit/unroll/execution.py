@@ -5,28 +5,28 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from math import inf
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from distilkit import process
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner, Numerics
 from distilkit.programs.programs import CAPTURED, Programs
-from distilkit.unroll.rates import convolution_seconds
+from distilkit.unroll import precision as precisions
 
 # Floating point operations of one forward pass of one network on an inner batch from which on compiling, which costs seconds to a
 # minute, is soon won back: it saves a third of every step of the standard ConvNet-3.
 WORTH_COMPILING = 1e9
+MOST_CAPTURED = 4  # learners whose CUDA graphs are kept: of inner steps, of networks that judge a set, and of their accuracy
 WORTH_BUILDING = 5e12  # operations of a whole training, forward passes alone, from which on a minute of compiling is won back
 WORTH_RECORDING = 30  # steps from which on recording one, which takes as long as about ten, is won back
-WORTH_ROUNDING = 0.75  # of its time in float32 that a convolution may take in bfloat16, for "auto" to take that
-WORTH_WORDS = 2.0  # from so many times on bfloat16 that was asked for is called slow; a processor without AVX-512 took 13 to 34 times
-
 
 logger = logging.getLogger("distilkit")
 
@@ -141,11 +141,25 @@ def choose(
     last = channels_last == "on" or (channels_last == "auto" and kind == "inductor" and device.type == "cpu" and not together)
     last = last and len(shape) == 4
     if precision == "auto":
-        precision, reason = _precision(kind, last, device)
-        why = f"{why}; {reason}"
-    elif precision == "bfloat16" and device.type == "cpu" and len(shape) == 4 and (share := _share(last, device)) >= WORTH_WORDS:
-        _say_slow(share)
+        found, reason = precisions.faster(kind, last, device)
+        precision, why = next(iter(found), "float32"), f"{why}; {reason}"
+    elif precision == "bfloat16" and device.type == "cpu" and len(shape) == 4:
+        precisions.say_if_slow(last, device)
     return Execution(kind, last, together, precision, why)
+
+
+def decided(found: Execution, device: torch.device, gradient: Callable[[str], Tensor]) -> Execution:
+    """An execution that `choose` has picked for `precision = "auto"`, once its meta-gradient was looked at, where it is: on a GPU.
+
+    Args:
+        found: the pick, by the clock.
+        device: where the work is done.
+        gradient: a meta-gradient in a precision, as for `distilkit.unroll.precision.pick`.
+    """
+    if device.type not in precisions.COMPARED or found.precision == "float32":
+        return found
+    taken, why = precisions.pick(precisions.faster(found.kind, found.channels_last, device)[0], gradient)
+    return found._replace(precision=taken, why=why)
 
 
 def _compiling(work: float, calls: float, device: torch.device) -> tuple[str, str]:
@@ -161,30 +175,6 @@ def _compiling(work: float, calls: float, device: torch.device) -> tuple[str, st
     if on_gpu:
         return "inductor-cudagraph" if fused else "cudagraph", why
     return "inductor" if fused else "trace", why
-
-
-def _precision(kind: str, channels_last: bool, device: torch.device) -> tuple[str, str]:
-    """What `precision = "auto"` stands for, and why: the faster one, as a convolution here tells."""
-    if kind not in ("inductor", *CAPTURED):  # what is only recorded spends its time elsewhere, and norms are slow in bfloat16
-        return "float32", "float32, since nothing is compiled"
-    share = _share(channels_last, device)
-    return ("bfloat16" if share <= WORTH_ROUNDING else "float32"), _taking(share)
-
-
-def _share(channels_last: bool, device: torch.device) -> float:
-    """Of a convolution's time in float32 that one in bfloat16 takes here."""
-    full, rounded = (convolution_seconds(dtype, channels_last, device) for dtype in (torch.float32, torch.bfloat16))
-    return rounded / full
-
-
-@lru_cache(maxsize=2)
-def _say_slow(share: float) -> None:
-    """Once for each layout, where bfloat16 was asked for."""
-    logger.warning("precision = bfloat16 is slow on this processor: %s", _taking(share))
-
-
-def _taking(share: float) -> str:
-    return f"a convolution in bfloat16 takes {share:.2f} times as long as in float32"
 
 
 def _flop(work: float) -> str:
@@ -215,11 +205,13 @@ class ProgramCache:
     """The programs of a pipeline, by how they run and for which learner: built once, and gone with their owner.
 
     A `Distiller` has one, for inner steps and for the networks that judge its set, whose training step is the same.
-    Learners are values, so equal ones share programs.
+    Learners are values, so equal ones share programs. CUDA graphs hold inputs, results and scratch of their own, so that only those of the
+    last few learners are kept.
     """
 
     def __init__(self) -> None:
         self._made: dict[tuple[Any, ...], Programs] = {}
+        self._fallbacks: dict[tuple[Any, ...], dict[str, str]] = {}
         self._said: set[Execution] = set()
 
     def say(self, execution: Execution) -> None:
@@ -236,8 +228,26 @@ class ProgramCache:
             learner: bound.
             adjoint: one whose programs have names that do not tell its parameters, as a user's own may.
         """
+        key = self._key(execution, learner, adjoint)
+        programs = self._made.pop(key, None)
+        if programs is None:
+            programs = Programs(execution.kind, logger.info, logger.warning)
+            programs.fallbacks = self.fallbacks(execution, learner, adjoint)
+        self._made[key] = programs  # the last that was asked for comes last
+        captured = [other for other, one in self._made.items() if one.execution in CAPTURED]
+        for other in captured[: max(0, len(captured) - MOST_CAPTURED)]:
+            del self._made[other]
+        return programs
+
+    def fallbacks(self, execution: Execution, learner: Learner, adjoint: Any = None) -> dict[str, str]:
+        """What has fallen back of the programs of a learner, also of those that are no longer there: see `Programs.fallbacks`."""
+        return self._fallbacks.setdefault(self._key(execution, learner, adjoint), {})
+
+    @staticmethod
+    def _key(execution: Execution, learner: Learner, adjoint: Any) -> tuple[Any, ...]:
         # What is captured or compiled holds the routines that were asked for then.
-        key = (execution._replace(why=""), learner, adjoint, torch.are_deterministic_algorithms_enabled())
-        if key not in self._made:
-            self._made[key] = Programs(execution.kind, logger.info, logger.warning)
-        return self._made[key]
+        return execution._replace(why=""), learner, adjoint, torch.are_deterministic_algorithms_enabled()
+
+    def drop_captured(self) -> None:
+        """Drop all programs that are CUDA graphs, with the memory that is theirs alone; what is called again is built again."""
+        self._made = {key: one for key, one in self._made.items() if one.execution not in CAPTURED}

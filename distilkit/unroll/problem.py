@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 import torch
@@ -74,16 +74,28 @@ def start(learner: Learner, streams: Sequence[Stream], images: Tensor, execution
     return LearnerState(params, optimizers.init_many(learner.optimizer, params))
 
 
-def draws(learner: Learner, streams: Sequence[Stream], count: int, classes: Tensor, images: Tensor, execution: Execution) -> Sequence[Draw]:
-    """What is random in `count` inner steps, on the device; side by side, stacked to (networks, ...)."""
-    shape = tuple(images.shape[1:])
-    made = [[learner.draw(stream.fold("draw").fold(t), classes, shape, t) for stream in streams] for t in range(count)]
-    return on_device([stack(each) if execution.side_by_side else each[0] for each in made], images.device)
+class Drawn(NamedTuple):
+    """What is random in an inner run: the fresh networks, and the draws of its first steps, on the device."""
+
+    fresh: LearnerState
+    draws: Sequence[Draw]
 
 
-def on_device(made: Sequence[Draw], device: torch.device) -> Sequence[Draw]:
+def draws(learner: Learner, streams: Sequence[Stream], steps: range, classes: Tensor, images: Tensor, execution: Execution) -> list[Draw]:
+    """What is random in these inner steps, on the device; side by side, stacked to (networks, ...)."""
+    own = [stream.fold("draw") for stream in streams]
+    made = learner.draws([one.fold(t) for t in steps for one in own], classes, tuple(images.shape[1:]), [t for t in steps for _ in streams])
+    return on_device(by_step(made, len(streams), stacked=execution.side_by_side), images.device)
+
+
+def by_step(made: Sequence[Draw], networks: int, *, stacked: bool) -> list[Draw]:
+    """The draws of each step, where those of its networks follow each other: stacked, or that of the only network."""
+    return [stack(made[k : k + networks]) if stacked else made[k] for k in range(0, len(made), networks)]
+
+
+def on_device(made: list[Draw], device: torch.device) -> list[Draw]:
     """All draws of some steps on the device, in one transfer, so that no step waits for one."""
-    if device.type == "cpu" or not optree.tree_leaves(made[0]):  # type: ignore[arg-type]
+    if device.type == "cpu" or not made or not optree.tree_leaves(made[0]):  # type: ignore[arg-type]
         return made
     shapes = {tuple(x.shape for x in optree.tree_leaves(draw)) for draw in made}  # type: ignore[arg-type,var-annotated]
     if len(shapes) > 1:

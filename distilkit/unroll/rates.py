@@ -16,7 +16,7 @@ IMAGES, CHANNELS, SIZE = {"cpu": 10, "cuda": 1000}, 128, 16
 
 
 @lru_cache(maxsize=16)
-def convolution_seconds(dtype: torch.dtype, channels_last: bool, device: torch.device) -> float:
+def convolution_seconds(dtype: torch.dtype, channels_last: bool, device: torch.device, products: str = "float32") -> float:
     """Seconds of one convolution, forward and backward, the least of a few.
 
     Some builds of torch, and some processors, are many times slower in bfloat16 than in float32 (pytorch issue 183815), where others
@@ -26,6 +26,7 @@ def convolution_seconds(dtype: torch.dtype, channels_last: bool, device: torch.d
         dtype: of images and weight.
         channels_last: whether the images lie in memory as (N, H, W, C).
         device: where.
+        products: what float32 stands for in products, "float32" or "tf32", which only a GPU knows.
 
     >>> 0 < convolution_seconds(torch.float32, False, torch.device("cpu")) < 60
     True
@@ -46,7 +47,7 @@ def convolution_seconds(dtype: torch.dtype, channels_last: bool, device: torch.d
         return time.perf_counter() - began
 
     # On one CPU thread: two that wait for each other beside other work would measure the other work. On a GPU float32 is not TF32.
-    with torch.no_grad(), process.thread_limit(1), process.products("float32", device):
+    with torch.no_grad(), process.thread_limit(1), process.products(products, device):
         once()  # loads libraries and picks routines
         spent: list[float] = []
         while len(spent) < REPEATS and sum(spent) < ENOUGH:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from distilkit.data.augmentation import DSA, FlipRotate
+from distilkit.data.augmentation.base import sample_each
 from distilkit.data.augmentation.geometry import affine, in_pixels, rotations, shifts, stretches
 from distilkit.errors import CombinationError, FieldError
 from distilkit.functional.streams import Stream
@@ -101,6 +102,16 @@ def test_a_draw_depends_on_the_stream_only(augment):
     assert any(not torch.equal(many[0][k], m[k]) for m in many for k in m)
     assert first.keys() == other.keys()  # so that a captured or compiled apply always meets the same tree
     assert all(first[k].shape == other[k].shape and first[k].dtype == other[k].dtype for k in first)
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_draws_made_together_are_those_made_alone(augment, n):
+    """To the bit, so that it does not matter how many steps are drawn at a time."""
+    streams, shape = [STREAM.fold(k) for k in range(30)], (n, 3, 7, 6)
+    for stream, found in zip(streams, sample_each(augment, streams, [shape] * 30), strict=True):
+        alone = augment.sample(stream, shape)
+        assert list(found) == list(alone)  # the order is that in which they are applied
+        assert all(torch.equal(found[k], alone[k]) and found[k].dtype == alone[k].dtype for k in alone)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch 2.15 warns about itself when jvp is first used

@@ -6,7 +6,7 @@ from torch import nn
 
 import distilkit as dk
 from distilkit.errors import CombinationError, DistilkitError
-from distilkit.evaluation.training import draw
+from distilkit.evaluation.training import draws
 from distilkit.networks.module import Functional
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import OuterVariables
@@ -92,7 +92,7 @@ def test_networks_that_are_judged_drop_too():
     from distilkit.evaluation.baselines import full_data
 
     training = full_data(bundle, 8)
-    assert draw(learner, training, STREAM).network["6.mask"].shape == (8, 8)
+    assert draws(learner, training, [STREAM], [0])[0].network["6.mask"].shape == (8, 8)
 
 
 def test_a_run_with_dropout_goes_to_its_end(tmp_path):

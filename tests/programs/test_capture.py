@@ -1,11 +1,15 @@
 """CUDA graphs without a card: what none can hold falls back before, a capture that fails half-way is an error, constants move once."""
 
+import weakref
+
 import pytest
 import torch
 
+import distilkit as dk
 from distilkit.programs.agreement import elsewhere
 from distilkit.programs.capture import Buffers, CaptureError, Scratch, captured, why_not
-from distilkit.programs.programs import Programs, record
+from distilkit.programs.programs import MOST_SHAPES, Programs, record
+from distilkit.unroll.execution import MOST_CAPTURED, Execution, ProgramCache
 from tests.programs.fake_card import Card
 
 ROWS = torch.arange(6.0).reshape(2, 3)
@@ -163,6 +167,47 @@ def test_what_no_graph_can_hold_is_compiled_all_the_same(card, said, monkeypatch
     assert torch.equal(run(ROWS), torch.where(ROWS > 1, ROWS, 0))
     assert said == ["chosen runs compiled: a CUDA graph cannot hold it: index makes the host wait"]
     assert (len(compiled), card.captures) == (1, 0)
+
+
+def test_graphs_of_few_shapes_are_kept(card):
+    """Those that were called last; the others are gone, and captured anew where they are called again."""
+    programs = Programs("cudagraph")
+    run, gone = programs("twice", lambda x: 2 * x), []
+    for n in range(2, 7):
+        assert torch.equal(run(torch.ones(n)), torch.full((n,), 2.0))
+        gone.append(weakref.ref([*programs.built.values()][-1]))
+    assert [one() is None for one in gone] == [True, True, False, False, False]
+    for n in (4, 5, 6, 5, 4):
+        run(torch.ones(n))
+    assert card.captures == 5
+    run(torch.ones(2))  # in the place of that for six, which was not called for longest
+    assert [len(programs.built), gone[4]() is None, card.captures] == [MOST_SHAPES, True, 6]
+    recorded = Programs("trace")
+    for n in range(2, 9):
+        recorded("twice", lambda x: 2 * x)(torch.ones(n))
+    assert len(recorded.built) == 7
+
+
+def test_graphs_of_few_learners_are_kept(card):
+    cache, learners = ProgramCache(), [dk.Learner(dk.MLP(hidden=(k,)), dk.SGD(lr=0.1)) for k in range(1, 8)]
+    graphs, recorded = (Execution(kind, False, False, "float32", "") for kind in ("cudagraph", "trace"))
+    first = weakref.ref(cache.of(graphs, learners[0]))
+    kept = [cache.of(recorded, learner) for learner in learners]
+    for learner in learners[: MOST_CAPTURED - 1]:
+        cache.of(graphs, learner)
+    assert cache.of(graphs, learners[0]) is first()  # called again, so that another one goes
+    cache.of(graphs, learners[5])
+    cache.of(graphs, learners[6])
+    assert first() is not None
+    for learner in learners[1:]:
+        cache.of(graphs, learner)
+    assert first() is None
+    assert [cache.of(recorded, learner) for learner in learners] == kept
+    cache.of(graphs, learners[6]).fallbacks["step"] = "as recorded (planted)"
+    cache.drop_captured()
+    assert cache.fallbacks(graphs, learners[6]) == cache.of(graphs, learners[6]).fallbacks == {"step": "as recorded (planted)"}
+    cache.drop_captured()
+    assert [one.execution for one in cache._made.values()] == ["trace"] * 7
 
 
 def test_other_inputs_are_of_the_same_kind():

@@ -11,8 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import distilkit as dk
 from distilkit.errors import GradientError
 from distilkit.programs import programs as module, rewrites
+from distilkit.programs.agreement import agree, distance, faithful, nudged
 from distilkit.programs.programs import Programs, record
-from distilkit.unroll.execution import _say_slow, choose
+from distilkit.unroll.execution import choose
+from distilkit.unroll.precision import say_if_slow
 from distilkit.unroll.rates import convolution_seconds
 
 
@@ -163,6 +165,55 @@ def test_a_recorded_program_that_is_wrong_in_a_few_entries_is_an_error(heard, mo
         heard[1]("trace")("steep", lambda x: (1e4 * x).sin())(steep)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["any inputs", "inputs that are not rounded"])
+def test_a_product_that_is_never_the_same_twice_is_not_impure(kind, heard):
+    """A weight gradient in bfloat16 whose sums are taken in another order each time: some entries are off by a rounding."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(*shape, generator=generator).to(kind).float() for shape in ((200, 50), (50, 100)))
+    off = [(1 + 2.0**-7 * (torch.rand(200, 100, generator=generator) < 0.03)).bfloat16() for _ in range(5)]
+    calls = []
+
+    def uneven(x, w):
+        calls.append(1)
+        return ((x.bfloat16() @ w.bfloat16()) * off[len(calls)]).float()
+
+    run = heard[1]("trace")("uneven", uneven)
+    assert torch.equal(run(x, w), run(x, w))
+    calls.clear()
+    uneven(x, w)
+    recorded, truth = ((x.bfloat16() @ w.bfloat16()) * off[1]).float(), uneven(x, w)
+    assert not agree([truth], [recorded], roundings=2000)
+    as_in_float32 = faithful(lambda x, w: [((x.bfloat16() @ w.bfloat16()) * off[1]).float()], [x, w], [truth], lambda: [truth])
+    assert not as_in_float32  # which was the yardstick
+
+
+def test_a_function_that_is_not_pure_is_told_in_bfloat16_too(heard):
+    calls = []
+
+    def drifting(x):
+        calls.append(1)
+        return (x.bfloat16() * (1 + len(calls) / 50)).float()
+
+    with pytest.raises(GradientError, match="does not give what its function gives"):
+        heard[1]("trace")("drifting", drifting)(IMAGES)
+
+
+def test_two_runs_of_the_function_are_the_last_yardstick():
+    """Where they differ by what roundings can do, the list may differ by as much; one that is alone in differing is wrong."""
+    x = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 1
+
+    def steep(x):
+        return [(1e3 * x).sin()]
+
+    truth = [1.03 * steep(x)[0]]
+    moved = distance(steep(x)[0], steep(nudged([x])[0])[0]) / float(steep(x)[0].norm())
+    assert 0.001 < moved < 0.003  # ten times that is less than what is off
+    assert faithful(steep, [x], truth, lambda: [1.02 * steep(x)[0]])
+    assert not faithful(steep, [x], truth, lambda: truth)
+    assert not faithful(steep, [x], truth, lambda: [2 * steep(x)[0]])  # it is not pure
+    assert not faithful(steep, [x], [1.06 * steep(x)[0]], lambda: [1.05 * steep(x)[0]])
+
+
 @pytest.mark.parametrize("where", ["record", "torch.compile"])
 def test_a_gpu_that_has_failed_is_not_fallen_back_from(where, heard, monkeypatch):
     """Nothing that runs on it afterwards can be right, or can run at all."""
@@ -237,7 +288,7 @@ def test_a_run_goes_on_and_stores_what_was_used(place, compile, expected, tmp_pa
 
 @pytest.mark.parametrize(("seconds", "expected"), [((1.0, 0.4), "bfloat16"), ((1.0, 0.9), "float32"), ((1.0, 8.0), "float32")])
 def test_auto_precision_is_the_faster_one(seconds, expected, monkeypatch):
-    monkeypatch.setattr("distilkit.unroll.execution.convolution_seconds", lambda dtype, *_: seconds[dtype is torch.bfloat16])
+    monkeypatch.setattr("distilkit.unroll.precision.convolution_seconds", lambda dtype, *_: seconds[dtype is torch.bfloat16])
     choose.cache_clear()
     learner = dk.Learner(dk.ConvNet(width=8)).bind((3, 8, 8), 2)
     found = dk.Unroller(precision="auto", compile="inductor").execution(learner, (4, 3, 8, 8), torch.device("cpu"))
@@ -251,15 +302,15 @@ def test_auto_precision_is_the_faster_one(seconds, expected, monkeypatch):
 @pytest.mark.parametrize(("seconds", "said"), [((1.0, 0.4), False), ((1.0, 8.0), True)])
 @pytest.mark.parametrize("kind", ["inductor", "trace", "eager"])
 def test_slow_bfloat16_that_was_asked_for_is_told_once(seconds, said, kind, monkeypatch, caplog):
-    monkeypatch.setattr("distilkit.unroll.execution.convolution_seconds", lambda dtype, *_: seconds[dtype is torch.bfloat16])
+    monkeypatch.setattr("distilkit.unroll.precision.convolution_seconds", lambda dtype, *_: seconds[dtype is torch.bfloat16])
     learner, cpu = dk.Learner(dk.ConvNet(width=8)).bind((3, 8, 8), 2), torch.device("cpu")
-    for cached in (choose, _say_slow):
+    for cached in (choose, say_if_slow):
         cached.cache_clear()
     for images in (4, 6):
         found = dk.Unroller(precision="bfloat16", compile=kind).execution(learner, (images, 3, 8, 8), cpu)
         assert found.precision == "bfloat16"
     dk.Unroller(precision="bfloat16", compile=kind).execution(dk.Learner(dk.MLP()).bind((8,), 2), (4, 8), cpu)  # has no convolution
-    for cached in (choose, _say_slow):
+    for cached in (choose, say_if_slow):
         cached.cache_clear()
     told = [one.getMessage() for one in caplog.records if "slow on this processor" in one.getMessage()]
     assert len(told) == said

@@ -80,6 +80,15 @@ def test_time_is_that_of_the_steps_of_a_mean_window(monkeypatch):
     assert found.advice == (("there is room to keep 6 of the 6 steps of a window, a quarter less time for each", KEEP_SIX),)
 
 
+def test_nothing_is_kept_where_steps_are_graphs(monkeypatch):
+    """They copy out and in what waits, and nobody has measured what is left to gain."""
+    Clock(monkeypatch)
+    found, pipeline = dk.plan(digits()), digits()
+    real = dk.Distiller.execution
+    monkeypatch.setattr(dk.Distiller, "execution", lambda one, piece: real(one, piece)._replace(kind="cudagraph"))
+    assert estimate.advice_for(pipeline, found) == ()
+
+
 KEEP_SIX = Change("unroller.adjoint", {"kind": "ReplayAdjoint", "keep_last": 6})
 
 

@@ -7,6 +7,7 @@ import distilkit as dk
 from distilkit.programs import capture
 from distilkit.programs.programs import Programs
 from distilkit.unroll import execution
+from tests.pipelines import BARE, tiny
 from tests.programs.fake_card import Card
 from tests.unroll.problems import learner, problem, relative
 
@@ -122,3 +123,25 @@ def test_what_a_comparison_of_single_calls_does_not_see_is_seen_here(card, monke
     """The last input of a step is a whole number, of which there is no other value a rounding away."""
     fault(monkeypatch)
     assert not all(agrees(found, truth) for found, truth in meta_gradients(UNROLLERS["replay"], OPTIMIZERS["Adam"]))
+
+
+def test_another_stage_has_graphs_and_memory_of_its_own(card):
+    """Two stages of two outer steps: the graphs of the first are dropped with their pool, and the set is that of recorded steps."""
+    boosted = tiny(
+        learner=dk.Learner(dk.MLP(hidden=(4,)), dk.Adam(lr=0.01)),
+        boost=dk.BoostSchedule(blocks=(1, 1), steps=(2, 2)),
+        truncation=dk.FixedStart(1, 2),
+        unroller=dk.Unroller(compile="trace"),
+        evaluation=BARE,
+        device="cpu",
+    )
+    found = []
+    for pipeline in (boosted, dk.evolve(boosted, unroller=dk.Unroller(compile="eager"))):
+        state = pipeline.init()
+        for _ in range(4):
+            state, _ = pipeline.step(state)
+        found.append(state.leaves.images)
+    assert relative(*found) < 1e-4
+    assert len(card.pools) == 2
+    assert [len(graphs) for graphs in card.pools.values()] == [3, 3]  # a step, the end and the way back
+    assert len(boosted.programs._made) == 1

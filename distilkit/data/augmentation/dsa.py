@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -11,7 +11,7 @@ from distilkit import fields
 from distilkit.data.augmentation.base import batch_shape
 from distilkit.data.augmentation.geometry import affine, rotations, shifts, stretches
 from distilkit.errors import FieldError, listing, nearest
-from distilkit.functional.streams import Stream
+from distilkit.functional.streams import AnyStream
 
 STRATEGIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 GEOMETRIC = ("crop", "flip", "scale", "rotate")
@@ -48,12 +48,14 @@ class DSA:
     References:
         Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021, and its code.
 
+    >>> from distilkit.functional.streams import Stream
     >>> x = torch.rand(3, 3, 8, 8)
     >>> augment = DSA("flip_crop")
     >>> augment.apply(x, augment.sample(Stream(0), x.shape)).shape
     torch.Size([3, 3, 8, 8])
     """
 
+    takes_streams: ClassVar[bool] = True
     strategy: str = fields.text(default="color_crop_cutout_flip_scale_rotate")
     siamese: bool = fields.flag(default=True)
     mode: Mode = fields.choice(Mode, default="single")
@@ -78,11 +80,11 @@ class DSA:
         """The strategies, in order."""
         return tuple(self.strategy.split("_"))
 
-    def sample(self, stream: Stream, shape: tuple[int, ...]) -> Draw:
+    def sample(self, stream: AnyStream, shape: tuple[int, ...]) -> Draw:
         """Draw for one batch.
 
         Args:
-            stream: the source of the draw.
+            stream: the source of the draw, or several, whose draws are stacked.
             shape: (N, C, H, W) of the batch.
 
         Returns:
@@ -94,13 +96,19 @@ class DSA:
         draws = {name: _DRAW[name](self, stream.fold(name), n, height, width) for name in self.names}
         if self.mode == "multiple":
             return draws
-        chosen = self.names[int(stream.fold("strategy").integers(len(self.names), 1))]
+        chosen = stream.fold("strategy").integers(len(self.names), 1)  # (1,), or (streams, 1)
+
+        def if_chosen(name: str, otherwise: torch.Tensor) -> torch.Tensor:
+            value = draws[name]
+            taken = torch.isin(chosen, torch.tensor([k for k, other in enumerate(self.names) if other == name]))
+            return torch.where(taken.reshape(*taken.shape, *[1] * (value.ndim - taken.ndim)), value, otherwise)
+
         out: Draw = {}
-        if any(name in GEOMETRIC for name in self.names):
-            out["affine"] = draws[chosen] if chosen in GEOMETRIC else _identity("affine", n)
+        for name in (name for name in draws if name in GEOMETRIC):
+            out["affine"] = if_chosen(name, out.get("affine", _identity("affine", n)))
         for name in ("color", "cutout"):
-            if name in self.names:
-                out[name] = draws[name] if chosen == name else _identity(name, n)
+            if name in draws:
+                out[name] = if_chosen(name, _identity(name, n))
         return out
 
     def apply(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
@@ -110,19 +118,19 @@ class DSA:
         return images
 
 
-def _draw_color(dsa: DSA, stream: Stream, n: int, height: int, width: int) -> torch.Tensor:
+def _draw_color(dsa: DSA, stream: AnyStream, n: int, height: int, width: int) -> torch.Tensor:
     u = stream.uniform(n, 3)
-    return torch.stack([(u[:, 0] - 0.5) * dsa.brightness, u[:, 1] * dsa.saturation, u[:, 2] + dsa.contrast], 1)
+    return torch.stack([(u[..., 0] - 0.5) * dsa.brightness, u[..., 1] * dsa.saturation, u[..., 2] + dsa.contrast], -1)
 
 
-def _draw_crop(dsa: DSA, stream: Stream, n: int, height: int, width: int) -> torch.Tensor:
+def _draw_crop(dsa: DSA, stream: AnyStream, n: int, height: int, width: int) -> torch.Tensor:
     down, across = int(height * dsa.crop + 0.5), int(width * dsa.crop + 0.5)
     return shifts(
         (stream.fold("x").integers(2 * across + 1, n) - across).float(), (stream.fold("y").integers(2 * down + 1, n) - down).float()
     )
 
 
-def _draw_cutout(dsa: DSA, stream: Stream, n: int, height: int, width: int) -> torch.Tensor:
+def _draw_cutout(dsa: DSA, stream: AnyStream, n: int, height: int, width: int) -> torch.Tensor:
     sides = []
     for axis, length in (("y", height), ("x", width)):
         box = int(length * dsa.cutout + 0.5)
@@ -131,21 +139,21 @@ def _draw_cutout(dsa: DSA, stream: Stream, n: int, height: int, width: int) -> t
         # no size (end before start) zeroes nothing.
         last = start + box - 1
         sides += [start.clamp(0, length - 1), last.clamp(0, length - 1) if box else torch.full_like(last, -1)]
-    return torch.stack(sides, 1).float()
+    return torch.stack(sides, -1).float()
 
 
-def _draw_flip(dsa: DSA, stream: Stream, n: int, height: int, width: int) -> torch.Tensor:
+def _draw_flip(dsa: DSA, stream: AnyStream, n: int, height: int, width: int) -> torch.Tensor:
     mirrored = (stream.uniform(n) < dsa.flip).float()
-    return stretches(1.0 - 2.0 * mirrored, torch.ones(n))
+    return stretches(1.0 - 2.0 * mirrored, torch.ones_like(mirrored))
 
 
-def _draw_scale(dsa: DSA, stream: Stream, n: int, height: int, width: int) -> torch.Tensor:
+def _draw_scale(dsa: DSA, stream: AnyStream, n: int, height: int, width: int) -> torch.Tensor:
     low, high = 1 / dsa.scale, dsa.scale
     across, down = (stream.fold(axis).uniform(n) * (high - low) + low for axis in ("x", "y"))
     return stretches(across, down)
 
 
-def _draw_rotate(dsa: DSA, stream: Stream, n: int, height: int, width: int) -> torch.Tensor:
+def _draw_rotate(dsa: DSA, stream: AnyStream, n: int, height: int, width: int) -> torch.Tensor:
     return rotations((2 * stream.uniform(n) - 1) * dsa.rotate, height, width)
 
 
@@ -171,7 +179,7 @@ def _apply_cutout(images: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
     return images * (~box).to(images.dtype)
 
 
-_DRAW: dict[str, Callable[[DSA, Stream, int, int, int], torch.Tensor]] = {
+_DRAW: dict[str, Callable[[DSA, AnyStream, int, int, int], torch.Tensor]] = {
     "color": _draw_color,
     "crop": _draw_crop,
     "cutout": _draw_cutout,

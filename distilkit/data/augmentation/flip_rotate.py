@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from distilkit import fields
 from distilkit.data.augmentation.base import batch_shape
 from distilkit.data.augmentation.geometry import affine, rotations, stretches
-from distilkit.functional.streams import Stream
+from distilkit.functional.streams import AnyStream
 
 
 @fields.component
@@ -23,30 +25,32 @@ class FlipRotate:
     References:
         Feng, Vedantam, Kempe, "Embarrassingly Simple Dataset Distillation", ICLR 2024, arXiv 2311.07025, and its code.
 
+    >>> from distilkit.functional.streams import Stream
     >>> x = torch.rand(3, 1, 8, 8)
     >>> augment = FlipRotate()
     >>> augment.apply(x, augment.sample(Stream(0).fold("augment"), x.shape)).shape
     torch.Size([3, 1, 8, 8])
     """
 
+    takes_streams: ClassVar[bool] = True
     degrees: float = fields.number(default=15.0, least=0, most=180)
 
-    def sample(self, stream: Stream, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    def sample(self, stream: AnyStream, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
         """Draw for one batch.
 
         Args:
-            stream: the source of the draw.
+            stream: the source of the draw, or several.
             shape: (N, C, H, W) of the batch.
 
         Returns:
-            `matrix`, float32 (N, 2, 3) on the CPU, in pixels: see `geometry.affine`.
+            `matrix`, float32 (N, 2, 3) on the CPU, in pixels: see `geometry.affine`. Of several streams, (streams, N, 2, 3).
         """
         n, height, width = batch_shape(shape)
         mirrored = stream.fold("flip").uniform(n) < 0.5
-        flips = stretches(1.0 - 2.0 * mirrored.float(), torch.ones(n))
+        flips = stretches(1.0 - 2.0 * mirrored.float(), torch.ones(mirrored.shape))
         turns = rotations((2 * stream.fold("rotate").uniform(n) - 1) * self.degrees, height, width)
         flip = stream.fold("branch").integers(2, 1) == 0
-        return {"matrix": torch.where(flip, flips, turns)}
+        return {"matrix": torch.where(flip[..., None, None], flips, turns)}
 
     def apply(self, images: torch.Tensor, draw: dict[str, torch.Tensor]) -> torch.Tensor:
         """Augment a batch (N, C, H, W); linear in the images."""
