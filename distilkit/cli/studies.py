@@ -12,8 +12,6 @@ from distilkit.cli.tables import gradients_table, sources_table, subsets_table
 from distilkit.display import Console, Display
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from distilkit.distiller import Distiller
 
 
@@ -42,19 +40,21 @@ def show_subsets(
     with stoppable(out), Display(console) as display:
         grid = subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=display, **how)
     if how["shard"]:
-        return _show_part(console, grid["accuracy"], out)
+        return _show_part(console, out, out)
     console.print(subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy"))
     grid.attrs["title"] = f"{run.name}: {strategy} subsets"
     show_figures(console, out, report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png"))
 
 
-def show_intercorrelation(pipeline: Distiller, draws: int, influence_at: int | None, workers: int | None, out: Path) -> None:
-    """Run the intercorrelation study and draw it; see `distilkit.intercorrelation_study`."""
+def show_intercorrelation(pipeline: Distiller, draws: int, influence_at: int | None, out: Path, how: Mapping[str, Any]) -> None:
+    """Run the intercorrelation study and draw it; `how` are the workers and the shard. See `distilkit.intercorrelation_study`."""
     from distilkit.studies.sources import intercorrelation_study
 
     console = wide_console()
     with stoppable(out), Display(console) as display:
-        tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, workers=workers, progress=display)
+        tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, progress=display, **how)
+    if how["shard"]:
+        return _show_part(console, out, *(path.parent for path in out.glob("*/units")))
     sources = tree["sources"].to_dataset().assign_attrs(title=tree.attrs["title"])
     console.print(sources_table(sources))
     show_figures(
@@ -90,14 +90,16 @@ def show_gradients(
     with stoppable(out), Display(console) as display:
         study = gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=display, **how)
     if how["shard"]:
-        return _show_part(console, study["norm"], out)
+        return _show_part(console, out, out)
     console.print(gradients_table(study))
     show_figures(console, out, report.gradient_curves(study, out / "gradients.png"))
 
 
-def _show_part(console: Console, computed: xr.DataArray, out: Path) -> None:
-    """Say how far a grid is whose shard is done."""
-    there = float(computed.notnull().mean())
+def _show_part(console: Console, out: Path, *grids: Path) -> None:
+    """Say how far the grids in a folder are whose shard is done."""
+    from distilkit.storage.grid import done, units
+
+    there = sum(map(done, grids)) / sum(map(units, grids))
     console.print(f"Of {out} {there:.0%} is there. The same command without --shard does what is left, or waits for it, and shows all.")
 
 
