@@ -155,6 +155,7 @@ def evaluate(
     ranking: Annotated[bool, typer.Option("--ranking", help="Compute DD-Ranking's scores; trains on all real images too.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the networks.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Store the results in this folder.")] = None,
+    workers: WorkersHere = None,
     set_: Overrides = [],  # noqa: B006
     trust: Trust = False,
 ) -> None:
@@ -165,6 +166,7 @@ def evaluate(
     changes = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
     options = {"networks": words_of(networks), "rates": lr, "baselines": words_of(baselines), "ranking": ranking, "seed": seed}
+    options["workers"] = workers
     show_evaluation(path, case | {"overrides": changes, "trust": trust}, options, out)
 
 
