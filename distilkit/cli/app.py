@@ -120,12 +120,13 @@ def plan(
     device: Device = None,
     trust: Trust = False,
     probe: Annotated[bool, typer.Option(help="Run a few inner steps to measure; without, memory is known to a factor of two.")] = True,
+    processes: Annotated[int, typer.Option(metavar="N", help="What each of N processes of torchrun would take.", min=1)] = 1,
 ) -> None:
     """Tell how much memory and time a spec will take, and what to change if it does not fit; nothing is written."""
     from distilkit import spec as specs
     from distilkit.cli.run import show_plan
 
-    show_plan(specs.load(spec, overrides(set_, seed, device), trust=trust), probe)
+    show_plan(specs.load(spec, overrides(set_, seed, device), trust=trust), probe, processes)
 
 
 app.add_typer(specs.commands)

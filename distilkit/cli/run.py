@@ -48,13 +48,13 @@ def show_run(distiller: Distiller, directory: Path, stop_after: float | None = N
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_plan(distiller: Distiller, probe: bool) -> None:
+def show_plan(distiller: Distiller, probe: bool, processes: int = 1) -> None:
     """Estimate what a run takes, and print it."""
     from distilkit.runs.plan import plan
 
     console = Console(highlight=False, soft_wrap=True)
     with log_lines(console), Display(console) as display:
-        found = plan(distiller, probe=probe, progress=display)
+        found = plan(distiller, probe=probe, processes=processes, progress=display)
     console.print(plan_table(found, distiller.title))
     if found.seconds is None:
         console.print(f"inner steps: {found.execution}", markup=False)
