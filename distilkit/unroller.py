@@ -103,16 +103,24 @@ class Unroller:
         require_values(self, learner)
         whole = isinstance(self.adjoint, AutogradAdjoint)  # whose window is always run as it is
         precision = "float32" if whole and self.precision == "auto" else self.precision
-        together = self.side_by_side
-        if ranks.current().joined and self.networks_per_step > 1:  # one after the other, as they are with any number of processes
-            if together == "on":
-                raise CombinationError(
-                    'side_by_side = "on" stacks the networks that several processes share out.',
-                    changes=[Change("unroller.side_by_side", "off")],
-                )
-            together = "off"
+        together = (self.one_after_the_other() if ranks.current().joined else self).side_by_side
         found = choose(learner, self.compile, self.channels_last, together, precision, self.networks_per_step, shape, device)
         return found._replace(why=f"{found.why}; the window as it is, by AutogradAdjoint") if whole else found
+
+    def one_after_the_other(self) -> Unroller:
+        """With the networks of a step taken one after the other, as they are with any number of processes.
+
+        Raises:
+            CombinationError: they are to be stacked.
+        """
+        if self.networks_per_step == 1:
+            return self
+        if self.side_by_side == "on":
+            raise CombinationError(
+                'side_by_side = "on" stacks the networks that several processes share out.',
+                changes=[Change("unroller.side_by_side", "off")],
+            )
+        return fields.evolve(self, side_by_side="off")
 
     def meta_gradient(
         self,

@@ -456,6 +456,7 @@ CASES = {
     "a set without data": Case(lambda _: dk.evaluate(distilled())),
     "no run": Case(lambda path: dk.evaluate(path / "none")),
     "more processes than work": Case(lambda _: Ranks(size=4).shares(1, 1)),
+    "no processes": Case(lambda _: dk.plan(distiller(), processes=0), dk.plan),
     "no workers": Case(lambda _: share_out(print, [1], 0, folder=Path(), seen=print), dk.subset_grid),
     "workers without a folder": Case(lambda _: grid.fill(xr.Dataset(), {}, print, identity={}, workers=2), dk.subset_grid),
     "no such part": Case(lambda _: grid.fill(xr.Dataset(), {}, print, identity={}, shard=(3, 2)), dk.subset_grid),

@@ -126,13 +126,14 @@ def plan(
     device: Device = None,
     trust: Trust = False,
     probe: Annotated[bool, typer.Option(help="Run a few inner steps to measure; without, memory is known to a factor of two.")] = True,
+    processes: Annotated[int, typer.Option(metavar="N", help="What each of N processes of torchrun would take.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:
     """Tell how much memory and time a spec will take, and what to change if it does not fit; nothing is written."""
     from distilkit import spec as specs
     from distilkit.cli.run import show_plan
 
-    show_plan(specs.load(spec, overrides(set_, seed, device), trust=trust), probe, Output(as_json=as_json))
+    show_plan(specs.load(spec, overrides(set_, seed, device), trust=trust), probe, processes, Output(as_json=as_json))
 
 
 app.add_typer(specs.commands)
@@ -162,6 +163,7 @@ def evaluate(
     ranking: Annotated[bool, typer.Option("--ranking", help="Compute DD-Ranking's scores; trains on all real images too.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the networks.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Store the results in this folder.")] = None,
+    workers: WorkersHere = None,
     set_: Overrides = [],  # noqa: B006
     trust: Trust = False,
     quiet: Quiet = False,
@@ -174,6 +176,7 @@ def evaluate(
     changes = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
     options = {"networks": words_of(networks), "rates": lr, "baselines": words_of(baselines), "ranking": ranking, "seed": seed}
+    options["workers"] = workers
     show_evaluation(path, case | {"overrides": changes, "trust": trust}, options, out, Output(quiet, as_json))
 
 

@@ -58,12 +58,12 @@ def show_run(
     output.answer(run_values(tree, directory), results_table(tree), *lines, written=directory)
 
 
-def show_plan(distiller: Distiller, probe: bool, output: Output) -> None:
+def show_plan(distiller: Distiller, probe: bool, processes: int, output: Output) -> None:
     """Estimate what a run takes, and print it."""
     from distilkit.runs.plan import plan
 
     with output.progress(logged=True) as progress:
-        found = plan(distiller, probe=probe, progress=progress)
+        found = plan(distiller, probe=probe, processes=processes, progress=progress)
     lines = [f"inner steps: {found.execution}"] if found.seconds is None else []
     if not found.fits:
         lines.append(f"This will not fit into {gib(found.available)}. Try one or more of:")

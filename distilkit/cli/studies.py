@@ -13,8 +13,6 @@ from distilkit.cli.rows import gradients_rows, sources_rows, study_values, subse
 from distilkit.cli.tables import gradients_table, sources_table, subsets_table
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from distilkit.distiller import Distiller
 
 
@@ -43,7 +41,7 @@ def show_subsets(
     with stoppable(out), output.progress() as progress:
         grid = subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=progress, **how)
     if how["shard"]:
-        return _show_part(output, grid["accuracy"], out)
+        return _show_part(output, out, out)
     table = subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy")
     grid.attrs["title"] = f"{run.name}: {strategy} subsets"
     figures = [report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png")]
@@ -51,13 +49,15 @@ def show_subsets(
 
 
 def show_intercorrelation(
-    pipeline: Distiller, draws: int, influence_at: int | None, workers: int | None, out: Path, output: Output
+    pipeline: Distiller, draws: int, influence_at: int | None, out: Path, how: Mapping[str, Any], output: Output
 ) -> None:
-    """Run the intercorrelation study and draw it; see `distilkit.intercorrelation_study`."""
+    """Run the intercorrelation study and draw it; `how` are the workers and the shard. See `distilkit.intercorrelation_study`."""
     from distilkit.studies.sources import intercorrelation_study
 
     with stoppable(out), output.progress() as progress:
-        tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, workers=workers, progress=progress)
+        tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, progress=progress, **how)
+    if how["shard"]:
+        return _show_part(output, out, *(path.parent for path in out.glob("*/units")))
     sources = tree["sources"].to_dataset().assign_attrs(title=tree.attrs["title"])
     figures = [
         report.budget_curves(sources, out / "budgets.png"),
@@ -91,14 +91,16 @@ def show_gradients(
     with stoppable(out), output.progress() as progress:
         study = gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=progress, **how)
     if how["shard"]:
-        return _show_part(output, study["norm"], out)
+        return _show_part(output, out, out)
     figures = [report.gradient_curves(study, out / "gradients.png")]
     output.answer(study_values(out, figures, gradients_rows(study)), gradients_table(study), *places(out, *figures), written=out)
 
 
-def _show_part(output: Output, computed: xr.DataArray, out: Path) -> None:
-    """Say how far a grid is whose shard is done; means and variances take all of it."""
-    there = float(computed.notnull().mean())
+def _show_part(output: Output, out: Path, *grids: Path) -> None:
+    """Say how far the grids in a folder are whose shard is done; means and variances take all of them."""
+    from distilkit.storage.grid import done, units
+
+    there = sum(map(done, grids)) / sum(map(units, grids))
     words = f"Of {out} {there:.0%} is there. The same command without --shard does what is left, or waits for it, and shows all."
     output.answer(study_values(out, [], [], there), words, written=out)
 

@@ -102,6 +102,7 @@ def intercorrelation(
     influence: Annotated[int | None, typer.Option(metavar="2", help="Images per class of the set whose samples are removed.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study; by default runs/TITLE-study.")] = None,
     workers: WorkersHere = None,
+    shard: Shard = None,
     set_: Overrides = [],  # noqa: B006
     seed: Seed = None,
     device: Device = None,
@@ -114,5 +115,5 @@ def intercorrelation(
     from distilkit.cli.studies import show_intercorrelation
 
     pipeline = specs.load(spec, overrides(set_, seed, device), trust=trust)
-    folder = out or runs_folder(f"{pipeline.title}-study")
-    show_intercorrelation(pipeline, draws, influence, workers, folder, Output(quiet, as_json))
+    folder, how = out or runs_folder(f"{pipeline.title}-study"), {"workers": workers, "shard": shard_of(shard)}
+    show_intercorrelation(pipeline, draws, influence, folder, how, Output(quiet, as_json))

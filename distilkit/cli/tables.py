@@ -47,7 +47,8 @@ def recipes_table(width: int = WIDE) -> Table:
 
 def plan_table(found: Plan, title: str) -> Table:
     """Memory by what holds it, and time."""
-    table = Table(title=Text(f"{title}: what a run takes"), show_header=False)
+    several = found.processes > 1
+    table = Table(title=Text(f"{title}: what {f'each of {found.processes} processes' if several else 'a run'} takes"), show_header=False)
     table.add_column()
     table.add_column(justify="right")
     what = "process, libraries and real data" if found.device == "CPU" else "real data"
@@ -57,10 +58,15 @@ def plan_table(found: Plan, title: str) -> Table:
     table.add_row(f"  trajectory of {found.longest_window} steps", gib(found.trajectory_bytes))
     table.add_row("  one step, and what checks it", gib(found.step_peak))
     table.add_row("  or training and testing networks", gib(found.evaluation_peak) if found.seconds is not None else "not probed")
+    if several:
+        table.add_row("  or telling each other meta-gradients", gib(found.exchange_peak))
+        if found.device == "CPU":
+            table.add_row(f"All {found.processes} on one machine, at most", gib(found.processes * found.peak))
+        table.add_row("Meta-gradients that it gets in an outer step", f"{found.exchange_bytes / 1e6:.3g} MB")
     total, through = found.inner_steps
     table.add_row("Inner steps of an outer step, on average", f"{total:.0f}, the gradient through {through:.0f}")
     if found.seconds is not None and found.build_seconds is not None:
-        table.add_row("Time of an outer step", f"{found.seconds:.3g} s")
+        table.add_row("Time of an outer step" + (", without getting them" if several else ""), f"{found.seconds:.3g} s")
         table.add_row("  building programs, once", f"{found.build_seconds:.3g} s")
         table.add_row(f"  all {found.outer_steps} outer steps, without evaluation", duration(found.seconds * found.outer_steps))
     return table

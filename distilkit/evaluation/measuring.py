@@ -86,6 +86,7 @@ def measure(
     stream: Stream,
     progress: Progress = SILENT,
     programs: ProgramCache | None = None,
+    some: slice = slice(None),
 ) -> dict[str, Table]:
     """Train networks on a training set and measure them after each number of steps, without choosing one.
 
@@ -97,12 +98,14 @@ def measure(
         stream: of the evaluation; network i takes `stream.fold(i)`.
         progress: is told the accuracies after each number of steps.
         programs: as for `trained`.
+        some: which of the networks; all when left out.
 
     Returns:
-        fractions (lengths, seeds) by the name of the split.
+        fractions (lengths, networks) by the name of the split.
     """
     rows: dict[str, list[Table]] = {name: [] for name in splits}
-    for networks in trained(learner, training, evaluation, streams(evaluation, stream), programs):
+    own = streams(evaluation, stream)
+    for networks in trained(learner, training.part(some), evaluation, own[some], programs, networks=len(own)):
         for name, split in splits.items():
             rows[name].append(networks.accuracy(split))
             progress.value(f"{name} accuracy after {networks.steps} steps", rows[name][-1].tolist())

@@ -197,9 +197,9 @@ def _groups(learner: Learner, training: TrainingSet, evaluation: Evaluation, own
     return [*map(slice, ends, ends[1:]), *(slice(part.start + ends[-1], part.stop + ends[-1]) for part in rest)]
 
 
-def kept_bytes(learner: Learner, evaluation: Evaluation) -> int:
-    """Of parameters that wait for the test of a set, at most."""
-    size = evaluation.seeds * len(evaluation.steps) * learner.layout.size * torch.float32.itemsize
+def kept_bytes(learner: Learner, evaluation: Evaluation, networks: int) -> int:
+    """Of parameters that wait for the test of a set, at most, where a process judges with so many networks."""
+    size = networks * len(evaluation.steps) * learner.layout.size * torch.float32.itemsize
     return 0 if evaluation.select == "paper" else min(KEPT, size)
 
 

@@ -207,11 +207,7 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN,
         float64 (networks,), on the CPU; NaN for a network whose outputs are not all finite.
     """
     images, labels = split.images, split.labels
-    probe = images[:64]
-    work, room = cost(learner, probe), _memory(images.device)
-    batch = min(TEST_BATCH, max(1, room * len(probe) // work.bytes), len(images))
-    small = work.operations * batch / len(probe) <= process.SMALL_WORK.get(images.device.type, 0)
-    together = min(len(params), max(1, room * len(probe) // (work.bytes * batch))) if small else 1
+    batch, together = _test_batch(learner, len(params), split)
     least = -(-len(images) // batch)
     # Of equal size where that can be: a network with batch norm sees its batch, and every size has a program of its own.
     parts = next((n for n in range(least, 2 * least) if len(images) % n == 0), least)
@@ -232,6 +228,21 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN,
     if lost:
         logger.warning("%d of %d networks diverged: their outputs are not finite, and they have no accuracy", lost, len(params))
     return (hits.double() / len(labels)).masked_fill(diverged, torch.nan).cpu()
+
+
+def tested_together(learner: Learner, networks: int, split: Split) -> int:
+    """How many of so many networks `accuracy` takes side by side."""
+    return _test_batch(learner, networks, split)[1]
+
+
+def _test_batch(learner: Learner, networks: int, split: Split) -> tuple[int, int]:
+    """How many images go through how many networks at one time, at most."""
+    images = split.images
+    probe = images[:64]
+    work, room = cost(learner, probe), _memory(images.device)
+    batch = min(TEST_BATCH, max(1, room * len(probe) // work.bytes), len(images))
+    small = work.operations * batch / len(probe) <= process.SMALL_WORK.get(images.device.type, 0)
+    return batch, min(networks, max(1, room * len(probe) // (work.bytes * batch))) if small else 1
 
 
 def mean_or_zero(accuracies: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -52,6 +52,9 @@ class Plan:
         seconds: of an outer step, the mean over all, or None where it was not probed.
         build_seconds: of building programs.
         outer_steps: how many there are.
+        processes: that take the run together; all of this is of one of them, but for the advice, which is for the spec.
+        exchange_bytes: that each process gets in an outer step, of its own and the others' meta-gradients.
+        exchange_peak: the peak of that.
         bytes_per_step: of what is stored of a step, and of what a step that is kept holds.
         by_shapes: whether the shapes could be worked out; a network that cannot be recorded is known by the probe only.
         advice: reasons, and what to change: because it will not fit, or because there is room to spare.
@@ -70,6 +73,9 @@ class Plan:
     seconds: float | None
     build_seconds: float | None
     outer_steps: int
+    processes: int = 1
+    exchange_bytes: int = 0
+    exchange_peak: int = 0
     bytes_per_step: tuple[int, int] = (0, 0)
     by_shapes: bool = True
     advice: tuple[tuple[str, Change], ...] = ()
@@ -77,9 +83,8 @@ class Plan:
     @property
     def peak(self) -> int:
         """The most that is held at one time: on a CPU by the whole process."""
-        return max(
-            self.loading_peak, self.baseline_bytes + self.trajectory_bytes + self.step_peak, self.baseline_bytes + self.evaluation_peak
-        )
+        work = max(self.trajectory_bytes + self.step_peak, self.evaluation_peak, self.exchange_peak)
+        return max(self.loading_peak, self.baseline_bytes + work)
 
     @property
     def fits(self) -> bool:
@@ -183,8 +188,8 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, Change], .
         return ((words, _adjoint(replay, keep_last=steps)),)
     if found.peak == found.baseline_bytes + found.evaluation_peak and distiller.evaluation.seeds > 1:
         return (("the most is held while networks are tested", Change("evaluation.seeds", 1)),)
-    if found.peak == found.loading_peak:
-        return ()  # the table says so, and nothing in the spec changes it
+    if found.peak in (found.loading_peak, found.baseline_bytes + found.exchange_peak):
+        return ()  # the table says so, and nothing in the spec changes it but fewer networks or processes
     lines: list[tuple[str, Change]] = []
     if replay is None:
         lines.append(("the graph of the whole window is alive at once", _adjoint(ReplayAdjoint())))

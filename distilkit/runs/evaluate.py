@@ -22,8 +22,9 @@ from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
 from distilkit.display import shown
 from distilkit.errors import Change, CombinationError, RunError
-from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, measure, rank, training_set
+from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC
+from distilkit.evaluation.sharing import Measurement, shared_out
 from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
@@ -32,6 +33,7 @@ from distilkit.runs.open import pipeline_of
 from distilkit.runs.sheets import tree_of
 from distilkit.storage import layout
 from distilkit.storage.store import holds_results, is_run, require_writable, says_all
+from distilkit.storage.workers import Workers
 from distilkit.unroll.execution import ProgramCache
 
 
@@ -70,6 +72,8 @@ def evaluate(
     ranking: bool = False,
     device: str | torch.device | None = None,
     trust: bool = False,
+    workers: Workers = None,
+    folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Train fresh networks on a distilled set and test them on real images.
@@ -87,6 +91,9 @@ def evaluate(
         ranking: compute DD-Ranking's scores too, which trains on the full data.
         device: where to work; where a bundle lies, and else on a GPU where there is one, when left out.
         trust: allow the run's spec to name Python code.
+        workers: who trains and tests the networks, those of `networks` and `baselines` too: how many processes of this machine, or an
+            executor, as for `subset_grid`. What the ranking needs is trained here. None does all here.
+        folder: where workers find their work, one that all of them reach; a temporary one of this machine when left out.
         progress: is told what is being done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
@@ -113,21 +120,33 @@ def evaluate(
         case = _case(distilled, data, learner, evaluation, seed, trust, device)
         if device is not None:
             case = attrs.evolve(case, data=case.data.to(device))
-        return _evaluated(case, seed, networks, baselines, ranking, progress)
+        return _evaluated(case, seed, networks, baselines, ranking, workers, folder, progress)
 
 
 def _evaluated(
-    case: EvaluationInput, seed: int, networks: Mapping[str, Any] | None, baselines: Sequence[str], ranking: bool, progress: Progress
+    case: EvaluationInput,
+    seed: int,
+    networks: Mapping[str, Any] | None,
+    baselines: Sequence[str],
+    ranking: bool,
+    workers: Workers,
+    folder: str | os.PathLike[str] | None,
+    progress: Progress,
 ) -> xr.Dataset:
     training = training_set(case.distilled, case.data)
     stream = Stream(seed).fold("evaluate")
-    rows = []
+    jobs = []
     for name, one in _per_network(case, networks).items():
-        progress.phase(f"training {one.evaluation.seeds} networks{f' ({name})' if networks else ''} for {one.evaluation.steps[-1]} steps")
-        rows.append(_tables(one, training, stream.fold("networks"), progress))
-    result = _dataset(case, rows, list(networks) if networks else None, seed)
+        words = f"training {one.evaluation.seeds} networks{f' ({name})' if networks else ''} for {one.evaluation.steps[-1]} steps"
+        jobs.append(_measurement(one, words, training, stream.fold("networks")))
+    count = len(jobs)
+    jobs += _baselines(case, baselines, stream.fold("baselines")) if baselines else []
+    tables = _measured(jobs, case.programs, workers, folder, progress)
+    result = _dataset(case, tables[:count], list(networks) if networks else None, seed)
     if baselines:
-        result["baseline_accuracy"] = _baselines(case, baselines, stream.fold("baselines"), progress)
+        words = "test accuracy of networks trained on the baseline"
+        values = np.stack([one["test"] for one in tables[count:]])
+        result["baseline_accuracy"] = layout.variable(("baseline", "training_steps", "seed"), values, words)
         result = result.assign_coords(baseline=layout.coordinate("baseline", list(baselines)))
     return result.assign(_ranking(case, stream.fold("ranking"), progress)) if ranking else result
 
@@ -169,7 +188,7 @@ def _case(
 ) -> EvaluationInput:
     if isinstance(given, EvaluationInput):
         return given
-    title, split = "distilled", Stream(seed)
+    title, split, threads = "distilled", Stream(seed), None
     if not isinstance(given, DistilledSet):
         if not says_all(given):
             raise RunError(
@@ -186,7 +205,7 @@ def _case(
             # The data of a set that comes with distilkit has to be split as its recipe does it.
             split = split if is_run(path) else pipeline.stream
             data = pipeline.bundle if data is None else data
-            learner, evaluation = learner or pipeline.learner, evaluation or pipeline.evaluation
+            learner, evaluation, threads = learner or pipeline.learner, evaluation or pipeline.evaluation, pipeline.threads
     missing = [name for name, value in (("data", data), ("learner", learner)) if value is None]
     if missing or learner is None:
         raise CombinationError(f"A distilled set does not say its {' and '.join(missing)}.", fix="dk.evaluate(distilled, data, learner)")
@@ -194,7 +213,7 @@ def _case(
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with process.large_products_on(place):
             data = data.load(split.fold("data")).to(place)
-    return EvaluationInput(given, data, learner, evaluation or Evaluation(), title)
+    return EvaluationInput(given, data, learner, evaluation or Evaluation(), title, threads)
 
 
 def _per_network(case: EvaluationInput, networks: Mapping[str, Any] | None) -> dict[str, EvaluationInput]:
@@ -211,19 +230,32 @@ def _per_network(case: EvaluationInput, networks: Mapping[str, Any] | None) -> d
     return judges
 
 
-def _tables(case: EvaluationInput, training: TrainingSet, stream: Stream, progress: Progress) -> dict[str, Any]:
-    """Accuracy (training_steps, seed) by split, on as many CPU threads as the work is worth."""
+def _measurement(case: EvaluationInput, words: str, training: TrainingSet, stream: Stream) -> Measurement:
     splits = {"test": case.data.test}
     if case.evaluation.select == "validation" and len(case.data.validation):
         splits["validation"] = case.data.validation
-    with process.thread_limit(_threads(case, training)), process.keep_freed_memory():
-        return measure(case.learner, training, splits, case.evaluation, stream, progress, case.programs)
+    return Measurement(words, case.learner, training, splits, case.evaluation, stream, case.threads)
 
 
-def _threads(case: EvaluationInput, training: TrainingSet) -> int:
-    learner, batch = case.learner, training.batch(case.learner, Stream(0))
-    fresh = learner.init(Stream(0), device=batch.device).params
-    return case.threads or process.threads_for(lambda: learner.logits(fresh, batch))
+def _measured(
+    jobs: Sequence[Measurement],
+    programs: ProgramCache,
+    workers: Workers,
+    folder: str | os.PathLike[str] | None,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Accuracy (training_steps, seed) by split, of each."""
+    if workers is not None:
+        progress.phase("training networks on workers")
+        if folder is not None:
+            require_writable(folder)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        return shared_out(jobs, workers, folder=None if folder is None else Path(folder), progress=progress)
+    tables = []
+    for one in jobs:
+        progress.phase(one.words)
+        tables.append(one.tables(programs, progress))
+    return tables
 
 
 def _dataset(case: EvaluationInput, rows: Sequence[Mapping[str, Any]], networks: list[str] | None, seed: int) -> xr.Dataset:
@@ -264,25 +296,24 @@ def _dataset(case: EvaluationInput, rows: Sequence[Mapping[str, Any]], networks:
     return xr.Dataset(variables, coords, attributes)
 
 
-def _baselines(case: EvaluationInput, names: Sequence[str], stream: Stream, progress: Progress) -> xr.Variable:
+def _baselines(case: EvaluationInput, names: Sequence[str], stream: Stream) -> list[Measurement]:
     per_class = case.distilled.per_class
     evaluation = fields.evolve(case.evaluation, baselines=tuple(names))  # checks the names
     one = _per_network(attrs.evolve(case, evaluation=evaluation), None)[""]
-    tables = []
+    jobs = []
     for name in names:
         if per_class is None and name != "full data":
             raise CombinationError(f"The baseline {name!r} has as many images of each class, and the classes of the set differ in theirs.")
-        progress.phase(f"training on {name}")
         own = stream.fold(name)
         training = baseline_set(name, case.data, per_class or 0, evaluation, own.fold("images"))
-        tables.append(_tables(one, training, own.fold("networks"), progress)["test"])
-    words = "test accuracy of networks trained on the baseline"
-    return layout.variable(("baseline", "training_steps", "seed"), np.stack(tables), words)
+        jobs.append(_measurement(one, f"training on {name}", training, own.fold("networks")))
+    return jobs
 
 
 def _ranking(case: EvaluationInput, stream: Stream, progress: Progress) -> dict[str, xr.Variable]:
     one = _per_network(case, None)[""]
-    with process.thread_limit(_threads(one, training_set(one.distilled, one.data))), process.keep_freed_memory():
+    count = _measurement(one, "DD-Ranking", training_set(one.distilled, one.data), stream).cpu_threads()
+    with process.thread_limit(count), process.keep_freed_memory():
         found = rank(one.learner, one.distilled, one.data, one.evaluation, stream, progress=progress, programs=case.programs)
     scores = {
         "hard_label_recovery": "HLR of DD-Ranking, less is better",

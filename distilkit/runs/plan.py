@@ -6,6 +6,7 @@ first outer step would, and measures.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,19 +17,21 @@ import torch
 from distilkit import fields, process
 from distilkit.display import shown
 from distilkit.distiller import Distiller, DistillerState
+from distilkit.errors import FieldError
 from distilkit.evaluation import selection_split, training_set
 from distilkit.evaluation.measuring import streams, trained
 from distilkit.evaluation.scoring import kept_bytes
 from distilkit.evaluation.training import TEST_BATCH, groups
 from distilkit.progress import Progress
 from distilkit.runs.estimate import Plan, combine_pieces, drawn_windows, piece_from_shapes, waiting_bytes
+from distilkit.runs.processes import ProcessShare, threads_of_one
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import AutogradAdjoint
 
 PROBING = 5.0  # seconds after which a time is not taken again
 
 
-def plan(distiller: Distiller, *, probe: bool = True, progress: Progress | None = None) -> Plan:
+def plan(distiller: Distiller, *, probe: bool = True, processes: int = 1, progress: Progress | None = None) -> Plan:
     """Estimate what a distiller's run takes. The data is loaded; nothing is written.
 
     Windows are drawn as the run will draw them; a policy that learns from how the run goes is taken as it starts.
@@ -36,16 +39,21 @@ def plan(distiller: Distiller, *, probe: bool = True, progress: Progress | None 
     Args:
         distiller: the pipeline.
         probe: run a few inner steps and measure; otherwise go by shapes alone, which knows memory to a factor of two, and no time.
+        processes: of torchrun that are to take the run together: the plan is that of each of them, on hardware like this one's. The
+            time knows nothing of the others, which may share a machine's memory, nor of the way to them.
         progress: is told what is being done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Raises:
         DistilkitError: what would end the run at its start.
     """
-    with shown(progress) as progress:
-        return _planned(distiller, probe, progress)
+    with shown(progress) as progress, process.thread_limit(threads_of_one() if processes > 1 else None):
+        return _planned(distiller, probe, processes, progress)
 
 
-def _planned(distiller: Distiller, probe: bool, progress: Progress) -> Plan:
+def _planned(distiller: Distiller, probe: bool, processes: int, progress: Progress) -> Plan:
+    if processes < 1:
+        raise FieldError("processes", processes, "a whole number, at least 1", fix="processes=4")
+    share = ProcessShare(distiller, processes) if processes > 1 else None
     progress.phase("loading data")
     with _peak(distiller.torch_device) as loading:
         state = distiller.template(len(distiller.stages) - 1)
@@ -54,19 +62,20 @@ def _planned(distiller: Distiller, probe: bool, progress: Progress) -> Plan:
     count = distiller.cpu_threads(state)
     drafts = []
     with process.thread_limit(count):
-        for number, piece in enumerate(distiller.pieces, 1):
-            drawn = drawn_windows(distiller, piece)
-            progress.phase("working out shapes" + (f", {number} of {len(distiller.pieces)}" if len(distiller.pieces) > 1 else ""))
-            draft = piece_from_shapes(distiller, piece, drawn, *loading, keeping=True)
+        own = distiller if share is None else share.pipeline()
+        for number, (piece, whole) in enumerate(zip(own.pieces, distiller.pieces, strict=True), 1):
+            drawn = drawn_windows(own, piece)
+            progress.phase("working out shapes" + (f", {number} of {len(own.pieces)}" if len(own.pieces) > 1 else ""))
+            draft = piece_from_shapes(own, piece, drawn, *loading, keeping=True)
             if probe and draft.baseline_bytes + draft.step_peak < draft.available:
                 progress.phase("probing: windows of a few inner steps")
-                state = distiller.template(piece.stage.number)
-                draft = _probe(distiller, state._replace(stage_step=piece.first), draft, drawn)
-            drafts.append(draft)
+                state = own.template(piece.stage.number)
+                draft = _probe(own, state._replace(stage_step=piece.first), draft, drawn, processes)
+            drafts.append(draft if share is None else share.completed(draft, whole))
     return combine_pieces(distiller, drafts)
 
 
-def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list[Window]) -> Plan:
+def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list[Window], processes: int) -> Plan:
     """Measure short windows at the run's own shapes, and draw the line from there to the longest window."""
     device, adjoint = distiller.torch_device, distiller.unroller.adjoint
     short = min(draft.longest_window, 2 + getattr(adjoint, "keep_last", 0))
@@ -94,12 +103,12 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
             with _peak(device) as longer:
                 through = (best(Window(0, short + more)) - base) / more if more else base / short
             with _peak(device) as evaluated:
-                _evaluate(distiller, state)
+                judging = _evaluate(distiller, state, processes)
         except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
             if not process.is_out_of_memory(error):
                 raise
             return attrs.evolve(draft, step_peak=max(draft.step_peak, draft.available))  # it did not fit, and now that is known
-    kept = kept_bytes(distiller.bound, distiller.evaluation)
+    kept = kept_bytes(distiller.bound, distiller.evaluation, judging)
     mean, length = draft.inner_steps
     seconds = max(base + (length - short) * through + (mean - length) * before, base / 2)  # differences of short times may be off
     timed = attrs.evolve(draft, seconds=seconds, build_seconds=first)
@@ -117,15 +126,21 @@ def _probe(distiller: Distiller, state: DistillerState, draft: Plan, drawn: list
     return attrs.evolve(timed, step_peak=work, trajectory_bytes=rest, evaluation_peak=evaluated[0] - draft.baseline_bytes + kept)
 
 
-def _evaluate(distiller: Distiller, state: DistillerState) -> None:
-    """A few training steps of those networks that are trained together to judge the set, and one look at some real images."""
+def _evaluate(distiller: Distiller, state: DistillerState, processes: int) -> int:
+    """A few training steps of those networks that are trained together to judge the set, and one look at some real images.
+
+    Returns:
+        how many networks a process judges with, at most.
+    """
     data, evaluation = distiller.bundle, distiller.evaluation
     learner = distiller.stage_learner(distiller.stages[state.stage])
     split, training = selection_split(data), training_set(distiller.distilled(state), data)
     few, networks = fields.evolve(evaluation, steps=(2,)), streams(evaluation, distiller.stream.fold("plan"))
-    part = groups(*evaluation.trainer(learner, training), networks)[0]
+    parts = groups(*evaluation.trainer(learner, training), networks)
+    part = parts[0]
     for found in trained(learner, training.part(part), few, networks[part], distiller.programs, networks=len(networks)):
         found.accuracy(attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH]))
+    return min(len(networks), part.stop * math.ceil(len(parts) / processes))
 
 
 @contextmanager

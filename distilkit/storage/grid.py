@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def fill(
     [1.0, 4.0, 9.0]
     """
     regions = list(_regions(template, units))
-    mine = _part_of(len(regions), shard)
+    mine = part_of(len(regions), shard)
     if folder is None:
         if workers is not None or shard is not None:
             raise FieldError("out", None, "a folder, where workers or shards write", fix='out="runs/grid"')
@@ -109,7 +110,7 @@ def fill(
             return False
         return True
 
-    def seen() -> None:
+    def seen(_: int = 0) -> None:  # others may be at it besides the workers
         progress.advance(done(folder), len(regions))
 
     waiting = [number for number in mine if not (marks / f"{number}.done").exists()]
@@ -133,8 +134,15 @@ def fill(
     return grid
 
 
-def _part_of(count: int, shard: tuple[int, int] | None) -> range:
-    """The numbers of the units of a shard; of all, if there is none."""
+def part_of(count: int, shard: tuple[int, int] | None) -> range:
+    """The numbers of the units of a shard (i, n), i from 1; of all, if there is none.
+
+    Raises:
+        FieldError: there is no such shard.
+
+    >>> list(part_of(5, (2, 2)))
+    [1, 3]
+    """
     place, parts = shard or (1, 1)
     if not 1 <= place <= parts:
         raise FieldError("shard", shard, "a part such as (2, 8), the second of eight", fix=f"shard=(1, {max(1, parts)})")
@@ -186,6 +194,12 @@ def _is_whole(path: Path, dims: Sequence[Any], region: Region) -> bool:
 def done(folder: Path) -> int:
     """How many units of a grid are done."""
     return sum(1 for _ in (folder / "units").glob("*.done"))
+
+
+def units(folder: Path) -> int:
+    """How many units a grid has, done or not."""
+    with xr.open_zarr(folder / NAME) as grid:
+        return math.prod(-(-grid.sizes[dim] // size) for dim, size in json.loads(grid.attrs["grid"])["units"].items())
 
 
 def _regions(template: xr.Dataset, units: Mapping[str, int]) -> Iterator[Region]:

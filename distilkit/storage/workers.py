@@ -50,17 +50,21 @@ def share_out(
     *,
     folder: Path,
     threads: int | None = None,
-    seen: Callable[[], None],
-) -> None:
+    seen: Callable[[int], None],
+) -> dict[int, Any]:
     """Have `work(number)` done for each of the numbers, in any order; what is lost with its worker is given out again.
 
     Args:
-        work: is read by each worker once, with all that it refers to; what it keeps, a worker keeps for the next task.
+        work: is read by each worker once, with all that it refers to; what it keeps, a worker keeps for the next task. What it returns
+            can be pickled.
         numbers: of the tasks.
         workers: an executor, or how many processes of this machine.
         folder: one that all workers reach, for the work.
         threads: CPU threads of a task; by default, as a worker has it, and of processes here their share.
-        seen: is called now and then.
+        seen: is called now and then, with how many are done.
+
+    Returns:
+        what the work has given, by number; without those that were lost again and again, which are left to the caller.
 
     Raises:
         FieldError: `workers` is neither a number nor an executor.
@@ -71,7 +75,7 @@ def share_out(
         raise FieldError("workers", workers, "a whole number, at least 1, or an executor (an object with submit)", fix="workers=2")
     if isinstance(workers, int):
         threads = threads or max(1, torch.get_num_threads() // workers)
-    content = cloudpickle.dumps(work)
+    content, found = cloudpickle.dumps(work), dict[int, Any]()
     digest = hashlib.sha256(content).hexdigest()
     place, left, fruitless = folder / f"{digest[:16]}.work", list(numbers), 0
     place.write_bytes(content)
@@ -79,7 +83,7 @@ def share_out(
         while left and fruitless < ROUNDS:
             before = len(left)
             with _executor(workers) as executor:
-                left = _round(executor, (str(place), digest, threads), left, seen)
+                left = _round(executor, (str(place), digest, threads), left, found, seen)
             fruitless = fruitless + 1 if len(left) == before else 0
             if left:
                 logger.warning("%d units of work were lost with their workers", len(left))
@@ -87,10 +91,13 @@ def share_out(
         place.unlink(missing_ok=True)
     if left:
         logger.warning("%d units of work were lost %d times in a row, and are done here", len(left), ROUNDS)
+    return found
 
 
-def _round(executor: Executor, work: tuple[str, str, int | None], numbers: Sequence[int], seen: Callable[[], None]) -> list[int]:
-    """Give the tasks out once; those that were lost."""
+def _round(
+    executor: Executor, work: tuple[str, str, int | None], numbers: Sequence[int], found: dict[int, Any], seen: Callable[[int], None]
+) -> list[int]:
+    """Give the tasks out once, and take what is found; those that were lost."""
     waiting: dict[int, Any] = {}
     lost: list[int] = []
     together: Callable[[], Any] = getattr(executor, "batch", nullcontext)  # of submitit, which makes one array of SLURM of them
@@ -105,14 +112,15 @@ def _round(executor: Executor, work: tuple[str, str, int | None], numbers: Seque
         while waiting:
             for number in [number for number, future in waiting.items() if future.done()]:
                 try:
-                    failed = waiting.pop(number).result()
+                    failed, result = waiting.pop(number).result()
                 except Exception as error:  # of the executor: what the work raises comes as a result
                     logger.debug("unit %d was lost: %r", number, error)
                     lost.append(number)
                     continue
                 if failed is not None:
                     raise failed
-            seen()
+                found[number] = result
+            seen(len(found))
             if waiting:
                 time.sleep(PAUSE)
     finally:
@@ -136,16 +144,15 @@ def _executor(workers: int | Executor) -> Generator[Executor, None, None]:
         pool.shutdown(wait=True, kill_workers=True)  # whatever they are at: it is done, or nobody waits for it any more
 
 
-def _take(place: str, digest: str, threads: int | None, number: int) -> Exception | None:
-    """Do one task, in a worker; what it raised, in words that every process knows."""
+def _take(place: str, digest: str, threads: int | None, number: int) -> tuple[Exception | None, Any]:
+    """Do one task, in a worker: what it raised, in words that every process knows, and what it gave."""
     try:
         with _turn, process.thread_limit(threads):
-            _revived(place, digest)(number)
+            return None, _revived(place, digest)(number)
     except DistilkitError as error:
-        return error
+        return error, None
     except Exception as error:
-        return DistilkitError(f"A worker met {type(error).__name__}: {error}")
-    return None
+        return DistilkitError(f"A worker met {type(error).__name__}: {error}"), None
 
 
 @lru_cache(maxsize=1)
@@ -154,7 +161,7 @@ def _revived(place: str, digest: str) -> Callable[[int], object]:
     try:
         content = Path(place).read_bytes()
     except OSError as error:
-        raise RunError(f"A worker cannot read {place}: the folder of the grid has to be at the same path for all.") from error
+        raise RunError(f"A worker cannot read {place}: its folder has to be at the same path for all.") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise RunError(f"{place} is not what was given out.")
     work: Callable[[int], object] = cloudpickle.loads(content)

@@ -61,6 +61,7 @@ def influence(
     folder: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     workers: Workers = None,
+    shard: tuple[int, int] | None = None,
     progress: Progress = SILENT,
 ) -> xr.Dataset:
     """Measure the influence of every row of a set, and of pairs of rows.
@@ -75,11 +76,12 @@ def influence(
         folder: where the measurements are stored as they are made (see `grid.fill`), or None.
         identity: what names this set and recipe in the folder.
         workers: who measures, see `subset_grid`.
+        shard: as there.
         progress: is told how many units are done.
 
     Returns:
         accuracy (seed); drop (sample, seed); joint_drop and interaction (sample, other, seed), NaN for pairs that were not
-        measured, symmetric.
+        measured, symmetric. Of a shard, what rests on a removal that is not measured yet is NaN too.
     """
     cases = removals(distilled.classes, pairs)
     protocol = evaluation or pipeline.evaluation
@@ -111,7 +113,7 @@ def influence(
 
     units = {"removal": max(1, together // seeds)}
     words = {"study": "influence", "pairs": pairs, "protocol": protocol.to_json(), **(identity or {})}
-    how: dict[str, Any] = {"workers": workers, "threads": pipeline.threads}
+    how: dict[str, Any] = {"workers": workers, "shard": shard, "threads": pipeline.threads}
     measured = fill(template, units, compute, identity=words, folder=folder, progress=progress, **how)
     return _drops(measured["accuracy"].values, cases, distilled.classes.numpy())
 

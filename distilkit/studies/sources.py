@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import numpy as np
 import xarray as xr
+from filelock import FileLock, Timeout
 
 from distilkit import fields, spec, storage
 from distilkit.data.distilled import DistilledSet
@@ -23,7 +24,7 @@ from distilkit.evaluation import TrainingSet, score_sets, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset
 from distilkit.progress import Progress, Within
 from distilkit.runs.run import run
-from distilkit.storage.grid import Region, fill
+from distilkit.storage.grid import Region, fill, part_of
 from distilkit.storage.layout import build, coordinate, variable
 from distilkit.storage.workers import Workers
 from distilkit.studies.influence import influence
@@ -44,6 +45,7 @@ def intercorrelation(
     together: int = 64,
     out: Path | None = None,
     workers: Workers = None,
+    shard: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Compare sets of the same size from different sources.
@@ -58,6 +60,7 @@ def intercorrelation(
         together: about how many networks are trained in one unit of work.
         out: a folder for the measurements as they are made, or None.
         workers: who measures, see `subset_grid`.
+        shard: as there.
         progress: is told how many units are done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
@@ -117,7 +120,7 @@ def intercorrelation(
         }
         units = {"source": 1, "budget": 1, "draw": max(1, together // protocol.seeds)}
         progress.phase("comparing the sources")
-        how: dict[str, Any] = {"workers": workers, "threads": pipeline.threads}
+        how: dict[str, Any] = {"workers": workers, "shard": shard, "threads": pipeline.threads}
         return fill(template, units, compute, identity=identity, folder=out, progress=progress, **how)
 
 
@@ -128,12 +131,14 @@ def intercorrelation_study(
     draws: int = 10,
     influence_at: int | None = None,
     workers: Workers = None,
+    shard: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> xr.DataTree:
     """Make all the sets that the study needs, compare them, and measure the influence of samples on each other.
 
     A set that is distilled directly at a budget gets as many outer steps as the boosted run has spent when it reaches that
     budget; one that `images.stored` has given it counts as none. What is finished is not made again: a study that was stopped goes on.
+    Several processes with the folder in common share the work, the sets too: each is made by one, and the others wait for it.
 
     Args:
         pipeline: with a boost schedule.
@@ -142,10 +147,13 @@ def intercorrelation_study(
         influence_at: images per class of the direct set whose samples are removed one and two at a time; the second budget
             when left out.
         workers: who measures the sets, see `subset_grid`; they are distilled here.
+        shard: (i, n) makes the i-th of n parts of the sets, then those that nobody has begun, since every comparison needs all; it
+            waits for those that others are at. Then it does its part of the comparisons, and stores no results.zarr.
         progress: is told how the study goes on. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
-        the tree with the groups sources and influence (see `intercorrelation` and `studies.influence`).
+        the tree with the groups sources and influence (see `intercorrelation` and `studies.influence`). Of a shard, what is not
+        there yet is NaN.
 
     Raises:
         CombinationError: the pipeline has no boost schedule.
@@ -159,16 +167,15 @@ def intercorrelation_study(
         raise CombinationError(f"influence_at = {at}, and the sets distilled directly will have {listing(budgets)} images per class.")
     storage.require_writable(folder)
     with shown(progress) as progress:
-        return _studied(pipeline, folder, draws, at, workers, progress)
+        return _studied(pipeline, folder, draws, at, {"workers": workers, "shard": shard}, progress)
 
 
-def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, workers: Workers, progress: Progress) -> xr.DataTree:
-    judged = fields.evolve(pipeline.evaluation, baselines=())
-    boosted = _made(fields.evolve(pipeline, evaluation=judged), folder / "boosted", progress)
-    direct, steps = {}, 0
+def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, how: Mapping[str, Any], progress: Progress) -> xr.DataTree:
+    judged, steps = fields.evolve(pipeline.evaluation, baselines=()), 0
+    pipelines = {"boosted": fields.evolve(pipeline, evaluation=judged)}
     for stage in pipeline.stages:
         steps += stage.steps
-        alone = fields.evolve(
+        pipelines[f"direct-{stage.per_class}"] = fields.evolve(
             pipeline,
             boost=None,
             images=fields.evolve(pipeline.images, per_class=stage.per_class, stored=None),
@@ -178,8 +185,9 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, workers: Wo
             evaluation=judged,
             title=f"{pipeline.title}-direct-{stage.per_class}",
         )
-        direct[stage.per_class] = _made(alone, folder / f"direct-{stage.per_class}", progress)
-    sources = intercorrelation(pipeline, direct, boosted, draws=draws, out=folder / "grid", workers=workers, progress=progress)
+    made = _all_made(pipelines, folder, how["shard"], progress)
+    direct = {stage.per_class: made[f"direct-{stage.per_class}"] for stage in pipeline.stages}
+    sources = intercorrelation(pipeline, direct, made["boosted"], draws=draws, out=folder / "grid", progress=progress, **how)
     progress.phase(f"removing samples of the set with {at} images per class")
     pairs = "all" if len(direct[at]) <= 30 else "same class"
     removed = influence(
@@ -189,13 +197,36 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, workers: Wo
         pairs=pairs,
         folder=folder / f"influence-{at}",
         identity={"set": fingerprint(direct[at]), "learner": repr(pipeline.learner), "seed": pipeline.seed},
-        workers=workers,
         progress=progress,
+        **how,
     )
     groups = {"sources": sources.drop_attrs(deep=False), "influence": removed}
     tree = build(groups, title=f"{pipeline.title}: intercorrelation", spec=spec.to_tree(pipeline), seed=pipeline.seed)
-    storage.write(tree, folder)
+    if how["shard"] is None:
+        with FileLock(folder / "results.lock"):  # another process may be through at the same time, with the same
+            storage.write(tree, folder)
     return tree
+
+
+def _all_made(
+    pipelines: Mapping[str, Distiller], folder: Path, shard: tuple[int, int] | None, progress: Progress
+) -> dict[str, DistilledSet]:
+    """The sets of these runs by name: those of a shard first, then what nobody is at, and in the end what other processes make."""
+    names, made = list(pipelines), dict[str, DistilledSet]()
+    own = [names[i] for i in part_of(len(names), shard)]
+    left = [*own, *(name for name in names if name not in own)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for timeout in (0, -1):
+        for name in list(left):
+            if timeout:
+                progress.phase(f"{name}: waiting for another process, which distils it")
+            try:
+                with FileLock(folder / f"{name}.lock", timeout=timeout):  # ends with its process: what a kill has left goes on here
+                    made[name] = _made(pipelines[name], folder / name, progress)
+            except Timeout:
+                continue
+            left.remove(name)
+    return made
 
 
 def _made(pipeline: Distiller, folder: Path, progress: Progress) -> DistilledSet:

@@ -6,6 +6,7 @@ import xarray as xr
 import distilkit as dk
 from distilkit import spec as specs
 from distilkit.errors import DistilkitError
+from distilkit.storage.grid import done as count_done, units
 from tests.commands import distilkit
 
 SPEC = """
@@ -100,3 +101,16 @@ def test_study_intercorrelation(spec, tmp_path):
     for word in ("boosted prefix", "distilled directly", "herding real", "influence.png"):
         assert word in done.stdout
     assert {"sources", "influence"} <= set(dk.open(tmp_path / "study").children)
+
+
+@pytest.mark.slow
+def test_a_shard_of_the_intercorrelation_study_says_how_far_it_is(spec, tmp_path):
+    words = ("study", "intercorrelation", spec, "--draws", "2", "--influence", "1", "--out", tmp_path / "study")
+    assert "--shard 1/8" in distilkit(*words, "--shard", "0/2").stderr
+    said = distilkit(*words, "--shard", "1/2")
+    assert said.returncode == 0, said.stderr
+    grids = [tmp_path / "study" / name for name in ("grid", "influence-1")]
+    there, total = sum(map(count_done, grids)), sum(map(units, grids))
+    assert total <= 2 * there <= total + 2  # the larger half of each
+    assert f"Of {tmp_path / 'study'} {there / total:.0%} is there" in said.stdout.replace("\n", "")
+    assert not (tmp_path / "study" / "results.zarr").exists()

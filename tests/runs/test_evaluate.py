@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -13,6 +14,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import distilkit as dk
+from distilkit import process
 from distilkit.cli.app import app
 from distilkit.cli.evaluate import assemble, parse_networks
 from distilkit.data.bundle import DataBundle, Split
@@ -124,6 +126,43 @@ def test_baselines_and_ranking_beside_it(ten: DistilledSet, digits: DataBundle) 
     assert ((result.augmentation_robust_score > 0) & (result.augmentation_robust_score < 1)).all()
     with pytest.raises(FieldError):
         dk.evaluate(ten, digits, LEARNER, PROTOCOL, baselines=["random"])
+
+
+class Lost:
+    """An executor whose workers are gone."""
+
+    def submit(self, fn: object, /, *args: object) -> object:
+        raise OSError("the machine is gone")
+
+
+JUDGES = {"small": dk.MLP(hidden=(16,)), "large": (dk.MLP(hidden=(2000,)), dk.SGD(lr=0.1))}
+
+
+def shared(ten: DistilledSet, digits: DataBundle, **how: object) -> xr.Dataset:
+    protocol = attrs.evolve(PROTOCOL, seeds=3, batch_size=64)
+    baselines = ["random real", "full data"]
+    with process.thread_limit(1):
+        return dk.evaluate(ten, digits, LEARNER, protocol, networks=JUDGES, baselines=baselines, **how)
+
+
+@pytest.mark.parametrize("name", ["threads", "lost", pytest.param("processes", marks=pytest.mark.slow)])
+def test_workers_find_the_same(name: str, ten: DistilledSet, digits: DataBundle, tmp_path: Path) -> None:
+    executor = {"threads": lambda: ThreadPoolExecutor(2), "lost": Lost, "processes": lambda: 2}[name]()
+    steps: list[tuple[int, int]] = []
+
+    class Steps(dk.Silent):
+        def advance(self, done: int, total: int, /) -> None:
+            steps.append((done, total))
+
+    found = shared(ten, digits, workers=executor, folder=tmp_path / "work" if name == "lost" else None, progress=Steps())
+    assert found.identical(shared(ten, digits))
+    assert steps[-1] == (1 + 3 + 1 + 1, 6)  # small networks and those of the baselines together, large ones each
+    assert not [*tmp_path.rglob("*.work")]
+
+
+@pytest.mark.slow
+def test_workers_of_the_command(run: Path) -> None:
+    assert cli(run, "--networks", "MLP,ConvNet", "--workers", "2") == cli(run, "--networks", "MLP,ConvNet")
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import distilkit as dk
-from distilkit import spec
+from distilkit import process, ranks, spec, unroller
 from distilkit.cli.display import option
 from distilkit.errors import Change, CombinationError
 from distilkit.programs import programs
 from distilkit.runs import estimate, plan
+from distilkit.unroller import MetaGradient
 from tests.commands import distilkit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,6 +167,87 @@ def test_shapes_alone_compute_nothing_and_know_no_time(monkeypatch):
     assert larger.step_peak >= found.step_peak + 900 * 4 * (64 + 10)  # at the least the real images and labels themselves
 
 
+MEMORY_OF_TWO = """
+import json
+import sys
+import distilkit as dk
+from distilkit import process, ranks
+
+wide = dk.Distiller(
+    dk.Digits(),
+    dk.Learner(dk.MLP(hidden=(1024, 512)), dk.Adam(lr=0.001)),
+    dk.FullUnroll(6),
+    unroller=dk.Unroller(networks_per_step=4),
+    outer=dk.Outer(steps=50, batch_size=100),
+    evaluation=dk.Evaluation(seeds=1, steps=(2,), baselines=()),
+    device="cpu",
+)
+found = dk.plan(wide, processes=2)
+again = dk.evolve(wide, title="again")
+with ranks.joined(again.torch_device) as world:
+    assert world.size == 2
+    state = again.init()
+    with process.keep_freed_memory():
+        process.release_freed_memory()
+        before = process.resident_memory()
+        with process.peak_resident() as measured:
+            again.meta_gradient(state, dk.Window(0, 6))
+    if world.first:
+        taken = measured[0] - before if measured else None
+        sys.stdout.write(json.dumps([found.trajectory_bytes + found.step_peak, taken]))
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_each_of_two_processes_is_what_a_step_then_takes(tmp_path):
+    (tmp_path / "script.py").write_text(MEMORY_OF_TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py")]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
+    planned, taken = json.loads(done.stdout)
+    if taken is None:
+        pytest.skip("the system does not tell")
+    assert planned == pytest.approx(taken, rel=0.25)
+
+
+SHARED = {"networks": (4, 1, 2), "an odd number": (5, 1, 2), "parts too": (2, 4, 4), "parts that do not come out even": (1, 4, 3)}
+
+
+@pytest.mark.parametrize(("networks", "parts", "processes"), SHARED.values(), ids=SHARED)
+def test_time_of_each_of_several_processes_is_that_of_the_cost_model(networks, parts, processes, monkeypatch):
+    """docs/machines.md: ceil(N / P) (u + ceil(M / m) r), where this clock has a network's unroll u and a part r of its real batch."""
+    clock, real = Clock(monkeypatch), dk.Distiller.meta_gradient
+
+    def meta_gradient(distiller, state, window):
+        clock.now += distiller.unroller.networks_per_step * (3 * window.length + distiller.outer.batch_size)
+        before = clock.now
+        found = real(distiller, state, window)
+        clock.now = before  # its own time is not counted
+        return found
+
+    monkeypatch.setattr(dk.Distiller, "meta_gradient", meta_gradient)
+    unroller = dk.Unroller(networks_per_step=networks, micro_batches=parts)
+    distiller = digits(unroller=unroller, truncation=dk.FullUnroll(4))
+    u, r, members = 3 * 4, 100 / parts, max(1, processes // networks)
+    found = dk.plan(distiller, processes=processes)
+    assert found.seconds == pytest.approx(-(-networks // processes) * (u + -(-parts // members) * r))
+    assert found.processes == processes
+    assert found.exchange_bytes == networks * 4 * (1 + 10 * 64 + 10 * 10 + 1)  # loss, images, labels and rate
+    alone = dk.plan(distiller, probe=False)
+    assert (alone.processes, alone.exchange_bytes, alone.exchange_peak) == (1, 0, 0)
+
+
+def test_memory_of_the_exchange(monkeypatch):
+    """As much as it allocates, where the others are made up."""
+    distiller = digits(unroller=dk.Unroller(networks_per_step=8), images=dk.Images(per_class=50))
+    leaves, shares = distiller.init().leaves, ranks.Ranks(size=4).shares(8, 1)
+    own = [MetaGradient(torch.zeros(()), *(torch.zeros_like(x) for x in leaves)) for _ in shares.networks(0)]
+    monkeypatch.setattr(ranks, "_gather", lambda told, mine, group: [part.copy_(mine) for part in told.view(4, -1)])
+    taken = process.peak_of_tensors(lambda: unroller._of_all(own, shares, ranks.Ranks(size=4), leaves), torch.device("cpu"))
+    taken += sum(x.nbytes for one in own for x in one)
+    assert dk.plan(distiller, probe=False, processes=4).exchange_peak == pytest.approx(taken, rel=0.05)
+
+
 TRAJECTORIES = {
     "all": (dk.ReplayAdjoint(), 60 * 8),
     "every fourth, and the segment": (dk.ReplayAdjoint(checkpoint_every=4), (15 + 3) * 8),
@@ -277,6 +359,12 @@ def test_command_line(tmp_path):
         assert words in done.stdout
     assert list(tmp_path.iterdir()) == []
     assert "not probed" in distilkit("plan", example, "--no-probe").stdout
+    shared = distilkit("plan", example, "--no-probe", "--processes", "2", "--set", "unroller.networks_per_step=2").stdout
+    for words in ("each of 2 processes", "All 2 on one machine", "0.00594 MB"):
+        assert words in shared
+    idle = distilkit("plan", example, "--processes", "2")
+    assert idle.returncode == 2
+    assert "--set unroller.networks_per_step=2" in idle.stderr
     wrong = distilkit("plan", example, "--set", "unroller.compile=fast")
     assert wrong.returncode == 2
     assert "unroller.compile" in wrong.stderr

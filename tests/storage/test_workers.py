@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from distilkit.errors import DistilkitError, FieldError
-from distilkit.storage.grid import done, fill
+from distilkit.storage.grid import done, fill, units
 from distilkit.storage.workers import ROUNDS
 
 TEMPLATE = xr.Dataset({"value": (("a", "c"), np.full((6, 3), np.nan))}, {"a": np.arange(6)})
@@ -146,6 +146,7 @@ def noted(path):
 
 def test_shards_leave_the_rest(tmp_path):
     second = filled(tmp_path, shard=(2, 3))
+    assert (done(tmp_path), units(tmp_path)) == (2, 6)
     assert np.array_equal(np.isnan(second).all(1), [True, False, True, True, False, True])
     filled(tmp_path, shard=(1, 3))
     assert np.array_equal(filled(tmp_path, shard=(3, 3)), WHOLE)

@@ -4,9 +4,11 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import distilkit as dk
 from distilkit.errors import FieldError
@@ -96,6 +98,60 @@ def test_shards_of_the_command(tmp_path):
     assert "100%" not in both.stdout
     assert (run / "subsets-random" / "budgets.png").exists()
     assert "--shard 1/8" in distilkit(*words, "--shard", "3/2").stderr
+
+
+class Phases(dk.Silent):
+    """What a study says it is at."""
+
+    def __init__(self):
+        self.said = []
+
+    def phase(self, words):
+        self.said.append(words)
+
+    @property
+    def distilled(self):
+        return [words.partition(":")[0] for words in self.said if words.endswith(": distilling")]
+
+
+def study(folder, phases, **how):
+    tree = dk.intercorrelation_study(tiny(threads=1), folder, draws=2, influence_at=1, progress=phases, **how)
+    return tree["sources"]["accuracy"].values, tree["influence"]["drop"].values
+
+
+@pytest.mark.slow
+def test_shards_of_the_intercorrelation_study(tmp_path):
+    """The first makes all the sets, since nobody else has begun; the others find them, and each does its part of the rest."""
+    whole, first, second, third = (Phases() for _ in range(4))
+    expected = study(tmp_path / "one", whole)
+    folder = tmp_path / "several"
+    half, drops = study(folder, first, shard=(2, 2))
+    assert first.distilled == ["direct-1", "boosted", "direct-3"]  # its own part of them first
+    assert sorted(whole.distilled) == sorted(first.distilled)
+    assert np.isnan(half).sum() > np.isnan(expected[0]).sum()
+    assert np.isnan(drops).any()
+    assert not (folder / "results.zarr").exists()
+    study(folder, second, shard=(1, 2))
+    found = study(folder, third)
+    assert second.distilled == third.distilled == []
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert dk.open(folder)["sources"]["accuracy"].equals(dk.open(tmp_path / "one")["sources"]["accuracy"])
+
+
+@pytest.mark.slow
+def test_a_set_that_another_process_makes_is_waited_for(tmp_path):
+    phases = Phases()
+    with FileLock(tmp_path / "boosted.lock") as other, ThreadPoolExecutor(1) as pool:
+        found = pool.submit(study, tmp_path, phases)
+        until = time.monotonic() + 300
+        while not any("boosted: waiting for another process" in words for words in phases.said):
+            assert time.monotonic() < until, phases.said
+            time.sleep(0.05)
+        assert phases.distilled == ["direct-1", "direct-3"]
+        other.release()
+        found.result()
+    assert phases.distilled == ["direct-1", "direct-3", "boosted"]
 
 
 def test_workers_need_a_folder(made, pipeline):
