@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -77,7 +77,7 @@ def read(path: Path, data: str | None, *, format: str | None, label_space: str |
     from distilkit.runs.open import read_set, refuse_to_be_told
     from distilkit.storage import formats, is_run, is_set, says_all
 
-    said = {"format": format, "label_space": label_space, "preprocessing": preprocessing}
+    said: dict[str, Any] = {"format": format, "label_space": label_space, "preprocessing": preprocessing}
     if data is None:
         try:
             return read_set(path, **said)
