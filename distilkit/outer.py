@@ -35,9 +35,9 @@ class Images:
         start: "noise" is Gaussian, each image scaled to unit L2 norm, as in the paper's code; "real" takes random training
             images of the class.
         stored: start from a distilled set in place of that, from its labels too, and from its learned rate where the learner goes on to
-            learn it: the folder of a run, the name of a set that comes with distilkit such as "fast/cifar10-ipc1", or a file of
-            `distilkit export --to safetensors`. With a `boost` schedule it is the first block, and `start` says how later ones begin.
-            A run reads it once, at its start.
+            learn it: the folder of a run, the name of a set that comes with distilkit such as "fast/cifar10-ipc1", or what
+            `distilkit import` or `distilkit export` wrote. With a `boost` schedule it is the first block, and `start` says how later
+            ones begin. A run reads it once, at its start.
     """
 
     per_class: int = fields.integer(default=1, least=1)

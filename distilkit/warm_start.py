@@ -1,8 +1,7 @@
-"""Starting from a distilled set that is there already: the end of an earlier run, one that comes with distilkit, or a file."""
+"""Starting from a distilled set that is there already: the end of an earlier run, one that comes with distilkit, or an imported one."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,7 +14,7 @@ from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import REFITTABLE, Fitted, Identity, Refittable
 from distilkit.errors import Change, CombinationError, nearest
 from distilkit.evaluation.measuring import training_set
-from distilkit.storage import formats, shipped
+from distilkit.storage import shipped
 from distilkit.unroll.adjoints import OuterVariables
 
 
@@ -25,16 +24,14 @@ def read(path: str) -> DistilledSet:
     Raises:
         DistilkitError: there is none, or it is damaged, or not of distilkit.
     """
-    if storage.says_all(path):
-        return storage.load(path)
-    if not (_is_file(path) and Path(path).is_file()):
+    if not (storage.says_all(path) or storage.is_set(path)):
         near = nearest(path, shipped.names())
         raise CombinationError(
-            f"images.stored = {path!r} is neither the folder of a run, nor a set that comes with distilkit, nor a file of "
-            "`distilkit export --to safetensors`.",
+            f"images.stored = {path!r} is neither the folder of a run, nor a set that comes with distilkit, nor what `distilkit import` or "
+            "`distilkit export` wrote.",
             changes=[Change("images.stored", near)] if near else (),
         )
-    return formats.read(path, "safetensors")
+    return storage.load(path)
 
 
 def first_block(
@@ -58,7 +55,7 @@ def first_block(
     if made.label_space not in ("one-hot", "probability"):
         raise CombinationError(f"{words} has labels that are {made.label_space}s, and distilled labels are targets of a cross-entropy.")
     numbers = tuple(map(str, range(data.num_classes)))  # of a file that knows no names
-    if made.class_names != data.class_names and not (_is_file(path) and made.class_names == numbers):
+    if made.class_names != data.class_names and not (storage.is_set(path) and made.class_names == numbers):
         odd = next((pair for pair in zip(made.class_names, data.class_names, strict=False) if len(set(pair)) > 1), None)
         why = f"class {odd[0]!r} stands where the data {data.name!r} has {odd[1]!r}" if odd else "there are fewer or more classes"
         raise CombinationError(f"{words} has other classes than the data: {why}.")
@@ -76,10 +73,6 @@ def first_block(
             changes=[Change("learner.lr_steps", len(rates))],
         )
     return OuterVariables(training.images[order].float(), training.labels[order].float(), rates.expand_as(log_lr).clone())
-
-
-def _is_file(path: str) -> bool:
-    return path.endswith(".safetensors")
 
 
 def _require_space(made: DistilledSet, data: DataBundle, words: str, seed: int) -> None:

@@ -26,12 +26,14 @@ from torch import nn
 
 import distilkit as dk
 from distilkit import recipes, spec, storage
+from distilkit.cli import sharing
 from distilkit.cli.app import app
 from distilkit.cli.display import option
 from distilkit.cli.evaluate import assemble, parse_networks, show_evaluation
 from distilkit.cli.new import write_spec
 from distilkit.cli.options import shard_of
 from distilkit.cli.output import Output
+from distilkit.cli.sheet import show_sheet
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import require_finite
@@ -485,6 +487,10 @@ CASES = {
     "pickle": Case(lambda path: formats.read(hostile(path))),
     "format to write": Case(lambda path: formats.write(distilled(), path / "a", "safetensor"), "export"),
     "is there": Case(lambda path: formats.write(distilled(), text(path / "a.safetensors"))),
+    "a set in a format of others": Case(lambda path: storage.load(dc(path, labels=HARD)), storage.load),
+    "real data of a command": Case(lambda path: read_with_data(path), "import"),
+    "a newer description": Case(lambda path: formats.read(newer_folder(path))),
+    "no real images for a sheet": Case(lambda path: sheet_of(own_file(path)), "sheet"),
     "several rates": Case(lambda path: formats.write(attrs.evolve(distilled(), inner_lr=(0.1, 0.2)), path / "x", "mtt")),
     "no rate to learn": Case(lambda _: dk.Learner(dk.MLP(), lr_steps=3), dk.Learner),
     "folder is there": Case(lambda path: (text(path / "x"), formats.write(distilled(), path, "mtt"))),
@@ -540,6 +546,20 @@ def other_rows():
 
 def own_file(path):
     return formats.write(distilled(), path / "own.safetensors")
+
+
+def newer_folder(path):
+    place = formats.write(distilled(), path / "hub", "hugging-face")
+    text(place / "distilkit.json", '{"format_version": 99}')
+    return place
+
+
+def read_with_data(path):
+    return sharing.read(dc(path, labels=HARD), None, format=None, label_space=None, preprocessing="Whiten")
+
+
+def sheet_of(path):
+    show_sheet(path, path.with_suffix(".png"), {"data": None, "overrides": [], "trust": False}, which="auto", rows=None, real=2)
 
 
 @pytest.fixture(scope="module")

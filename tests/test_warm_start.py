@@ -103,6 +103,15 @@ def test_a_set_that_does_not_fit_is_refused(earlier, tmp_path, of_set, of_run, w
         dk.plan(distiller, probe=False)
 
 
+def test_a_run_starts_from_what_was_imported(earlier, tmp_path):
+    made = dk.load(earlier)
+    for format, name in (("safetensors", "set.safetensors"), ("hugging-face", "hub")):
+        path = storage.formats.write(made, tmp_path / name, format)
+        assert torch.equal(begun_with(path).init().leaves.images, made.images)
+    with pytest.raises(DistilkitError, match="neither the folder of a run"):
+        begun_with(storage.formats.write(made, tmp_path / "pictures", "image-folder")).init()
+
+
 def test_numbers_in_a_file_say_nothing_of_classes(earlier, tmp_path):
     """A file of others knows no names; a run does."""
     data = attrs.evolve(tiny().bundle, class_names=tuple("abcdefghij"))

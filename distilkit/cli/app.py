@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from distilkit.cli import looking, specs, studying
+from distilkit.cli import looking, sharing, specs, studying
 from distilkit.cli.options import (
     Device,
     Json,
@@ -30,6 +30,7 @@ from distilkit.cli.options import (
     SpecPath,
     StopAfter,
     Trust,
+    WorkersHere,
     folder_of,
     overrides,
     runs_folder,
@@ -180,34 +181,17 @@ def evaluate(
     show_evaluation(path, case | {"overrides": changes, "trust": trust}, options, out, Output(quiet, as_json))
 
 
-@app.command()
-def export(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run, a set that comes with distilkit, or one in a format of others.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write; it must not be there yet.")],
-    to: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format to write, such as mtt, safetensors or image-folder.")] = None,
-    format: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of PATH, if it is no run and cannot be told.")] = None,
-    label_space: Annotated[str | None, typer.Option(help="What the labels of PATH are, if it does not say.")] = None,
-    preprocessing: Annotated[str | None, typer.Option(help="What the images of PATH went through, if it does not say.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Write no more than the authors' own code does, without a lossless copy.")] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Write a distilled set, a run's or anyone's, in a format of others."""
-    from distilkit.runs.open import read_set
-    from distilkit.storage import formats
-
-    made = read_set(path, format=format, label_space=label_space, preprocessing=preprocessing)
-    written, count, space = formats.write(made, out, to, plain=plain), len(made), made.label_space
-    found = {"file": written, "images": count, "label_space": space}
-    Output(quiet, as_json).answer(found, f"{written}: {count} images, labels as {space}", written=written)
+app.add_typer(sharing.commands)
 
 
 @app.command()
 def sheet(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, a set that comes with distilkit, or an imported one.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="The picture: .png, .pdf or .svg; by default RUN/sheet.png, in runs/ for such a set."),
+        typer.Option(
+            "--out", metavar="FILE", help="The picture: .png, .pdf or .svg; by default RUN/sheet.png, or SET-sheet.png beside a file."
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="Real data: arrays such as CIFAR10.npz, or a kind such as CIFAR10.")
@@ -226,7 +210,8 @@ def sheet(
     from distilkit.cli.sheet import show_sheet
 
     case = {"data": data, "overrides": set_, "trust": trust}
-    show_sheet(run, out or folder_of(run) / "sheet.png", case, Output(quiet, as_json), which=which, rows=rows, real=real)
+    beside = run.with_name(f"{run.stem}-sheet.png") if run.is_file() else folder_of(run) / "sheet.png"
+    show_sheet(run, out or beside, case, Output(quiet, as_json), which=which, rows=rows, real=real)
 
 
 @app.command()

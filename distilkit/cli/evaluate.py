@@ -115,29 +115,29 @@ def assemble(
             f"{os.fspath(path)} is not a run, so it does not say how networks are trained on it.",
             fix=f"--recipe SPEC.toml {os.fspath(path)}",
         )
-    source = pipeline.data if data is None else _source(data, pipeline.data)
+    source = pipeline.data if data is None else source_of(data, pipeline.data)
     progress.phase("loading data")
     stream = pipeline.stream.fold("data")
     with process.large_products_on(pipeline.torch_device):
         if whole and not is_run(path):  # its whitening is fitted on the images that its own recipe does not hold out
             distilled, own = storage.load(path), pipeline_of(path)
-            source, stream = _evolved(source, validation=getattr(own.data, "validation", 0)), own.stream.fold("data")
-            bundle = _in_space(source, distilled, held_out=True).load(stream)
+            source, stream = evolved(source, validation=getattr(own.data, "validation", 0)), own.stream.fold("data")
+            bundle = in_space(source, distilled, held_out=True).load(stream)
         elif whole:
             distilled = storage.load(path)
             if data is not None:
-                source = _in_space(source, distilled, held_out=False)
+                source = in_space(source, distilled, held_out=False)
             elif recipe is not None:
-                source = _in_space(source, distilled, held_out=True)
+                source = in_space(source, distilled, held_out=True)
             bundle = source.load(stream)
         else:
-            everything = _evolved(source, validation=0)
+            everything = evolved(source, validation=0)
             bundle = everything.load(stream)
             distilled = formats.read(path, format, data=bundle, label_space=label_space, preprocessing=preprocessing)
             if distilled.preprocessing.fingerprint() != bundle.preprocessing.fingerprint():
                 # An exported set of distilkit's own names the images that its recipe does not hold out.
                 held_out = getattr(pipeline.data, "validation", 0) if isinstance(distilled.preprocessing, Refittable) else 0
-                bundle = _in_space(_evolved(source, validation=held_out), distilled, held_out=True).load(stream)
+                bundle = in_space(evolved(source, validation=held_out), distilled, held_out=True).load(stream)
     return EvaluationInput(
         distilled, bundle.to(pipeline.torch_device), pipeline.learner, pipeline.evaluation, Path(path).stem, pipeline.threads
     )
@@ -184,8 +184,8 @@ def _recipe_text(recipe: str) -> str:
     return recipes.read(recipe)
 
 
-def _source(words: str, like: Any) -> Any:
-    """The data source that is meant by a kind or a path, with the preprocessing of another source."""
+def source_of(words: str, like: Any = None) -> Any:
+    """The data source that is meant by a kind or a path, with the preprocessing of another source, if there is one."""
     preprocessing = getattr(like, "preprocessing", None)
     given = {} if preprocessing is None else {"preprocessing": preprocessing}
     if words in kinds.KINDS["data"]:
@@ -199,12 +199,13 @@ def _source(words: str, like: Any) -> Any:
     return Arrays(words, **given)
 
 
-def _in_space(source: Any, distilled: DistilledSet, *, held_out: bool) -> Any:
+def in_space(source: Any, distilled: DistilledSet, *, held_out: bool) -> Any:
     """The source in the set's own space; without a validation split, unless it is to be held out."""
-    changed = _evolved(source, preprocessing=distilled.preprocessing)
-    return changed if held_out else _evolved(changed, validation=0)
+    changed = evolved(source, preprocessing=distilled.preprocessing)
+    return changed if held_out else evolved(changed, validation=0)
 
 
-def _evolved(source: Any, **changes: Any) -> Any:
+def evolved(source: Any, **changes: Any) -> Any:
+    """A source with other values of those fields that it has."""
     known = {field.name for field in attrs.fields(type(source))} if attrs.has(type(source)) else set()
     return attrs.evolve(source, **{name: value for name, value in changes.items() if name in known})

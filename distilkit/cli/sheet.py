@@ -1,4 +1,4 @@
-"""The command `distilkit sheet`: a picture of the images of a run, or of a set that comes with distilkit."""
+"""The command `distilkit sheet`: a picture of the images of a run, or of a set that comes with distilkit or was imported."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import storage
-from distilkit.cli.evaluate import assemble
+from distilkit.cli.evaluate import assemble, in_space, source_of
 from distilkit.cli.output import Output
+from distilkit.data.bundle import DataBundle
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError
+from distilkit.functional.streams import Stream
+from distilkit.progress import Progress
 from distilkit.report import images_shown, require_picture
 from distilkit.runs.sheets import draw_sheet, tree_of
 from distilkit.storage import is_run
 
 
 def show_sheet(path: Path, out: Path, case: dict[str, Any], output: Output, *, which: Any, rows: int | None, real: int | None) -> None:
-    """Draw the images of a run, or of a set that comes with distilkit, and say where the picture lies.
+    """Draw the images of a run or a set, and say where the picture lies.
 
     Args:
-        path: of the run, or that set's name.
+        path: of the run or the set, or the name of one that comes with distilkit.
         out: the picture.
         case: the options of `assemble`, which loads the data.
         output: how to tell it.
         which: the set to show, as in `distilkit.load`.
         rows: the most images of a class to show.
-        real: real images of each class beside them; with 0, the data of a run is not needed.
+        real: real images of each class beside them; with 0, the data of a run is not needed. An imported set knows none: it is given.
     """
     require_picture(out)
     with output.progress() as progress:
@@ -36,8 +40,24 @@ def show_sheet(path: Path, out: Path, case: dict[str, Any], output: Output, *, w
             data = assemble(path, **case, progress=progress).data if depth and real != 0 else None
         else:
             made = storage.load(path, which)  # there is one, before its data is loaded
-            data = assemble(path, **case, progress=progress).data
+            data = _data_of(path, made, case, real, progress)
             tree = tree_of(made, data, title=path.as_posix(), spec={}, seed=0)
         progress.phase("drawing")
         drawn = draw_sheet(tree, out, data, which=which, rows=rows, real=real)
     output.answer({"file": drawn}, f"Look at   {drawn}", written=drawn)
+
+
+def _data_of(path: Path, made: DistilledSet, case: dict[str, Any], real: int | None, progress: Progress) -> DataBundle | None:
+    """The data of a set that comes with distilkit, as its recipe splits it; that which is given for an imported one, if it is."""
+    if not storage.is_set(path):
+        return assemble(path, **case, progress=progress).data
+    if case["overrides"]:
+        raise CombinationError(f"{path} has no spec, of which --set could change a value.")
+    if case["data"] is None and real:
+        raise CombinationError(f"{path} does not know where its real images lie.", fix="--data CIFAR10.npz")
+    if case["data"] is None:
+        return None
+    progress.phase("loading data")
+    source = in_space(source_of(case["data"]), made, held_out=False)
+    bundle: DataBundle = source.load(Stream(0).fold("data"))
+    return bundle

@@ -32,7 +32,7 @@ from distilkit.progress import Progress
 from distilkit.runs.open import pipeline_of
 from distilkit.runs.sheets import tree_of
 from distilkit.storage import layout
-from distilkit.storage.store import holds_results, is_run, require_writable, says_all
+from distilkit.storage.store import holds_results, is_run, is_set, require_writable, says_all
 from distilkit.storage.workers import Workers
 from distilkit.unroll.execution import ProgramCache
 
@@ -79,7 +79,8 @@ def evaluate(
     """Train fresh networks on a distilled set and test them on real images.
 
     Args:
-        distilled: a set; the folder of a run, whose selected set it is; or the name of a set that comes with distilkit.
+        distilled: a set; the folder of a run, whose selected set it is; the name of a set that comes with distilkit; or the path of an
+            imported one, with `data` and `learner`.
         data: a bundle, or a source such as `Arrays("cifar10.npz", preprocessing=distilled.preprocessing)`. A run's own when left out.
         learner: how networks are trained. A run's own when left out.
         evaluation: the protocol. A run's own when left out.
@@ -190,7 +191,7 @@ def _case(
         return given
     title, split, threads = "distilled", Stream(seed), None
     if not isinstance(given, DistilledSet):
-        if not says_all(given):
+        if not (says_all(given) or is_set(given)):
             raise RunError(
                 f"There is no run at {os.fspath(given)!r}. A set in another format is read first, and evaluated with the data and learner "
                 "that belong to it.",
@@ -198,7 +199,7 @@ def _case(
             )
         title, path = Path(given).stem, given
         given = storage.load(path)
-        if not is_run(path) or data is None or learner is None or evaluation is None:
+        if says_all(path) and (not is_run(path) or data is None or learner is None or evaluation is None):
             pipeline = pipeline_of(path, trust=trust)
             if device is not None:
                 pipeline = fields.evolve(pipeline, device=str(device))  # data does not go over another one

@@ -78,8 +78,9 @@ def pipeline_of(
     place = Path(path)
     written = (place.parent if place.suffix == ".zarr" else place) / "spec.toml"
     if not written.is_file():
+        what = "set" if storage.is_set(path) else "run"
         raise RunError(
-            f"The run {str(path)!r} has no spec.toml, so its data, learner and protocol are not known.",
+            f"The {what} {str(path)!r} has no spec.toml, so its data, learner and protocol are not known.",
             fix=instead,
         )
     pipeline: Distiller = specs.load(written, overrides, trust=trust)

@@ -56,19 +56,20 @@ def real_images(bundle: DataBundle, count: int) -> Pictures | None:
     return (pixels * 255).round().to(torch.uint8).numpy(), train.labels[rows].cpu().numpy()
 
 
-def tree_of(made: DistilledSet, data: DataBundle, groups: dict[str, xr.Dataset] | None = None, **attributes: Any) -> xr.DataTree:
+def tree_of(made: DistilledSet, data: DataBundle | None, groups: dict[str, xr.Dataset] | None = None, **attributes: Any) -> xr.DataTree:
     """A set as a run stores it, with the pixels that the preprocessing of its data gives.
 
     Args:
         made: the set.
-        data: the data that it was made of.
+        data: the data that it was made of; None where its own preprocessing has its arrays.
         groups: more groups.
         attributes: title, spec and seed, as `layout.build` takes them, and device.
 
     Raises:
         CombinationError: the data is in another space.
     """
-    require_same(made.preprocessing, data.preprocessing)
-    shown = attrs.evolve(made, preprocessing=data.preprocessing)  # the same, and one that can be run
-    group = storage.distilled_group(storage.to_arrays(shown), int(made.provenance.get("outer_step", 0)))
+    if data is not None:
+        require_same(made.preprocessing, data.preprocessing)
+        made = attrs.evolve(made, preprocessing=data.preprocessing)  # the same, and one that can be run
+    group = storage.distilled_group(storage.to_arrays(made), int(made.provenance.get("outer_step", 0)))
     return layout.build({"distilled": group, **(groups or {})}, torch_version=torch.__version__, **attributes)

@@ -10,7 +10,7 @@ from distilkit.storage import checkpoint, layout
 from distilkit.storage.integrity import verify
 from distilkit.storage.layout import FORMAT_VERSION
 from distilkit.storage.sets import SetArrays, distilled_group, from_group, to_arrays
-from distilkit.storage.store import holds_results, is_run, load, open, require_writable, says_all, write
+from distilkit.storage.store import holds_results, is_run, is_set, load, open, require_writable, says_all, write
 
 __all__ = [
     "FORMAT_VERSION",
@@ -20,6 +20,7 @@ __all__ = [
     "from_group",
     "holds_results",
     "is_run",
+    "is_set",
     "layout",
     "load",
     "open",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
 
-from distilkit.errors import Change, RunError
+from distilkit.errors import Change, RunError, listing
 from distilkit.storage import shipped
 from distilkit.storage.checkpoint import sync_folder
 from distilkit.storage.integrity import CHECKED, damage, write_sealed
@@ -124,8 +124,9 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
     """Load the distilled set of a run: the very tensors that were stored, and their preprocessing.
 
     Args:
-        run: the folder of a run, or its `results.zarr`; or the name of a set that comes with distilkit, such as
-            "fast/cifar10-ipc1", whose preprocessing is fitted when data is loaded in its space.
+        run: the folder of a run, or its `results.zarr`; the name of a set that comes with distilkit, such as
+            "fast/cifar10-ipc1", whose preprocessing is fitted when data is loaded in its space; or what `distilkit import` or
+            `distilkit export` has written with a lossless copy: see `is_set`.
         which: "auto", the one that was judged: the best on validation, or the last where there was no validation; "best", the same, or
             an error where it was not selected; "last", the one after the last outer step.
 
@@ -133,10 +134,16 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
         RunError: there is no such set in the run.
     """
     require_which(which)
-    if shipped.comes_with_distilkit(run):
+    if shipped.comes_with_distilkit(run) or is_set(run):
         if which != "auto":
             raise RunError(f"which = {which!r} cannot be for {os.fspath(run)!r}: it is one set.", changes=[Change("which", "auto")])
-        return shipped.read(run)
+        if not is_set(run):
+            return shipped.read(run)
+        from distilkit.storage import formats  # loads torch
+
+        return formats.read(run)
+    if not is_run(run):
+        _require_no_foreign(Path(run))
     tree = open(run)
     return from_group(tree, group_of_set(tree, which, f"The run {os.fspath(run)!r}"))
 
@@ -155,6 +162,25 @@ def is_run(path: str | os.PathLike[str]) -> bool:
 def says_all(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a run, or the name of a set that comes with distilkit: both say how they were made, and load as they are."""
     return is_run(path) or shipped.comes_with_distilkit(path)
+
+
+def is_set(path: str | os.PathLike[str]) -> bool:
+    """Whether a set lies at a path as `load` takes it, by names alone: a file `*.safetensors`, or a folder with a lossless copy."""
+    place = Path(path)
+    return not is_run(path) and ((place.suffix == ".safetensors" and place.is_file()) or (place / "distilkit.safetensors").is_file())
+
+
+def _require_no_foreign(path: Path) -> None:
+    """Tell what a set in a format of others has to go through first."""
+    from distilkit.storage import formats
+
+    found = [name for name, format in formats.FORMATS.items() if format.matches(path)]
+    if found:
+        out = shlex.quote(str(path.with_suffix(".safetensors").name))
+        raise RunError(
+            f"{path} holds a set in the format {listing(found)}, which does not say all of itself.",
+            fix=f"distilkit import {shlex.quote(str(path))} --out {out}",
+        )
 
 
 def require_writable(folder: str | os.PathLike[str]) -> None:

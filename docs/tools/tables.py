@@ -18,6 +18,7 @@ from distilkit.storage.spread import plus_minus
 from distilkit.studies.statistics import gain
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+SCHEMA = Path(__file__).resolve().parents[2] / "distilkit/storage/formats/set.schema.json"
 Record = dict[str, Any]
 
 
@@ -30,6 +31,8 @@ def table(name: str, source: str) -> str:
     """A table of a file, and what that was measured on where the file says so."""
     if name == "gradients":
         return _gradients(source)
+    if name == "set_fields":
+        return _markdown(["field", "type", "meaning"], _fields(json.loads(SCHEMA.read_text(encoding="utf-8")), ""))
     record = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
     if name == "matrix":
         return f"{_matrix(record)}\n\n*All checks and versions: [{source}.json](results/{source}.json).*"
@@ -40,6 +43,16 @@ def table(name: str, source: str) -> str:
     kind = f" (family {hardware['family']}, model {hardware['model']})" if hardware.get("family") else ""
     machine = f"{hardware.get('gpu') or hardware['cpu'] + kind}, {hardware['threads']} of {hardware['cores']} cores"
     return f"{TABLES[name](record)}\n\n*{machine}; {versions}; {record['date']}. All numbers: [{source}.json](results/{source}.json).*"
+
+
+def _fields(schema: Record, above: str) -> Iterable[list[str]]:
+    """A row for each field of a JSON Schema, those inside of it below."""
+    for name, field in schema.get("properties", {}).items():
+        kinds = field.get("type", [])
+        values = [f"`{json.dumps(value)}`" for value in field.get("enum", [field["const"]] if "const" in field else [])]
+        types = [kinds] if isinstance(kinds, str) else kinds
+        yield [f"`{above}{name}`", ", ".join(types) or " or ".join(values), field["description"]]
+        yield from _fields(field, f"{above}{name}.")
 
 
 def _matrix(record: Record) -> str:

@@ -471,29 +471,3 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(OSError, match="no space"):
             write(soft("logit"), place(tmp_path, format), format)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_card_is_yaml_whatever_the_names_are(tmp_path: Path) -> None:
-    names = ('a: "b"', "# - c\n---", "\x01'{")
-    path = write(attrs.evolve(soft("logit"), class_names=names), tmp_path / "set", "hugging-face")
-    front = (path / "README.md").read_text("utf-8").split("\n---\n")[0].removeprefix("---\n")
-    head = pytest.importorskip("yaml").safe_load(front)
-    assert head["license"] == "unknown"
-    assert head["size_categories"] == ["n<1K"]
-    assert tuple(head["configs"][0]["features"][1]["dtype"]["class_label"]["names"].values()) == names
-    with (path / "train" / "metadata.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    shown = np.stack([np.asarray(Image.open(path / "train" / row["file_name"])).transpose(2, 0, 1) for row in rows])
-    np.testing.assert_array_equal(shown, soft("logit").pixels().numpy())
-    assert [int(row["label"]) for row in rows] == HARD.tolist()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves metadata.csv open
-def test_datasets_loads_the_hugging_face_folder(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    path = write(soft("logit"), tmp_path / "set", "hugging-face")
-    loaded = datasets.load_dataset(str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    assert loaded.features["label"].names == list(NAMES)
-    np.testing.assert_array_equal(np.stack([np.asarray(row["image"]).transpose(2, 0, 1) for row in loaded]), soft("logit").pixels().numpy())
-    assert loaded["label"][:] == HARD.tolist()

@@ -92,6 +92,6 @@ class Refittable:
     def _refuse(self) -> NoReturn:
         raise CombinationError(
             f"The file of the set names its preprocessing, {self.declared!r}, and leaves out its arrays; they are fitted on real data. "
-            "`distilkit evaluate SET --data DATA --out judged` stores the set with them.",
+            "`distilkit export SET OUT --data DATA` writes the set with them.",
             fix="attrs.evolve(distilled, preprocessing=bundle.preprocessing)",
         )

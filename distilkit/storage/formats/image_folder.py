@@ -1,28 +1,27 @@
 """The format "image-folder": a PNG for each sample, and `labels.csv`. Lossy: pixels have 256 levels, and preprocessing is undone.
 
 `labels.csv` has the columns file, class (a number), and maybe class_name, block and label_0, label_1, ... (soft labels). Beside it
-`distilkit.json` may say class_names, label_space, inner_lr and provenance. A folder made by hand needs only file and class. Images
-are read back as they look, in [0, 1]; with `preprocessing` they are put through it.
+`distilkit.json` (see `description`) may say class_names, label_space, inner_lr and provenance. A folder made by hand needs only file and
+class. Images are read back as they look, in [0, 1]; with `preprocessing` they are put through it.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import Identity
 from distilkit.errors import CombinationError, DistilkitError
+from distilkit.storage.formats import description
 from distilkit.storage.formats.complete import labelled
 from distilkit.storage.formats.pictures import can_be_drawn, read_png, write_png
 from distilkit.storage.formats.raw import Options, Raw, write_folder
 from distilkit.storage.formats.spaces import fit, known
 
-TABLE, WORDS = "labels.csv", "distilkit.json"
+TABLE = "labels.csv"
 
 
 def matches(path: Path) -> bool:
@@ -36,7 +35,6 @@ def read(path: Path, options: Options) -> DistilledSet:
     try:
         with table.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        words: dict[str, Any] = json.loads((path / WORDS).read_text("utf-8")) if (path / WORDS).is_file() else {}
         classes = torch.tensor([int(row["class"]) for row in rows], dtype=torch.int64)
         block = torch.tensor([int(row.get("block") or 0) for row in rows], dtype=torch.int64)
         columns = [name for name in (rows[0] if rows else ()) if name and name.startswith("label_")]
@@ -46,6 +44,7 @@ def read(path: Path, options: Options) -> DistilledSet:
         raise DistilkitError(
             f"{table} needs the columns file and class (a number), and what label_0, ... hold must be numbers: {error!r}"
         ) from error
+    words = description.read(path) or {}
     if not rows:
         raise DistilkitError(f"{table} names no images.")
     for file in files:
@@ -91,14 +90,7 @@ def write(distilled: DistilledSet, path: Path, plain: bool) -> None:
                 # For people only: a name that cannot be printed is written with escapes.
                 word = distilled.class_names[c]
                 table.writerow([name, c, word if word.isprintable() else word.encode("unicode_escape").decode(), b, *map(repr, row)])
-        words = {
-            "class_names": list(distilled.class_names),
-            "label_space": distilled.label_space,
-            "inner_lr": distilled.inner_lr,
-            "preprocessing_undone": distilled.preprocessing.to_arrays()[0]["kind"],
-            "provenance": distilled.provenance,
-        }
         if not plain:
-            (folder / WORDS).write_text(json.dumps(words), encoding="utf-8")
+            description.write(folder, description.describe(distilled, pictures=TABLE))
 
     write_folder(path, fill)

@@ -64,7 +64,7 @@ def loads(content: bytes, name: Path | str) -> DistilledSet:
     """
     try:
         tensors = parse(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        header = head(content).get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
         raise DistilkitError(f"{name} cannot be read as safetensors: {error}") from error
     if header.get("format") != FORMAT:
@@ -88,6 +88,12 @@ def loads(content: bytes, name: Path | str) -> DistilledSet:
         preprocessing=from_arrays(words["preprocessing"], arrays),
         provenance=words["provenance"],
     )
+
+
+def head(content: bytes) -> dict[str, Any]:
+    """The header of a safetensors file: dtype and shape of each tensor by its name, and under `__metadata__` the words that were given."""
+    found: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return found
 
 
 def _digest(words: str, tensors: Mapping[str, torch.Tensor]) -> str:
