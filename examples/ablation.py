@@ -3,21 +3,25 @@
     python examples/ablation.py --data cifar10 --seconds 900                          # all, one after the other
     python examples/ablation.py --data fashion-mnist --only RaT-BPTT "AT-BPTT" --seeds 0 1 2
     python examples/ablation.py --data cifar10 --per-class 10 --seconds 600           # an inner step takes one image of each class
+    python examples/ablation.py --data cifar10 --shard 2/4                            # a quarter of them, on a machine of four
 
 Each run is the example of its data with the settings of `FIELD`, much as in `fast/cifar10-ipc1`, and with what stands in `WAYS`. Networks
 that judge take plain Adam at 1e-3 where the way does not change the inner rate, and that rate or the learned one where it does.
 How many outer steps go into the time is measured on a few of them, so that the cosine of the learning rate ends with it. Looks at
 validation and the test are not counted, nor is the building of programs. Sets are tested by networks as wide as those they were made with,
 and by the field's, of width 128 (`--judges`). What is found is added to docs/results/ablation.json, run by run, so that a call that was
-stopped goes on, and drawn beside it. A figure and a table hold runs of one width, one time and one number of images per class.
+stopped goes on, and drawn beside it; several processes may add to it. Those of `--workers` share the machine's cores, so that less is done
+in the same time than by one alone. A figure and a table hold runs of one width, one time and one number of images per class.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import math
+import os
 import shutil
 import statistics
 import tempfile
@@ -26,12 +30,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from headline import processor
 
 import distilkit as dk
 from distilkit import spec
+from distilkit.cli.options import shard_of
 from distilkit.display import Console, Display
 from distilkit.report.drawing import new_figure, save
+from distilkit.storage.grid import part_of
+from distilkit.storage.workers import share_out
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "ablation.json"
@@ -200,6 +208,31 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def add(path: Path, one: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was found before, and one more, which is added to the file; other processes may be at it."""
+    with FileLock(f"{path}.lock"):
+        found = [*read(path), one]
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        os.replace(new, path)
+    return found
+
+
+def take(given: argparse.Namespace, way: str, seed: int, display: dk.Progress) -> None:
+    """One run, unless it is there; add what it gave, and draw it."""
+    asked = {"budget": given.seconds, "width": given.width, "judges": given.judges, "per_class": given.per_class}
+    key = {"data": given.data, "way": way, "seed": seed, **asked}
+    if any(key.items() <= one.items() for one in read(given.out)):
+        return
+    settings = (given.seconds, given.networks, given.threads, given.width, given.judges, given.per_class)
+    one = run(given.data, way, seed, *settings, display)
+    found = add(given.out, one)
+    print(f"{way}, seed {seed}: {100 * one['mean']:.1f} after {one['outer_steps']} outer steps in {one['seconds']:.0f} s", flush=True)
+    mine = [row for row in found if all(row[name] == one[name] for name in ("data", "budget", "width", "per_class"))]
+    many = "" if given.per_class == 1 else f"-ipc{given.per_class}"
+    draw(mine, given.data, given.out.with_name(f"{given.out.stem}-{given.data}{many}.png"))
+
+
 def main() -> None:
     """Run what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -214,37 +247,31 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=1, help="images of each class (default: %(default)s)")
     parser.add_argument("--networks", type=int, default=5, help="that judge a set")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--workers", type=int, metavar="N", help="processes of this machine that share the runs")
+    parser.add_argument("--shard", metavar="I/N", help="do the I-th of N parts of the runs only")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    for seed in given.seeds:
-        for way in given.only or ways_of(given.data):
-            found = read(given.out)
-            asked = {"budget": given.seconds, "width": given.width, "judges": given.judges, "per_class": given.per_class}
-            key = {"data": given.data, "way": way, "seed": seed, **asked}
-            if any(key.items() <= one.items() for one in found):
-                continue
+    runs = list(itertools.product(given.seeds, given.only or ways_of(given.data)))
+    try:
+        runs = [runs[number] for number in part_of(len(runs), shard_of(given.shard))]
+    except dk.DistilkitError as error:
+        parser.error(str(error))
+
+    def work(number: int, display: dk.Progress = dk.Silent()) -> None:  # noqa: B008  (it has no state)
+        seed, way = runs[number]
+        take(given, way, seed, display)
+
+    def seen(done: int) -> None:
+        """Each run says when it is done."""
+
+    done: set[int] = set()
+    if given.workers:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        done = set(share_out(work, range(len(runs)), given.workers, folder=given.out.parent.absolute(), threads=given.threads, seen=seen))
+    for number in range(len(runs)):
+        if number not in done:
             with Display(Console()) as display:
-                one = run(
-                    given.data,
-                    way,
-                    seed,
-                    given.seconds,
-                    given.networks,
-                    given.threads,
-                    given.width,
-                    given.judges,
-                    given.per_class,
-                    display,
-                )
-            print(
-                f"{way}, seed {seed}: {100 * one['mean']:.1f} after {one['outer_steps']} outer steps in {one['seconds']:.0f} s", flush=True
-            )
-            found = read(given.out)  # again: another process may have added to it
-            given.out.write_text(json.dumps([*found, one], indent=1) + "\n", encoding="utf-8")
-            alike = ("data", "budget", "width", "per_class")
-            mine = [row for row in [*found, one] if all(row[name] == one[name] for name in alike)]
-            many = "" if given.per_class == 1 else f"-ipc{given.per_class}"
-            draw(mine, given.data, given.out.with_name(f"{given.out.stem}-{given.data}{many}.png"))
+                work(number, display)
 
 
 if __name__ == "__main__":
