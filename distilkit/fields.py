@@ -90,13 +90,13 @@ def text(*, default: Any = attrs.NOTHING, optional: bool = False) -> Any:
     return attrs.field(default=default, validator=check, converter=_as_text, metadata={"allowed": allowed, "schema": {"type": "string"}})
 
 
-def choice(of: Any, *, default: str) -> Any:
+def choice(of: Any, *, default: str | None, optional: bool = False) -> Any:
     """One of the words of a `Literal`."""
     options: tuple[str, ...] = get_args(of)
     allowed = listing([f'"{o}"' for o in options])
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if not isinstance(value, str) or value not in options:
+        if not (isinstance(value, str) and value in options) and not (optional and value is None):
             raise FieldError(attribute.name, value, allowed)
 
     return _field(default, check, {"allowed": allowed, "options": options, "schema": {"enum": list(options)}})

@@ -3,6 +3,7 @@
     python examples/ablation.py --data cifar10 --seconds 900                          # all, one after the other
     python examples/ablation.py --data fashion-mnist --only RaT-BPTT "AT-BPTT" --seeds 0 1 2
     python examples/ablation.py --data cifar10 --per-class 10 --seconds 600           # an inner step takes one image of each class
+    python examples/ablation.py --data cifar10 --shard 2/4                            # a quarter of them, on a machine of four
 
 Each run is the example of its data with the settings of `FIELD`, much as in `fast/cifar10-ipc1`, and with what stands in `WAYS`. Networks
 that judge take plain Adam at 1e-3 where the way does not change the inner rate, and that rate or the learned one where it does.
@@ -11,15 +12,18 @@ validation and the test are not counted, nor is the building of programs. A mach
 `--measure` keeps what an outer step of each way costs while it is quiet, in ablation-costs.json, and runs of the same machine, threads and
 torch then count that for every step. Sets are tested by networks as wide as those they were made with,
 and by the field's, of width 128 (`--judges`). What is found is added to docs/results/ablation.json, run by run, so that a call that was
-stopped goes on, and drawn beside it. A figure and a table hold runs of one width, one time and one number of images per class.
+stopped goes on, and drawn beside it; several processes may add to it. Those of `--workers` share the machine's cores, so that less is done
+in the same time than by one alone. A figure and a table hold runs of one width, one time and one number of images per class.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import math
+import os
 import shutil
 import statistics
 import tempfile
@@ -28,12 +32,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from headline import processor
 
 import distilkit as dk
 from distilkit import spec
+from distilkit.cli.options import shard_of
 from distilkit.display import Console, Display
 from distilkit.report.drawing import new_figure, save
+from distilkit.storage.grid import part_of
+from distilkit.storage.workers import share_out
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "ablation.json"
@@ -209,6 +217,52 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def add(path: Path, one: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was found before, and one more, which is added to the file; other processes may be at it."""
+    with FileLock(f"{path}.lock"):
+        found = [*read(path), one]
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        os.replace(new, path)
+    return found
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Keep what an outer step of each way costs."""
+    costs = given.out.with_name(COSTS)
+    for way in given.only or ways_of(given.data):
+        made = pipeline(given.data, way, given.seeds[0], 1000, given.networks, given.threads, given.width, given.per_class)
+        one = key_of_cost(given, way) | {"seconds": seconds_of_a_step(made), "date": datetime.date.today().isoformat()}
+        print(f"{way}: {one['seconds']:.2f} s", flush=True)
+        costs.write_text(json.dumps([*read(costs), one], indent=1) + "\n", encoding="utf-8")
+
+
+def key_of_cost(given: argparse.Namespace, way: str) -> dict[str, Any]:
+    """What the cost of an outer step hangs on."""
+    return {"data": given.data, "way": way, "width": given.width, "per_class": given.per_class} | machine(given.threads)
+
+
+def cost_of(given: argparse.Namespace, way: str) -> float | None:
+    """What an outer step of a way costs on this machine, where that was measured."""
+    key = key_of_cost(given, way)
+    return next((one["seconds"] for one in reversed(read(given.out.with_name(COSTS))) if key.items() <= one.items()), None)
+
+
+def take(given: argparse.Namespace, way: str, seed: int, display: dk.Progress) -> None:
+    """One run, unless it is there; add what it gave, and draw it."""
+    asked = {"budget": given.seconds, "width": given.width, "judges": given.judges, "per_class": given.per_class}
+    key = {"data": given.data, "way": way, "seed": seed, **asked}
+    if any(key.items() <= one.items() for one in read(given.out)):
+        return
+    settings = (given.seconds, given.networks, given.threads, given.width, given.judges, given.per_class, cost_of(given, way))
+    one = run(given.data, way, seed, *settings, display)
+    found = add(given.out, one)
+    print(f"{way}, seed {seed}: {100 * one['mean']:.1f} after {one['outer_steps']} outer steps in {one['seconds']:.0f} s", flush=True)
+    mine = [row for row in found if all(row[name] == one[name] for name in ("data", "budget", "width", "per_class"))]
+    many = "" if given.per_class == 1 else f"-ipc{given.per_class}"
+    draw(mine, given.data, given.out.with_name(f"{given.out.stem}-{given.data}{many}.png"))
+
+
 def main() -> None:
     """Run what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -223,50 +277,34 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=1, help="images of each class (default: %(default)s)")
     parser.add_argument("--networks", type=int, default=5, help="that judge a set")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--measure", action="store_true", help="only measure what an outer step costs, on a quiet machine")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes of this machine that share the runs")
+    parser.add_argument("--shard", metavar="I/N", help="do the I-th of N parts of the runs only")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--measure", action="store_true", help="only measure what an outer step costs, on a quiet machine")
     given = parser.parse_args()
-    ways, costs = given.only or ways_of(given.data), given.out.with_name(COSTS)
-    of_ways = {
-        way: {"data": given.data, "way": way, "width": given.width, "per_class": given.per_class} | machine(given.threads) for way in ways
-    }
     if given.measure:
-        for way, key in of_ways.items():
-            made = pipeline(given.data, way, given.seeds[0], 1000, given.networks, given.threads, given.width, given.per_class)
-            key |= {"seconds": seconds_of_a_step(made), "date": datetime.date.today().isoformat()}
-            print(f"{way}: {key['seconds']:.2f} s", flush=True)
-            costs.write_text(json.dumps([*read(costs), key], indent=1) + "\n", encoding="utf-8")
-        return
-    for seed in given.seeds:
-        for way in ways:
-            found = read(given.out)
-            asked = {"budget": given.seconds, "width": given.width, "judges": given.judges, "per_class": given.per_class}
-            key = {"data": given.data, "way": way, "seed": seed, **asked}
-            if any(key.items() <= one.items() for one in found):
-                continue
+        return measure(given)
+    runs = list(itertools.product(given.seeds, given.only or ways_of(given.data)))
+    try:
+        runs = [runs[number] for number in part_of(len(runs), shard_of(given.shard))]
+    except dk.DistilkitError as error:
+        parser.error(str(error))
+
+    def work(number: int, display: dk.Progress = dk.Silent()) -> None:  # noqa: B008  (it has no state)
+        seed, way = runs[number]
+        take(given, way, seed, display)
+
+    def seen(done: int) -> None:
+        """Each run says when it is done."""
+
+    done: set[int] = set()
+    if given.workers:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        done = set(share_out(work, range(len(runs)), given.workers, folder=given.out.parent.absolute(), threads=given.threads, seen=seen))
+    for number in range(len(runs)):
+        if number not in done:
             with Display(Console()) as display:
-                one = run(
-                    given.data,
-                    way,
-                    seed,
-                    given.seconds,
-                    given.networks,
-                    given.threads,
-                    given.width,
-                    given.judges,
-                    given.per_class,
-                    next((one["seconds"] for one in reversed(read(costs)) if of_ways[way].items() <= one.items()), None),
-                    display,
-                )
-            print(
-                f"{way}, seed {seed}: {100 * one['mean']:.1f} after {one['outer_steps']} outer steps in {one['seconds']:.0f} s", flush=True
-            )
-            found = read(given.out)  # again: another process may have added to it
-            given.out.write_text(json.dumps([*found, one], indent=1) + "\n", encoding="utf-8")
-            alike = ("data", "budget", "width", "per_class")
-            mine = [row for row in [*found, one] if all(row[name] == one[name] for name in alike)]
-            many = "" if given.per_class == 1 else f"-ipc{given.per_class}"
-            draw(mine, given.data, given.out.with_name(f"{given.out.stem}-{given.data}{many}.png"))
+                work(number, display)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,8 @@ def test_the_ablation_goes_on(tmp_path):
     script, out = ROOT / "examples/ablation.py", tmp_path / "ablation.json"
     command = [sys.executable, str(script), "--data", "digits", "--seconds", "0.5", "--networks", "2", "--threads", "1", "--out", str(out)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    for ways, seeds in ((["RaT-BPTT"], ["0", "1"]), (["RaT-BPTT", "short inner runs first"], ["0"])):
-        done = subprocess.run([*command, "--seeds", *seeds, "--only", *ways], capture_output=True, text=True, check=False, env=env)
+    for ways, *more in (["RaT-BPTT"], "--seeds", "0", "1"), (["RaT-BPTT", "short inner runs first"], "--workers", "2"):
+        done = subprocess.run([*command, *more, "--only", *ways], capture_output=True, text=True, check=False, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
     assert [(one["way"], one["seed"]) for one in found] == [("RaT-BPTT", 0), ("RaT-BPTT", 1), ("short inner runs first", 0)]
@@ -43,6 +44,14 @@ def test_the_ablation_goes_on(tmp_path):
         assert sorted(looks["seconds"]) == looks["seconds"]
         assert 0.1 < one["mean"] <= 1
     assert (tmp_path / "ablation-digits.png").stat().st_size > 5000
+
+
+def test_several_processes_add_to_the_ablation(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    add = importlib.import_module("ablation").add
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: add(tmp_path / "found.json", {"seed": number}), range(40)))
+    assert sorted(one["seed"] for one in json.loads((tmp_path / "found.json").read_text())) == list(range(40))
 
 
 def test_every_way_of_the_ablation_is_a_pipeline(monkeypatch):

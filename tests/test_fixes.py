@@ -230,6 +230,21 @@ def arrays(per_class=3, **changes):
     return dk.Arrays(**(settings | changes))
 
 
+def of_bytes():
+    images = np.arange(6 * 16, dtype=np.uint8).reshape(6, 1, 4, 4)
+    return {"train_images": images, "test_images": images}
+
+
+class OfTheBatch:
+    """A preprocessing that looks at the whole batch."""
+
+    def fit(self, images):
+        return self
+
+    def forward(self, images):
+        return images - images.mean(0)
+
+
 def bundle(**changes):
     return arrays(**changes).load(dk.Stream(0))
 
@@ -522,6 +537,8 @@ CASES = {
     "labels with points": Case(lambda _: bundle(train_labels=np.zeros(6)), names={"train_labels": np.zeros(2)}),
     "images of whole numbers": Case(lambda _: bundle(train_images=np.zeros((6, 1, 4, 4), np.int32)), names={"images": np.zeros(2)}),
     "held out": Case(lambda _: bundle(validation=6), dk.Arrays),
+    "floats as bytes": Case(lambda _: bundle(store="uint8"), dk.Arrays),
+    "batch by batch": Case(lambda _: bundle(store="uint8", preprocessing=OfTheBatch(), **of_bytes()), dk.Arrays),
     "two channels": Case(lambda _: dk.ImageFolder("x", size=8, channels=2), dk.ImageFolder),
     "two channels of Hugging Face": Case(lambda _: dk.HuggingFace("x", size=8, channels=2), dk.HuggingFace),
     "not downloaded": Case(lambda path: dk.CIFAR10(root=str(path)).load(dk.Stream(0))),

@@ -17,7 +17,8 @@ class Split:
     """One part of a dataset, whole and in memory; there is no loader.
 
     Args:
-        images: float32 (N, C, H, W), or (N, D) for plain feature vectors, preprocessed.
+        images: float32 (N, C, H, W), or (N, D) for plain feature vectors, preprocessed. With `store = "uint8"` of a source it is a
+            `Pixels`, which gives them by an index, `images[rows]`, and has the shape, device and length of such a tensor.
         labels: int64 (N,), the class of each image.
 
     >>> split = Split(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))

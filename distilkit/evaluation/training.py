@@ -22,6 +22,7 @@ from torch import Tensor
 
 from distilkit import process
 from distilkit.data.bundle import Split
+from distilkit.data.pixels import Pixels
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState
 from distilkit.programs.programs import Programs
@@ -41,7 +42,7 @@ class TrainingSet:
     """Something that networks are trained on.
 
     Args:
-        images: (N, ...), shared by all networks, or (networks, N, ...), a set for each.
+        images: (N, ...), shared by all networks, or (networks, N, ...), a set for each; of real images in minibatches it may be `Pixels`.
         labels: (N, K) or (networks, N, K).
         classes: int64 (N,), the class of each row; the same for every network.
         batch_size: rows of a training step, drawn from all without replacement; None leaves it to the learner.
@@ -218,9 +219,9 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN,
     hits = torch.zeros(len(params), dtype=torch.int64, device=images.device)
     diverged = torch.zeros(len(params), dtype=torch.bool, device=images.device)
     with torch.no_grad(), process.keep_freed_memory(), process.products(mode.precision, images.device):
-        for i in range(0, len(params), together):
-            some = params[i : i + together]
-            for x, y in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        for x, y in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            for i in range(0, len(params), together):
+                some = params[i : i + together]
                 found = forward(some, x) if together > 1 else forward(some[0], x)[None]
                 hits[i : i + together] += (found.argmax(-1) == y).sum(-1)
                 diverged[i : i + together] |= ~found.isfinite().flatten(1).all(1)
@@ -294,7 +295,8 @@ class _Group:
         if training.own and not stacked:
             images, labels = images[0], labels[0]
         log_lr = torch.zeros((), device=images.device) if training.log_lr is None else training.log_lr
-        one = problem(learner, execution.numerics.dtype, execution, own_sets=training.own and stacked)
+        own = training.own or isinstance(images, Pixels)
+        one = problem(learner, execution.numerics.dtype, execution, own_sets=own and stacked)
         state = start(learner, streams, images, execution)
         return cls(learner, training, streams, OuterVariables(images, labels, log_lr), state, step(programs, one), stacked)
 
@@ -308,7 +310,14 @@ class _Group:
         own = [stream.fold("draw") for stream in self.streams]
         made = draws(self.learner, self.training, [one.fold(t) for t in steps for one in own], [t for t in steps for _ in own])
         for one in on_device(by_step(made, len(own), stacked=self.stacked), self.leaves.images.device):
-            self.state = LearnerState(*self.step(*self.state, self.leaves, one))
+            self.state = LearnerState(*self.step(*self.state, *self._taken(one)))
+
+    def _taken(self, one: Draw) -> tuple[OuterVariables, Draw]:
+        """What a step learns from, and its draw: of images that are yet to be preprocessed, the minibatch."""
+        images, labels, _ = self.leaves
+        if not isinstance(images, Pixels) or one.rows is None:
+            return self.leaves, one
+        return self.leaves._replace(images=images[one.rows], labels=labels[one.rows]), one._replace(rows=None)
 
 
 def _memory(device: torch.device) -> int:

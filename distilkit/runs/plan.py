@@ -140,7 +140,7 @@ def _evaluate(distiller: Distiller, state: DistillerState, processes: int) -> in
     part = parts[0]
     for found in trained(learner, training.part(part), few, networks[part], distiller.programs, networks=len(networks)):
         found.accuracy(attrs.evolve(split, images=split.images[:TEST_BATCH], labels=split.labels[:TEST_BATCH]))
-    return min(len(networks), part.stop * math.ceil(len(parts) / processes))
+    return min(len(networks), len(networks[part]) * math.ceil(len(parts) / processes))
 
 
 @contextmanager

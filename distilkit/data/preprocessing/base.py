@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,16 +49,24 @@ class Fitted(Protocol):
         ...
 
 
+BLOCK = 4096  # images that are taken at one time: 100 MB in float64 for CIFAR
+
+
+def blocks(images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Images in parts; of `Pixels`, that stand for a tensor, each part is made when it is asked for."""
+    return (images[i : i + BLOCK] for i in range(0, len(images), BLOCK))
+
+
 def hash_tensor(images: torch.Tensor) -> str:
-    """Name the content of a tensor: 32 hexadecimal digits from its bytes, dtype and shape.
+    """Name the content of a tensor, or of what stands for one: 32 hexadecimal digits from its bytes, dtype and shape.
 
     >>> hash_tensor(torch.zeros(2)) == hash_tensor(torch.zeros(2)), hash_tensor(torch.zeros(2)) == hash_tensor(torch.zeros(1, 2))
     (True, False)
     """
-    plain = images.detach().cpu().contiguous()
-    name = "bfloat16" if plain.dtype == torch.bfloat16 else torch.empty(0, dtype=plain.dtype).numpy().dtype.str  # numpy has none
-    digest = hashlib.blake2b(f"{name}{tuple(plain.shape)}".encode(), digest_size=16)
-    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    name = "bfloat16" if images.dtype == torch.bfloat16 else torch.empty(0, dtype=images.dtype).numpy().dtype.str  # numpy has none
+    digest = hashlib.blake2b(f"{name}{tuple(images.shape)}".encode(), digest_size=16)
+    for part in blocks(images) if images.ndim else [images]:
+        digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

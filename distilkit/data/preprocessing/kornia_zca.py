@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from distilkit import fields
-from distilkit.data.preprocessing.base import Arrays, hash_arrays, hash_tensor, hash_words
+from distilkit.data.preprocessing.base import Arrays, blocks, hash_arrays, hash_tensor, hash_words
 from distilkit.data.preprocessing.cache import cached
-from distilkit.data.preprocessing.linear import BLOCK, apply_rows, covariance, inverse, inverse_root
+from distilkit.data.preprocessing.linear import apply_rows, covariance, inverse, inverse_root
 from distilkit.errors import CombinationError
 
 
@@ -55,8 +55,7 @@ class KorniaZCA:
         return KorniaWhitened(arrays["matrix"], arrays["mean"], tuple(images.shape[1:]), self.eps, fitted_on=on)
 
     def _fit(self, images: torch.Tensor) -> Arrays:
-        rows = images.flatten(1)
-        mean = torch.stack([block.double().sum(0) for block in torch.split(rows, BLOCK)]).sum(0) / len(rows)
+        mean = torch.stack([block.flatten(1).double().sum(0) for block in blocks(images)]).sum(0) / len(images)
         spread = covariance(images, lambda block: block - mean.to(block.device))
         spread /= len(images) - 1
         matrix = inverse_root(spread, lambda values: values + self.eps)

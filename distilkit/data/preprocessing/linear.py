@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 
 from distilkit import process
-
-BLOCK = 4096  # rows in float64 at one time: 100 MB for CIFAR
+from distilkit.data.preprocessing.base import BLOCK, blocks
 
 
 def covariance(images: torch.Tensor, prepare: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -24,8 +23,8 @@ def covariance(images: torch.Tensor, prepare: Callable[[torch.Tensor], torch.Ten
     device = process.place_of_large_products(images.device)
     width = images[0].numel()
     total = torch.zeros(width, width, dtype=torch.float64, device=device)
-    for block in torch.split(images.flatten(1), BLOCK):
-        rows = prepare(block.to(device=device, dtype=torch.float64))
+    for block in blocks(images):
+        rows = prepare(block.flatten(1).to(device=device, dtype=torch.float64))
         total.addmm_(rows.T, rows)
     return total
 

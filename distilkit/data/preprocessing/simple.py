@@ -9,9 +9,7 @@ import numpy as np
 import torch
 
 from distilkit import fields
-from distilkit.data.preprocessing.base import Arrays, hash_arrays, hash_tensor, hash_words
-
-BLOCK = 4096  # images that are in float64 at one time
+from distilkit.data.preprocessing.base import Arrays, blocks, hash_arrays, hash_tensor, hash_words
 
 
 @fields.component
@@ -67,9 +65,9 @@ class Standardize:
         """
         over = tuple(d for d in range(images.ndim) if d != 1)
         count = images.numel() // images.shape[1]
-        mean = torch.stack([b.double().sum(over) for b in torch.split(images, BLOCK)]).sum(0) / count
+        mean = torch.stack([b.double().sum(over) for b in blocks(images)]).sum(0) / count
         wide = mean.view(-1, *[1] * (images.ndim - 2))
-        variance = torch.stack([(b.double() - wide).square().sum(over) for b in torch.split(images, BLOCK)]).sum(0) / count
+        variance = torch.stack([(b.double() - wide).square().sum(over) for b in blocks(images)]).sum(0) / count
         std = torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
         return Standardized(mean.cpu().numpy(), std.cpu().numpy(), fitted_on=hash_tensor(images))
 

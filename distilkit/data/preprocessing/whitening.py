@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from distilkit import fields
-from distilkit.data.preprocessing.base import Arrays, hash_arrays, hash_tensor, hash_words
+from distilkit.data.preprocessing.base import Arrays, blocks, hash_arrays, hash_tensor, hash_words
 from distilkit.data.preprocessing.cache import cached
 from distilkit.data.preprocessing.linear import apply_rows, covariance, inverse, inverse_root
 
@@ -60,7 +60,7 @@ class Whiten:
         spread = covariance(images, lambda block: _normalise(block)[0])
         spread /= len(images)
         matrix = inverse_root(spread, lambda values: values + self.regularisation * values.mean())
-        _, means, norms = _normalise(images.flatten(1))
+        means, norms = (torch.cat(parts) for parts in zip(*(_normalise(block.flatten(1))[1:] for block in blocks(images)), strict=True))
         scale = torch.stack([means.double().mean(), norms.double().mean()])
         return {"matrix": matrix.float().cpu().numpy(), "scale": scale.cpu().numpy()}
 

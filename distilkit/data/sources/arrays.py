@@ -13,7 +13,7 @@ import torch
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
 from distilkit.data.preprocessing import Preprocessing, Standardize
-from distilkit.data.sources.assemble import Raw, assemble, split_size
+from distilkit.data.sources.assemble import Raw, Store, assemble, split_size, store_field
 from distilkit.data.sources.missing import folder, missing
 from distilkit.errors import CombinationError, FieldError
 from distilkit.functional.streams import Stream
@@ -52,6 +52,7 @@ class Arrays:
         test: what to hold out when there are no test arrays: a fraction below 1, or a count.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
         train_images: an array or tensor, instead of `path`; so are the next four.
         train_labels: (N,) whole numbers.
         test_images: when there are any.
@@ -69,6 +70,7 @@ class Arrays:
     test: float = fields.number(default=0.2, above=0)
     validation: float = fields.number(default=0.1, least=0)
     preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
+    store: Store | None = store_field()
     train_images: Any = _array()
     train_labels: Any = _array()
     test_images: Any = _array()
@@ -115,7 +117,9 @@ class Arrays:
             labels.get("test_labels"),
         )
         name = self.name or (Path(self.path).stem if self.path else "Arrays")
-        return assemble(name, raw, preprocessing=self.preprocessing, validation=self.validation, stream=stream, test=self.test)
+        return assemble(
+            name, raw, preprocessing=self.preprocessing, validation=self.validation, stream=stream, test=self.test, store=self.store
+        )
 
     def _images(self, where: str, value: Any) -> torch.Tensor:
         images = _tensor(where, "images", value)

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
 
+from distilkit import fields
 from distilkit.data.bundle import DataBundle, Split
-from distilkit.data.preprocessing import Fitted
+from distilkit.data.pixels import Pixels
+from distilkit.data.preprocessing import (
+    Fitted,
+    Identity,
+    KorniaWhitened,
+    KorniaZCA,
+    Refittable,
+    Standardize,
+    Standardized,
+    Whiten,
+    Whitened,
+)
+from distilkit.data.preprocessing.base import blocks
 from distilkit.errors import CombinationError, FieldError, listing
 from distilkit.functional.pytrees import aligned
 from distilkit.functional.streams import Stream
 
+Store = Literal["float32", "uint8"]
+# What is fitted by blocks of images, or is fitted already; somebody's own gets all of them as one tensor.
+OURS = (Identity, Standardize, Standardized, Whiten, Whitened, KorniaZCA, KorniaWhitened, Refittable)
 TEST_STREAM = Stream(20231123).fold("test split")  # fixed: the test images must never depend on the seed of a run
 
 
@@ -35,7 +51,21 @@ class Raw:
     test_labels: torch.Tensor | None = None
 
 
-def assemble(name: str, raw: Raw, *, preprocessing: Any, validation: float, stream: Stream, test: float | None = None) -> DataBundle:
+def store_field() -> Any:
+    """The field `store` of a source."""
+    return fields.choice(Store, default=None, optional=True)
+
+
+def assemble(
+    name: str,
+    raw: Raw,
+    *,
+    preprocessing: Any,
+    validation: float,
+    stream: Stream,
+    test: float | None = None,
+    store: Store | None = None,
+) -> DataBundle:
     """Split, scale to [0, 1], fit the preprocessing on what is left for training, and apply it to all three splits.
 
     Args:
@@ -45,12 +75,13 @@ def assemble(name: str, raw: Raw, *, preprocessing: Any, validation: float, stre
         validation: what to hold out of training: a fraction below 1, or a count.
         stream: seeds the validation split only.
         test: what to hold out for the test by a fixed seed when `raw` has no test images.
+        store: "uint8" keeps images as they were read, which have to be uint8; "float32" or None preprocesses them here.
 
     Returns:
-        The bundle, float32 on the CPU.
+        The bundle, on the CPU.
 
     Raises:
-        CombinationError: for arrays that do not fit together, or splits that leave nothing.
+        CombinationError: for arrays that do not fit together, splits that leave nothing, or images that cannot be kept as uint8.
     """
     images, labels = raw.images, raw.labels.long()
     _check(name, images, labels, raw.class_names)
@@ -67,24 +98,33 @@ def assemble(name: str, raw: Raw, *, preprocessing: Any, validation: float, stre
         test_images, test_labels = images[held], labels[held]
         images, labels = images[rest], labels[rest]
     rest, held = stratified(labels, validation, stream.fold("validation split"))
-    train_images = unit_scale(images[rest])
-    fitted: Fitted = preprocessing.fit(train_images)
+    small = store == "uint8"
+    if small:
+        _require_bytes(name, images, test_images)
 
-    def part(pixels: torch.Tensor, numbers: torch.Tensor) -> Split:
-        made = fitted.forward(pixels)
-        if not bool(torch.isfinite(made).all()):
+    def scaled(pixels: torch.Tensor) -> Any:
+        return Pixels(pixels, Identity()) if small else unit_scale(pixels)
+
+    train_images = scaled(images[rest])
+    fitted: Fitted = preprocessing.fit(train_images if isinstance(preprocessing, OURS) else train_images[:])
+    if small:
+        _require_one_by_one(name, fitted, train_images[:8])
+
+    def part(pixels: Any, numbers: torch.Tensor) -> Split:
+        made: Any = Pixels(pixels.stored, fitted) if small else fitted.forward(pixels)
+        if not all(bool(torch.isfinite(block).all()) for block in blocks(made)):
             raise CombinationError(
                 f"{name}: {type(preprocessing).__name__} makes values of the images that are not finite, as it does of images that are one "
                 "flat colour.",
                 fix="preprocessing=dk.Identity()",
             )
-        return Split(aligned(made), numbers)
+        return Split(made if small else aligned(made), numbers)
 
     return DataBundle(
         name=name,
         train=part(train_images, labels[rest]),
-        validation=part(unit_scale(images[held]), labels[held]),
-        test=part(unit_scale(test_images), test_labels),
+        validation=part(scaled(images[held]), labels[held]),
+        test=part(scaled(test_images), test_labels),
         class_names=raw.class_names,
         preprocessing=fitted,
     )
@@ -142,6 +182,24 @@ def split_size(field: str, value: float) -> None:
     """Check a field such as `validation`: a fraction below 1 or a whole count."""
     if value >= 1 and value != int(value):
         raise FieldError(field, value, "a fraction below 1, or a whole number of samples")
+
+
+def _require_bytes(name: str, *parts: torch.Tensor) -> None:
+    if other := [images.dtype for images in parts if images.dtype != torch.uint8]:
+        raise CombinationError(
+            f'{name}: store = "uint8" keeps images as the bytes that they were read as, and these are {other[0]}.', fix='store = "float32"'
+        )
+
+
+def _require_one_by_one(name: str, fitted: Fitted, some: torch.Tensor) -> None:
+    """Refuse a preprocessing that makes another thing of an image where others are beside it."""
+    together, apart = fitted.forward(some), torch.cat([fitted.forward(one) for one in some.split(1)])
+    if together.shape != some.shape or not torch.allclose(together, apart, rtol=1e-3, atol=1e-3 * float(together.abs().max())):
+        raise CombinationError(
+            f'{name}: store = "uint8" takes images through {type(fitted).__name__} batch by batch, and what that makes of an image depends '
+            "on those beside it, or has another shape.",
+            fix='store = "float32"',
+        )
 
 
 _SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}

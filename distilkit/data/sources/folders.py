@@ -11,7 +11,7 @@ import torch
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
 from distilkit.data.preprocessing import Preprocessing, Standardize
-from distilkit.data.sources.assemble import Raw, assemble, split_size
+from distilkit.data.sources.assemble import Raw, Store, assemble, split_size, store_field
 from distilkit.data.sources.missing import folder, missing
 from distilkit.data.sources.pictures import pictures_below, read_pictures
 from distilkit.errors import CombinationError, MissingDataError
@@ -36,6 +36,7 @@ class ImageFolder:
         test: what to hold out when there is no such folder: a fraction below 1, or a count.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
     """
 
     root: str = fields.text()
@@ -46,6 +47,7 @@ class ImageFolder:
     test: float = fields.number(default=0.2, above=0)
     validation: float = fields.number(default=0.1, least=0)
     preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
+    store: Store | None = store_field()
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)
@@ -75,7 +77,9 @@ class ImageFolder:
                 raise CombinationError(f"{place} has classes that {train} has not: {', '.join(unknown[:5])}.")
             test_images, test_labels = self._read(place, names)
             raw = attrs.evolve(raw, test_images=test_images, test_labels=test_labels)
-        return assemble(root.name, raw, preprocessing=self.preprocessing, validation=self.validation, stream=stream, test=self.test)
+        return assemble(
+            root.name, raw, preprocessing=self.preprocessing, validation=self.validation, stream=stream, test=self.test, store=self.store
+        )
 
     def _read(self, place: Path, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         found = [(path, label) for label, name in enumerate(names) for path in pictures_below(place / name)]
@@ -97,12 +101,14 @@ class TinyImageNet:
         size: side of the images in pixels, after resizing.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only; `Whiten()` for the paper's recipes.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
     """
 
     root: str = fields.text(default="data")
     size: int = fields.integer(default=64, least=1)
     validation: float = fields.number(default=0.1, least=0)
     preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
+    store: Store | None = store_field()
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)
@@ -129,12 +135,14 @@ class CUB200:
         size: side of the images in pixels, after resizing; 32 in the papers on distillation.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only; `Whiten()` for the paper's recipes.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
     """
 
     root: str = fields.text(default="data")
     size: int = fields.integer(default=32, least=1)
     validation: float = fields.number(default=0.1, least=0)
     preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
+    store: Store | None = store_field()
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)
@@ -172,7 +180,7 @@ def _assemble(
         for part in (train, test)
     ]
     raw = Raw(*parts[0], names, *parts[1])
-    return assemble(name, raw, preprocessing=source.preprocessing, validation=source.validation, stream=stream)
+    return assemble(name, raw, preprocessing=source.preprocessing, validation=source.validation, stream=stream, store=source.store)
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:

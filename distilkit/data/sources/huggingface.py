@@ -11,7 +11,7 @@ import torch
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
 from distilkit.data.preprocessing import Preprocessing, Standardize
-from distilkit.data.sources.assemble import Raw, assemble, split_size
+from distilkit.data.sources.assemble import Raw, Store, assemble, split_size, store_field
 from distilkit.data.sources.missing import folder
 from distilkit.data.sources.pictures import as_array
 from distilkit.errors import CombinationError, MissingDataError
@@ -37,6 +37,7 @@ class HuggingFace:
         test: what to hold out then: a fraction below 1, or a count.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
     """
 
     path: str = fields.text()
@@ -51,6 +52,7 @@ class HuggingFace:
     test: float = fields.number(default=0.2, above=0)
     validation: float = fields.number(default=0.1, least=0)
     preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
+    store: Store | None = store_field()
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)
@@ -72,7 +74,9 @@ class HuggingFace:
         if self.test_split in splits:
             test_images, test_labels = self._read(splits[self.test_split])
             raw = attrs.evolve(raw, test_images=test_images, test_labels=test_labels)
-        return assemble(self.path, raw, preprocessing=self.preprocessing, validation=self.validation, stream=stream, test=self.test)
+        return assemble(
+            self.path, raw, preprocessing=self.preprocessing, validation=self.validation, stream=stream, test=self.test, store=self.store
+        )
 
     def _open(self) -> Any:
         try:

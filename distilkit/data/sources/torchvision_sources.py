@@ -13,7 +13,7 @@ import torch
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
 from distilkit.data.preprocessing import Preprocessing, Standardize
-from distilkit.data.sources.assemble import Raw, assemble, split_size
+from distilkit.data.sources.assemble import Raw, Store, assemble, split_size, store_field
 from distilkit.data.sources.missing import folder, missing
 from distilkit.functional.streams import Stream
 
@@ -70,6 +70,7 @@ class _Torchvision:
     download: bool = fields.flag(default=False)
     validation: float = fields.number(default=0.1, least=0)
     preprocessing: Preprocessing = fields.slot("preprocessing", default=Standardize())
+    store: Store | None = store_field()
 
     def __attrs_post_init__(self) -> None:
         split_size("validation", self.validation)
@@ -77,7 +78,9 @@ class _Torchvision:
     def load(self, stream: Stream) -> DataBundle:
         """Load; `stream` seeds the validation split only. Raises MissingDataError when the files are not there."""
         name = type(self).__name__
-        return assemble(name, self._read(name), preprocessing=self.preprocessing, validation=self.validation, stream=stream)
+        return assemble(
+            name, self._read(name), preprocessing=self.preprocessing, validation=self.validation, stream=stream, store=self.store
+        )
 
     def _read(self, name: str) -> Raw:
         from torchvision import datasets  # here: it takes a second to import
@@ -107,6 +110,7 @@ class MNIST(_Torchvision):
         download: let torchvision fetch the files when they are missing.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
     """
 
     _recipe = _Recipe("MNIST/raw", _IDX, "yann.lecun.com/exdb/mnist", _grey)
@@ -121,6 +125,7 @@ class FashionMNIST(_Torchvision):
         download: let torchvision fetch the files when they are missing.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
     """
 
     _recipe = _Recipe("FashionMNIST/raw", _IDX, "github.com/zalandoresearch/fashion-mnist", _grey, class_names=_named)
@@ -135,6 +140,7 @@ class CIFAR10(_Torchvision):
         download: let torchvision fetch the files when they are missing.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only; `Whiten()` for the paper's recipes.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
     """
 
     _recipe = _Recipe("cifar-10-batches-py", _BATCHES, _KRIZHEVSKY, _channels_last, class_names=_named)
@@ -149,6 +155,7 @@ class CIFAR100(_Torchvision):
         download: let torchvision fetch the files when they are missing.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only; `Whiten()` for the paper's recipes.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
     """
 
     _recipe = _Recipe("cifar-100-python", ("train", "test", "meta"), _KRIZHEVSKY, _channels_last, class_names=_named)
@@ -163,6 +170,7 @@ class SVHN(_Torchvision):
         download: let torchvision fetch the files when they are missing.
         validation: what to hold out of the training images: a fraction of them below 1, or a count.
         preprocessing: fitted on the training images only.
+        store: "uint8" keeps images as they were read in memory, a quarter of float32, and preprocesses each batch; float32 when left out.
     """
 
     _recipe = _Recipe(
