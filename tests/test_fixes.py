@@ -576,7 +576,7 @@ def read_with_data(path):
 
 
 def sheet_of(path):
-    show_sheet(path, path.with_suffix(".png"), {"data": None, "overrides": [], "trust": False}, which="auto", rows=None, real=2)
+    show_sheet(path, path.with_suffix(".png"), {"data": None, "overrides": [], "trust": False}, Output(), which="auto", rows=None, real=2)
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def results_rows(tree: xr.DataTree) -> list[Row]:
 
 def _selected_steps(tree: xr.DataTree) -> list[int | None]:
     """For each of `tested`, in its order."""
-    own = json.loads(tree["evaluation"].attrs["protocol"]).get("selected_training_steps")
+    own = json.loads(tree["evaluation"].attrs.get("protocol", "{}")).get("selected_training_steps")
     found: list[int | None] = []
     if "prefixes" in tree.children:
         found += [int(n) for n in tree["prefixes"].to_dataset()["training_steps"].values[:-1]]
