@@ -177,8 +177,7 @@ def evaluate(
     changes = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
     options = {"networks": words_of(networks), "rates": lr, "baselines": words_of(baselines), "ranking": ranking, "seed": seed}
-    options["workers"] = workers
-    show_evaluation(path, case | {"overrides": changes, "trust": trust}, options, out, Output(quiet, as_json))
+    show_evaluation(path, case | {"overrides": changes, "trust": trust}, options | {"workers": workers}, out, Output(quiet, as_json))
 
 
 app.add_typer(sharing.commands)
