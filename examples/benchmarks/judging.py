@@ -21,7 +21,7 @@ from torch import Tensor
 import distilkit as dk
 from distilkit import process
 from distilkit.data.bundle import Split
-from distilkit.evaluation.training import Mode, TrainingSet, accuracy, draw, train
+from distilkit.evaluation.training import Mode, TrainingSet, accuracy, draws, train
 from distilkit.functional import optimizers
 from distilkit.unroll.execution import Compile
 
@@ -38,7 +38,7 @@ def by_autograd(learner: dk.Learner, training: TrainingSet, stream: dk.Stream) -
     def learn(steps: int) -> Tensor:
         params, state = learner.init(stream.fold("network"), device=training.images.device)
         for t in range(steps):
-            made = draw(learner, training, stream.fold("draw").fold(t)).to(training.images.device)
+            made = draws(learner, training, [stream.fold("draw").fold(t)], [t])[0].to(training.images.device)
             params = params.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(learner.objective(params, training.images, training.labels, made), params)
             with torch.no_grad():

@@ -135,7 +135,7 @@ def test_what_processes_tell_each_other():
 
 
 # Networks of 2,000 units are judged one by one, so that judging is shared out too.
-SHARED = {"networks": (FOUR_NETWORKS, 16, (2, 4)), "parts": (FOUR_PARTS, 2000, (2,)), "both": (TWO_BY_TWO, 16, (4,))}
+SHARED = {"networks": (FOUR_NETWORKS, 16, (2,)), "parts": (FOUR_PARTS, 2000, (2,)), "both": (TWO_BY_TWO, 16, (4,))}
 
 
 @pytest.mark.slow
