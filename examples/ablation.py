@@ -234,7 +234,7 @@ def measure(given: argparse.Namespace) -> None:
         made = pipeline(given.data, way, given.seeds[0], 1000, given.networks, given.threads, given.width, given.per_class)
         one = key_of_cost(given, way) | {"seconds": seconds_of_a_step(made), "date": datetime.date.today().isoformat()}
         print(f"{way}: {one['seconds']:.2f} s", flush=True)
-        costs.write_text(json.dumps([*read(costs), one], indent=1) + "\n", encoding="utf-8")
+        add(costs, one)
 
 
 def key_of_cost(given: argparse.Namespace, way: str) -> dict[str, Any]:
