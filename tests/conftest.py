@@ -39,6 +39,13 @@ def digits_run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
+def _no_figures(request, monkeypatch):
+    """Pictures are half of the time of a small run: those in this process draw them only in tests that look at them."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr("distilkit.runs.run.save_figures", lambda distiller, tree, directory: None)
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda number: None)  # no test cuts the power, and a disk takes its time
     monkeypatch.setenv("DISTILKIT_CACHE", str(tmp_path_factory.getbasetemp() / "distilkit-cache"))

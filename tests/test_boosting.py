@@ -39,6 +39,7 @@ def states(distiller):
     return [*found, state]
 
 
+@pytest.mark.figures
 def test_stages_grow_and_the_blocks_are_stored(tmp_path):
     distiller = tiny()
     found = states(distiller)

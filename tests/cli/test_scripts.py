@@ -203,6 +203,7 @@ def documented():
     return {name: re.findall(r"`(\w+)`", keys) for names, keys in rows for name in re.findall(r"`([a-z ]+)`", names)}
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("name", ALL)
 def test_json_is_one_document_with_what_is_stored(name, place):
     words, check, quiet = (COMMANDS | STUDIES)[name]
@@ -237,6 +238,7 @@ def test_a_plan_that_does_not_fit_says_what_would(place, monkeypatch):
     assert found["advice"]
 
 
+@pytest.mark.figures
 def test_progress_goes_to_the_errors(place):
     done = distilkit("run", "tiny.toml", "--json", "--out", "new", cwd=place)
     assert "distilling" in done.stderr

@@ -220,9 +220,10 @@ def test_whitening_of_real_photographs(cifar_test):
 
 
 @pytest.mark.slow
-def test_whitening_of_all_of_cifar10(cifar_npz):
+def test_whitening_of_cifar10(cifar_npz):
+    """Of a fifth of it, whose matrix has all of its rows and columns."""
     with np.load(cifar_npz) as kept:
-        train, test = kept["train_images"], kept["test_images"]
+        train, test = kept["train_images"][::5], kept["test_images"]
     x = torch.from_numpy(train).float() / 255
     fitted = Whiten().fit(x)
     held = torch.from_numpy(test).float() / 255

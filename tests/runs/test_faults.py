@@ -50,10 +50,13 @@ class Fault:
 FAULT = Fault()
 
 
+pytestmark = pytest.mark.figures
+
+
 @pytest.fixture(autouse=True)
 def _syncs(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda number: FAULT.operation() if FAULT.folder else None)
-    draw = module.save_figures  # which takes a second, and is of interest only where it fails
+    draw = module.save_figures  # of interest only where it fails
     monkeypatch.setattr(module, "save_figures", lambda *given: draw(*given) if FAULT.folder else None)
     monkeypatch.setattr(module, "FIRST_WRITE", 1e9)
     yield

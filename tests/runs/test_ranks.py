@@ -22,6 +22,7 @@ from distilkit.evaluation import training_set
 from distilkit.evaluation.measuring import streams
 from distilkit.evaluation.training import groups
 from distilkit.ranks import Ranks
+from tests.commands import distilkit_in
 
 SPEC = """
 title = "tiny"
@@ -92,7 +93,9 @@ def torchrun(processes, *arguments, code=0):
 
 
 def run(processes, path, out, *more):
-    return torchrun(processes, "-m", "distilkit", "run", path, "--out", out, *more)
+    done = distilkit_in(processes, path.parent, "run", path, "--out", out, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def alone(path, out):
@@ -163,8 +166,9 @@ def test_a_run_goes_on_with_another_number_of_processes(spec, tmp_path):
     assert "Stopped after 2 of 20 outer steps" in said
     assert "distilkit resume" in said
     assert "Stopped after 4 of 20 outer steps" in run(4, path, out, "--stop-after", "0.001").stdout
-    resumed = torchrun(1, "-m", "distilkit", "resume", out, "--stop-after", "0.001").stdout
-    assert "Stopped after 5 of 20 outer steps" in resumed
+    resumed = distilkit_in(1, tmp_path, "resume", out, "--stop-after", "0.001")
+    assert resumed.returncode == 0
+    assert "Stopped after 5 of 20 outer steps" in resumed.stdout
     run(1, path, out)
     require_same(tmp_path / "whole", out)
 

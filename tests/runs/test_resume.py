@@ -17,7 +17,7 @@ import torch
 import distilkit as dk
 from distilkit import process, spec, storage
 from distilkit.errors import GradientError, ResourceError, RunError
-from distilkit.runs import checkpoints, record, run as running, stop
+from distilkit.runs import checkpoints, record, stop
 from distilkit.storage import checkpoint
 from tests import alike
 from tests.commands import distilkit
@@ -49,12 +49,6 @@ def _signals_are_heard():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture(autouse=True)
-def _without_figures(monkeypatch):
-    """They take as long as all the rest of a small run, and other tests look at them."""
-    monkeypatch.setattr(running, "save_figures", lambda distiller, tree, directory: None)
 
 
 def tiny(**parts):

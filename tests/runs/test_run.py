@@ -63,6 +63,7 @@ def test_evaluation_changes_no_bit_of_the_set(usual, tmp_path, every):
     assert same(arrays(dk.open(usual), "history"), arrays(other, "history"))
 
 
+@pytest.mark.figures
 def test_what_is_stored_is_what_was_made(tmp_path):
     tree = tiny(evaluation=attrs.evolve(tiny().evaluation, baselines=("random real",))).run(tmp_path / "run")
     opened = xr.open_datatree(tmp_path / "run" / "results.zarr")
