@@ -49,10 +49,15 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["distilkit.cli.app", "distilkit.runs.run", "distilkit.runs.open", "torch.distributed"])
 
 
+def write_to(out, err):
+    """Standard output and errors of this process are these files from now on."""
+    for number, path in (1, out), (2, err):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
+
+
 def _one(folder, settings, arguments):
     """One of several processes: its output goes into files, since nobody reads its pipes."""
-    for number, name in (1, "out"), (2, "err"):
-        os.dup2(os.open(folder / f"{name}-{settings['RANK']}", os.O_WRONLY | os.O_CREAT, 0o600), number)
+    write_to(*(folder / f"{name}-{settings['RANK']}" for name in ("out", "err")))
     os.environ.update(settings)
     sys.argv = ["distilkit", *arguments]
     main()

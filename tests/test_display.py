@@ -3,14 +3,14 @@
 import io
 import os
 import pty
-import subprocess
-import sys
+import select
 
 import pytest
 
 import distilkit as dk
 from distilkit.display import Console, shown
 from distilkit.progress import SILENT
+from tests.commands import FORKS, write_to
 from tests.pipelines import BARE, tiny
 
 RUN = """
@@ -21,18 +21,23 @@ print("done")
 """
 
 
+def program(code, out, err):
+    """In a process of its own."""
+    write_to(out, err)
+    exec(code, {"__name__": "__main__"})
+
+
 def on_a_terminal(code, out=None):
     """What a program writes whose errors go to a terminal, and its output too, or into a file."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", code], stdout=out or theirs, stderr=theirs, stdin=theirs) as process:
-        os.close(theirs)
-        words = b""
-        try:
-            while chunk := os.read(ours, 4096):
-                words += chunk
-        except OSError:  # its end
-            pass
-        assert process.wait() == 0, words.decode()
+    terminal, words = os.ttyname(theirs), b""
+    process = FORKS.Process(target=program, args=(code, out or terminal, terminal))
+    process.start()
+    while select.select([ours], [], [], 0.05)[0] or process.is_alive():
+        words += os.read(ours, 4096) if select.select([ours], [], [], 0)[0] else b""
+    process.join()
+    assert process.exitcode == 0, words.decode()
+    os.close(theirs)
     os.close(ours)
     return words.decode()
 
@@ -46,9 +51,12 @@ def test_a_run_from_python_shows_itself_on_a_terminal(tmp_path):
 
 def test_it_is_silent_when_asked_and_where_nobody_looks(tmp_path):
     assert "distilling" not in on_a_terminal(RUN.format(folder=str(tmp_path / "asked"), silent=", dk.Silent()"))
-    code = RUN.format(folder=str(tmp_path / "piped"), silent="")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("done\n", "")
+    files = [tmp_path / "out", tmp_path / "err"]
+    process = FORKS.Process(target=program, args=(RUN.format(folder=str(tmp_path / "piped"), silent=""), *files))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert [path.read_text() for path in files] == ["done\n", ""]
 
 
 def test_what_a_program_prints_goes_where_it_did(tmp_path):
@@ -60,8 +68,7 @@ with shown(None) as progress:
     progress.phase("distilling")
     print("a line of the program")
 """
-    with (tmp_path / "log.txt").open("w") as out:
-        words = on_a_terminal(code, out)
+    words = on_a_terminal(code, tmp_path / "log.txt")
     assert "a line" not in words
     assert (tmp_path / "log.txt").read_text() == "a line of the program\n"
 
