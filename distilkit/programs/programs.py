@@ -260,11 +260,12 @@ class Programs:
         """A recorded program as one of the levels has it; or why that is not to be used, in words, which hold on to nothing of it."""
         try:
             run = self._compiled_or_captured(level, name, graph, flat)
-            least = COARSE if _rounds_coarsely(graph) else 0.0
+            coarse = _rounds_coarsely(graph)
+            least = COARSE if coarse else 0.0
             # Twice, the second time with other values: a graph that does not read its inputs gives its first results.
             others = elsewhere(flat)
             if all(
-                within_rounding(expected, run(*inputs), graph(*nudged(inputs, least=least)))
+                within_rounding(expected, run(*inputs), graph(*nudged(inputs, least=least)), coarse=coarse)
                 for expected, inputs in ((truth, flat), (graph(*others), others))
             ):
                 return run
