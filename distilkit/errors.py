@@ -26,7 +26,7 @@ class Change:
     Args:
         name: a value of the spec by its dotted name, such as "learner.optimizer.lr"; "out", where the results go; or an argument of
             functions that commands have as an option, `OPTIONS`.
-        value: what it should be; a component is a table with its kind.
+        value: what it should be; a component is a table with its kind; None where it should be left out.
         option: what the command calls an argument, where that is another word.
 
     >>> str(Change("learner.optimizer.lr", 0.001)), str(Change("unroller.adjoint", {"kind": "ReplayAdjoint", "keep_last": 6}))

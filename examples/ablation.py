@@ -24,7 +24,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -148,11 +147,11 @@ def run(
     display.phase(f"{data}, {way}, seed {seed}: trying some outer steps")
     one = cost or seconds_of_a_step(pipeline(data, way, seed, 1000, networks, threads, width, per_class))
     steps = LOOKS * max(1, round(seconds / one / LOOKS))
-    folder = Path(tempfile.mkdtemp())
-    tree = dk.run(pipeline(data, way, seed, steps, networks, threads, width, per_class), folder / "run", display)
-    wide = None if data == "digits" or judges == width else tested_by_wider(folder / "run", judges, display)
-    shutil.rmtree(folder)
-    accuracy, validation = tree["evaluation"]["accuracy"].values, tree["evaluation"]["validation_accuracy"]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "run")
+        tree = dk.run(pipeline(data, way, seed, steps, networks, threads, width, per_class), folder, display)
+        wide = None if data == "digits" or judges == width else tested_by_wider(folder, judges, display)
+        accuracy, validation = tree["evaluation"]["accuracy"].values, tree["evaluation"]["validation_accuracy"].load()
     history = np.full(steps, cost) if cost else without_building(tree["history"]["seconds"].values)
     done = validation["outer_step"].values.tolist()
     return {
@@ -163,8 +162,8 @@ def run(
         "width": width,
         "judges": judges,
         "per_class": per_class,
-        "mean": float(np.mean(accuracy)),
-        "values": accuracy.tolist(),
+        "mean": float(np.nanmean(accuracy)),  # without those that diverged
+        "values": [None if np.isnan(one) else one for one in accuracy.tolist()],
         "wider": wide,
         "outer_steps": steps,
         "seconds": float(history.sum()),
@@ -283,6 +282,8 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="only measure what an outer step costs, on a quiet machine")
     given = parser.parse_args()
     if given.measure:
+        if given.shard or given.workers:
+            parser.error("--measure wants the machine to itself: leave --shard and --workers out")
         return measure(given)
     runs = list(itertools.product(given.seeds, given.only or ways_of(given.data)))
     try:

@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import traceback
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -91,7 +92,12 @@ def run(
             folder = world.first_does(partial(free_folder, folder))
         elif out is None:
             folder = world.first_does(partial(folder_for, distiller, folder))
-        show_run(distiller, folder, Output(quiet, as_json), log, stop_after=seconds, mirror=mirror)
+        try:
+            show_run(distiller, folder, Output(quiet, as_json), log, stop_after=seconds, mirror=mirror)
+        finally:
+            if world.first and (fresh or out is None):  # a folder made here, if the run was refused before it wrote anything
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
 
 
 @app.command()

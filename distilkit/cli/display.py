@@ -21,7 +21,11 @@ def option(change: Change) -> str:
     --set images.per_class=3
     >>> print(option(Change("label_space", "logit")))
     --label-space logit
+    >>> print(option(Change("label_space", None)))
+    the same without --label-space
     """
+    if change.value is None:
+        return f"the same without --{change.option or change.name.replace('_', '-')}"
     if change.name in ("out", *OPTIONS):
         return f"--{change.option or change.name.replace('_', '-')} {shlex.quote(str(change.value))}"
     value = change.value if isinstance(change.value, str) else to_toml(change.value)

@@ -15,6 +15,7 @@ from distilkit.report import page
 from distilkit.storage.store import find
 
 POLL = 3.0  # seconds between two looks at the files of runs, and after which a browser loads the page anew
+PATIENCE = 20  # looks at results that cannot be read, and do not change: a run writes twice in that time
 STORE = "zarr.json"  # which is another file after each write
 
 
@@ -38,8 +39,10 @@ def show_report(runs: Sequence[Path], target: Path, output: Output, *, watch: bo
 
 
 def _watch(runs: Sequence[Path], target: Path, output: Output) -> None:
+    runs = list({path.absolute(): path for path in runs}.values())  # each once
     trees: dict[str, xr.DataTree] = {}
     seen: list[tuple[int, int] | None] = []
+    failed, looks = seen, 0
     said = ""
     try:
         while True:
@@ -48,7 +51,10 @@ def _watch(runs: Sequence[Path], target: Path, output: Output) -> None:
                 try:
                     found = {path.as_posix(): storage.open(path) for path, there in zip(runs, now, strict=True) if there}
                 except RunError as error:  # it is damaged, or written at this very moment: look again
-                    words = str(error)
+                    looks = looks + 1 if now == failed else 1
+                    if looks == PATIENCE:  # nobody writes
+                        raise
+                    words, failed = str(error), now
                 else:
                     trees, seen, words = found, now, _words(runs, found, target)
                     going = len(trees) < len(runs) or not all(tree.attrs.get("finished", True) for tree in trees.values())

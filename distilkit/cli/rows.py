@@ -150,9 +150,16 @@ def subsets_rows(grid: xr.Dataset) -> list[Row]:
     for name in grid["network"].values:
         for budget in grid["budget"].values:
             by_draw = grid["accuracy"].sel(network=name, budget=budget).transpose("draw", "seed").values
-            means = by_draw.mean(1)
-            deviations = {"std_over_draws": float(spread(means)), "std_over_seeds": float(spread(by_draw, axis=1).mean())}
-            rows.append({"network": str(name), "images_per_class": int(budget), "mean": float(by_draw.mean()), **deviations})
+            own = [accuracies(draw) for draw in by_draw]
+            rows.append(
+                {
+                    "network": str(name),
+                    "images_per_class": int(budget),
+                    "mean": accuracies(by_draw)["mean"],
+                    "std_over_draws": accuracies(np.array([draw["mean"] for draw in own]))["std"],
+                    "std_over_seeds": accuracies(np.array([draw["std"] for draw in own]))["mean"],
+                }
+            )
     return rows
 
 

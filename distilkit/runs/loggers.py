@@ -139,9 +139,10 @@ class Tracker:
     def start(self, folder: Path, title: str, spec: Mapping[str, Any], step: int, /) -> None:
         """Begin a run there, or go on with it."""
         file = folder / f"{self._name}.name"
-        if not file.is_file():
-            file.write_text(f"{re.sub(r'[^A-Za-z0-9_-]', '-', folder.name)[:40]}-{secrets.token_hex(4)}\n", encoding="utf-8")
-        name = file.read_text(encoding="utf-8").strip()
+        name = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        if not name:  # also where a kill came between making the file and writing it
+            name = f"{re.sub(r'[^A-Za-z0-9_-]', '-', folder.name)[:40]}-{secrets.token_hex(4)}"
+            file.write_text(f"{name}\n", encoding="utf-8")
         given = {"project": "distilkit", "name": name, "config": dict(spec), "resume": "allow"}
         if "id" in inspect.signature(self._module.init).parameters:
             given["id"] = name

@@ -92,18 +92,19 @@ def run(
     directory = Path(directory)
     if directory.suffix == ".zarr":
         raise RunError(f"{directory} is a store, and a run is a folder with a store in it.", changes=[Change("out", directory.parent)])
-    with ranks.joined(distiller.torch_device) as world, Stop(stop_after) as stop, ExitStack() as held:
+    # What is held is let go of outside of `stop`: a logger may take long to send all, and Ctrl-C must end that.
+    with ranks.joined(distiller.torch_device) as world, ExitStack() as held, Stop(stop_after) as stop:
         world.asked, stop.patient = (lambda: stop.asked), world.several
         held.callback(setattr, world, "asked", bool)
         distiller.unroller.shares(world)  # what cannot be is said before anything is written
 
         told = Loggers(loggers if world.first else ())
-        held.callback(told.finish)
         copy = None if mirror is None or not world.first else Mirror(mirror, directory)
 
         def begin() -> tuple[str, checkpoint.Checkpoint | None, xr.DataTree | None]:
             nonlocal distiller
             held.enter_context(claimed(directory))
+            held.callback(told.finish)  # while nobody else writes here
             if copy is not None:
                 copy.fetch()
             distiller, found = checkpoints.begun(distiller, directory, checkpoint.latest(directory / checkpoints.FOLDER), resume)

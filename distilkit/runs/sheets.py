@@ -71,5 +71,6 @@ def tree_of(made: DistilledSet, data: DataBundle | None, groups: dict[str, xr.Da
     if data is not None:
         require_same(made.preprocessing, data.preprocessing)
         made = attrs.evolve(made, preprocessing=data.preprocessing)  # the same, and one that can be run
-    group = storage.distilled_group(storage.to_arrays(made), int(made.provenance.get("outer_step", 0)))
+    step = made.provenance.get("outer_step")  # somebody else's set may say anything
+    group = storage.distilled_group(storage.to_arrays(made), step if isinstance(step, int) else 0)
     return layout.build({"distilled": group, **(groups or {})}, torch_version=torch.__version__, **attributes)

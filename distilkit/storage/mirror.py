@@ -29,7 +29,8 @@ PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries of what has fail
 ROOT = f"{NAME}/zarr.json"
 SPEC = "spec.toml"
 CHECKPOINTS = "checkpoints/"
-OURS = (SPEC, CHECKPOINTS, f"{NAME}/")  # and figures, which lie beside these
+OURS = (SPEC, CHECKPOINTS, f"{NAME}/")
+BESIDE = (".png", ".name")  # figures, and the names under which trackers know the run
 
 
 def _newest(names: Iterable[str]) -> int:
@@ -108,7 +109,7 @@ class Mirror:
     def _here(self) -> dict[str, Path]:
         """The files of the run, by their names below its folder."""
         found = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
-        return {name: path for name, path in found.items() if name.startswith(OURS) or ("/" not in name and name.endswith(".png"))}
+        return {name: path for name, path in found.items() if name.startswith(OURS) or ("/" not in name and name.endswith(BESIDE))}
 
     def _names(self) -> list[str]:
         """The files there, by their names below the URL."""
@@ -118,7 +119,7 @@ class Mirror:
             return [] if not self._there.exists(self._root) else list(self._there.find(self._root))
 
         found = [posixpath.relpath(path, self._root) for path in self._tried("look", find)]
-        return sorted(name for name in found if name.startswith(OURS) or name.endswith(".png"))
+        return sorted(name for name in found if name.startswith(OURS) or name.endswith(BESIDE))
 
     def _get(self, name: str, part: Path) -> None:
         self._there.get_file(f"{self._root}/{name}", str(part))

@@ -116,6 +116,20 @@ def test_damage_is_told_once_and_the_page_stays(watched, tmp_path):
     assert done.stdout.count("as a Zarr store") == 1
 
 
+def test_what_is_damaged_for_good_ends_it(watched, tmp_path):
+    store(tmp_path / "run", 3)
+    (tmp_path / "run" / "results.zarr" / "zarr.json").write_text("{")
+    done, *_ = watched(*[nothing] * (watching.PATIENCE - 1))
+    assert done.returncode == 2
+    assert "as a Zarr store" in done.stderr
+
+
+def test_a_run_that_is_named_twice_is_watched_once(watched, tmp_path):
+    store(tmp_path / "run", 3)
+    done, *_ = watched(lambda: store(tmp_path / "run", 5, finished=True), runs=("run", "run"))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_that_is_done_is_written_once(watched, tmp_path):
     store(tmp_path / "run", 5, finished=True)
     done, pages, page = watched()

@@ -1,6 +1,7 @@
 """Loggers of a run: what they are told is what is stored, also when the run was stopped, and one that fails costs nothing."""
 
 import io
+import signal
 import struct
 import sys
 import tomllib
@@ -141,6 +142,21 @@ def test_a_run_that_is_done_is_not_logged_again(tmp_path):
     assert told.calls == []
 
 
+def test_sending_all_is_ended_by_ctrl_c_and_nobody_else_writes_meanwhile(tmp_path):
+    class Slow(Told):
+        def finish(self):
+            with pytest.raises(dk.RunError, match="Another process writes"):
+                dk.run(tiny(seed=1), tmp_path / "run")
+            signal.raise_signal(signal.SIGINT)
+            self._told("not reached")
+
+    slow = Slow()
+    with pytest.raises(KeyboardInterrupt):
+        dk.run(tiny(), tmp_path / "run", loggers=[slow])
+    assert slow.calls[-1][0] == "log"
+    assert dk.run(tiny(), tmp_path / "run").attrs["finished"]
+
+
 def fake(name, monkeypatch, init):
     """A module with the calls of Weights & Biases, which keeps them."""
     module, calls = ModuleType(name), []
@@ -209,6 +225,9 @@ def test_what_is_not_there_is_told_before_the_work(tmp_path, monkeypatch):
     missing = distilkit("run", "tiny.toml", "--out", "run", "--log", "tensorboard", cwd=tmp_path)
     assert (missing.returncode, "Try: pip install 'distilkit[tensorboard]'" in missing.stderr) == (2, True)
     assert not (tmp_path / "run").exists()
+    distilkit("run", "tiny.toml", "--log", "tensorboard", cwd=tmp_path)
+    distilkit("run", "tiny.toml", "--mirror", "nosuch://x", cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == []
 
 
 def test_pictures_of_all_kinds(ten):

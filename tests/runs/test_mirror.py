@@ -53,6 +53,10 @@ def test_another_machine_goes_on_from_there(tmp_path, url):
     whole = tiny().run(tmp_path / "whole")
     for piece in range(3):
         tiny().run(tmp_path / f"machine-{piece}", mirror=url, stop_after=0.001)
+        if piece == 0:
+            (tmp_path / "machine-0" / "wandb.name").write_text("run-1\n")
+            tiny().run(tmp_path / "machine-0", mirror=url, stop_after=0.001)
+        assert (tmp_path / f"machine-{piece}" / "wandb.name").read_text() == "run-1\n"  # so that it is the same run to a tracker
         shutil.rmtree(tmp_path / f"machine-{piece}")
     assert "results.zarr/zarr.json" in files_at(url)
     found = tiny().run(tmp_path / "last", mirror=url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import pickle
 import re
 import sys
@@ -363,6 +364,14 @@ def broken(folder: Path, name: str, content: bytes = b"nothing of the kind") -> 
     return folder / name
 
 
+def described(folder: Path, **words: Any) -> Path:
+    """Pictures with a distilkit.json that says such things."""
+    path = write(soft("one-hot"), folder / "set", "image-folder")
+    said = json.loads((path / "distilkit.json").read_text("utf-8"))
+    (path / "distilkit.json").write_text(json.dumps(said | words), "utf-8")
+    return path
+
+
 def outside(folder: Path) -> Path:
     Image.new("L", (2, 2)).save(folder / "secret.png")
     (folder / "set").mkdir()
@@ -415,6 +424,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str, str]] = {
     "not a table": (lambda p: broken(p, "labels.csv", b"a,b\n1,2\n").parent, {}, "needs the columns file and class", ""),
     "pictures outside": (outside, {}, "outside of the folder", ""),
     "changed since": (changed, {}, "was changed after", ""),
+    "names that are a text": (lambda p: described(p, class_names="ab"), {}, "a list of texts as class_names", ""),
+    "names that are numbers": (lambda p: described(p, class_names=[1, 2]), {}, "a list of texts as class_names", ""),
+    "where it comes from as a list": (lambda p: described(p, provenance=[1]), {}, "provenance = .* it takes a dict", ""),
     "says otherwise": (lambda p: write(soft("logit"), p / "s", "mtt"), {"label_space": "centred"}, "says label_space = 'logit' itself", ""),
     "whitened otherwise": (lambda p: write(soft("logit"), p / "s", "mtt"), {"preprocessing": "Whiten"}, "went through Identity", ""),
     "a run": (lambda p: (p / "results.zarr").mkdir() or p, {}, "is a run", "distilkit.load"),

@@ -106,6 +106,7 @@ def test_what_is_said_of_it_fits_the_schema(given: DistilledSet, format: str, tm
     jsonschema.validate(words, SCHEMA)
     assert set(words) == set(SCHEMA["properties"]) == set(SCHEMA["required"])
     assert words["pictures"] is None or (path / words["pictures"]).is_file()
+    assert format == "hugging-face" or words["preprocessing"]["arrays"] == {}
     if format == "hugging-face":
         tensors = load_file(path / words["tensors"]["file"]) if given.images.dtype != torch.bfloat16 else {}  # numpy has no such type
         assert all(list(tensors[name].shape) == one["shape"] for name, one in words["tensors"]["arrays"].items() if tensors)

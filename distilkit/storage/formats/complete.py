@@ -58,7 +58,9 @@ def agree(distilled: DistilledSet, options: Options, path: Path) -> DistilledSet
     )
     for name, given, inside in said:
         if given is not None and given != inside:
-            raise CombinationError(f"{path} says {name} = {inside!r} itself, and {name} = {given!r} was given.", fix=f"{name}=None")
+            raise CombinationError(
+                f"{path} says {name} = {inside!r} itself, and {name} = {given!r} was given.", changes=[Change(name, None)]
+            )
     if options.preprocessing is not None:
         given = known(options.preprocessing)
         kind = distilled.preprocessing.to_arrays()[0]["kind"]
@@ -66,7 +68,7 @@ def agree(distilled: DistilledSet, options: Options, path: Path) -> DistilledSet
             require_same(distilled.preprocessing, given)
         elif type(given).__name__ != kind:
             raise CombinationError(
-                f"{path} says itself that its images went through {kind}, and {given!r} was given.", fix="preprocessing=None"
+                f"{path} says itself that its images went through {kind}, and {given!r} was given.", changes=[Change("preprocessing", None)]
             )
     return distilled
 
@@ -96,7 +98,9 @@ def labelled(raw: Raw, options: Options) -> tuple[LabelSpace, tuple[torch.Tensor
     k = len(given) if given else (int(labels.max()) + 1 if whole and n else labels.shape[-1])
     if n and (not 0 <= int(labels.min()) <= int(labels.max()) < k if whole else labels.shape[1] != k):
         found = f"class numbers from {int(labels.min())} to {int(labels.max())}" if whole else f"{labels.shape[1]} columns"
-        raise DistilkitError(f"{raw.label_file} has {found}, but there are {k} class names.", fix="class_names=None")
+        raise DistilkitError(
+            f"{raw.label_file} has {found}, but there are {k} class names.", fix="class_names=None" if options.class_names else None
+        )
     names = given or tuple(str(i) for i in range(k))
     space = _space(raw, options, labels, whole)
     if whole:

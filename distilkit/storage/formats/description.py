@@ -98,7 +98,8 @@ def _training(distilled: DistilledSet) -> tuple[dict[str, Any] | None, dict[str,
     training = distilled.provenance.get("training")
     if not isinstance(training, dict):
         return None, None
-    reached = training.get("test_accuracy") or []
+    reached = training.get("test_accuracy")
+    reached = [one for one in reached if one is None or isinstance(one, int | float)] if isinstance(reached, list | tuple) else []
     there = [float(one) for one in reached if one is not None]
     accuracy = {
         "mean": float(np.mean(there)) if there else None,

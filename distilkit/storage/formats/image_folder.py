@@ -52,7 +52,9 @@ def read(path: Path, options: Options) -> DistilledSet:
             raise DistilkitError(f"{table} names {file}, which is outside of the folder; it is not read.")
     images = read_png(files)
     raw = Raw(images, soft if columns else classes, str(path), str(table), label_space=words.get("label_space"))
-    said = words.get("class_names")
+    said, came = words.get("class_names"), words.get("provenance")
+    if said is not None and not (isinstance(said, list) and all(isinstance(name, str) for name in said)):
+        raise DistilkitError(f"{path / description.FILE} should have a list of texts as class_names.")
     names = options.class_names or (tuple(said) if said else None) or (options.data.class_names if options.data is not None else None)
     space, (labels, _, _), names = labelled(raw, Options(label_space=options.label_space, class_names=names))
     preprocessing = fit(known(options.preprocessing or Identity()), options.data, str(path))
@@ -65,7 +67,7 @@ def read(path: Path, options: Options) -> DistilledSet:
         block=block,
         inner_lr=words.get("inner_lr"),
         preprocessing=preprocessing,
-        provenance=words.get("provenance", {"imported_from": path.name, "format": "image-folder"}),
+        provenance={"imported_from": path.name, "format": "image-folder"} if came is None else came,
     )
 
 
@@ -91,6 +93,8 @@ def write(distilled: DistilledSet, path: Path, plain: bool) -> None:
                 word = distilled.class_names[c]
                 table.writerow([name, c, word if word.isprintable() else word.encode("unicode_escape").decode(), b, *map(repr, row)])
         if not plain:
-            description.write(folder, description.describe(distilled, pictures=TABLE))
+            words = description.describe(distilled, pictures=TABLE)
+            words["preprocessing"]["arrays"] = {}  # no tensors lie beside it
+            description.write(folder, words)
 
     write_folder(path, fill)
