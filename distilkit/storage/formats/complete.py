@@ -10,7 +10,7 @@ import torch
 
 from distilkit.data.distilled import LABEL_SPACES, DistilledSet, LabelSpace
 from distilkit.data.preprocessing import require_same
-from distilkit.errors import Change, CombinationError, DistilkitError, FieldError, listing, nearest
+from distilkit.errors import OPTIONS, Change, CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.storage.formats.raw import Options, Raw, by_class, is_one_hot
 from distilkit.storage.formats.spaces import fitted, is_fitted, known
 
@@ -58,9 +58,10 @@ def agree(distilled: DistilledSet, options: Options, path: Path) -> DistilledSet
     )
     for name, given, inside in said:
         if given is not None and given != inside:
-            raise CombinationError(
-                f"{path} says {name} = {inside!r} itself, and {name} = {given!r} was given.", changes=[Change(name, None)]
-            )
+            words = f"{path} says {name} = {inside!r} itself, and {name} = {given!r} was given."
+            if name in OPTIONS:
+                raise CombinationError(words, changes=[Change(name, None)])
+            raise CombinationError(words, fix=f"{name}=None")
     if options.preprocessing is not None:
         given = known(options.preprocessing)
         kind = distilled.preprocessing.to_arrays()[0]["kind"]
