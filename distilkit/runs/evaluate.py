@@ -226,7 +226,7 @@ def _per_network(case: EvaluationInput, networks: Mapping[str, Any] | None) -> d
     for name, given in networks.items():
         network, optimizer = given if isinstance(given, tuple) else (given, None)
         evaluation = case.evaluation if optimizer is None else fields.evolve(case.evaluation, optimizer=optimizer)
-        learner = fields.evolve(case.learner, network=network).bind(shape, classes)
+        learner = case.learner.with_network(network, shape, classes)
         judges[name] = attrs.evolve(case, learner=learner, evaluation=evaluation)
     return judges
 
