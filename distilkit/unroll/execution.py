@@ -130,8 +130,8 @@ def choose(
                 f'"on" stacks {networks} networks, which take them together.',
                 changes=[Change("unroller.side_by_side", "off")],
             )
-        found = choose(learner, compile, channels_last, "off", precision, networks, (some, *shape[1:]), device, calls)
-        return found._replace(micro_batch=some)
+        part = choose(learner, compile, channels_last, "off", precision, networks, (some, *shape[1:]), device, calls)
+        return part._replace(micro_batch=some)
     if channels_last == "on" and side_by_side == "on" and networks > 1:
         raise CombinationError(
             'channels_last = "on" and side_by_side = "on" do not go together: stacked networks have no such layout.',

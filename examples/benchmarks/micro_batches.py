@@ -15,7 +15,7 @@ import argparse
 
 import common
 
-QUESTION = "memory and time of a meta-gradient against the number of distilled images that are taken at one time"
+QUESTION = "memory of a meta-gradient against the number of distilled images that are taken at one time"
 QUICK = {"images": 20, "real": 10, "width": 8, "window": 1, "sizes": [0, 5]}
 
 
@@ -33,28 +33,25 @@ def measure(size: int, images: int, real: int, width: int, window: int, compile:
         unroller.meta_gradient(learner, problem.leaves, common.warm_up(unroller), problem.batch, stream)
     with common.metered(device, trim=True) as then:
         unroller.meta_gradient(learner, problem.leaves, dk.Window(0, window), problem.batch, stream)
-    return {"first_bytes": first.peak - first.before, "held_bytes": then.peak - then.before, "seconds": then.seconds}
+    return {"first_bytes": first.peak - first.before, "held_bytes": then.peak - then.before}
 
 
 def draw(rows: list[common.Row], given: argparse.Namespace) -> None:
-    """Plot memory and time, a group of bars for each number of images."""
-    figure = common.figure(7, 0.9 + 0.5 * len(rows))
-    memory, time = figure.subplots(1, 2, sharey=True)
+    """Plot memory, a group of bars for each number of images."""
+    figure = common.figure(7, 0.9 + 0.6 * len(rows))
+    axes = figure.subplots()
     places = [*range(len(rows))]
     names = {"first_bytes": "while programs are built", "held_bytes": "after that"}
     for shift, (key, color) in zip((-0.2, 0.2), (("first_bytes", common.ORANGE), ("held_bytes", common.BLUE)), strict=True):
         values = [row[key]["median"] / 2**30 for row in rows]
-        bars = memory.barh([p + shift for p in places], values, 0.38, color=color, label=names[key])
-        memory.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
-    bars = time.barh(places, [row["seconds"]["median"] for row in rows], 0.6, color=common.GREEN)
-    time.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
-    memory.set_yticks(places, [f"{row['size'] or given.images} at a time" for row in rows])
-    memory.invert_yaxis()
-    for axes, words in ((memory, "GiB at the peak"), (time, f"seconds, window {given.window}")):
-        axes.set_xlabel(words, fontsize=9)
-        axes.margins(x=0.15)
-        axes.tick_params(labelsize=8)
-    memory.legend(fontsize=8, frameon=False, loc="lower right")
+        bars = axes.barh([p + shift for p in places], values, 0.38, color=color, label=names[key])
+        axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
+    axes.set_yticks(places, [f"{row['size'] or given.images} of {given.images} images at a time" for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("GiB at the peak, above what was held before", fontsize=9)
+    axes.margins(x=0.12)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
     common.save(figure, given)
 
 
@@ -76,7 +73,7 @@ def main() -> None:
     good = [row for row in rows if "failed" not in row]
     for row in good:
         first, held = (row[key]["median"] / 2**30 for key in ("first_bytes", "held_bytes"))
-        print(f"{row['size'] or given.images:5d} at a time: {first:.2f} GiB, then {held:.2f} GiB, {row['seconds']['median']:.2f} s")
+        print(f"{row['size'] or given.images:5d} at a time: {first:.2f} GiB, then {held:.2f} GiB")
     draw(good, given)
     common.write(given, QUESTION, settings, rows, network=f"ConvNet-3 of width {given.width}, Adam")
     common.finish(given, rows)
