@@ -16,7 +16,7 @@ from torch import Tensor
 from distilkit import fields
 from distilkit.data.augmentation import Augmentation
 from distilkit.data.augmentation.base import sample_each
-from distilkit.errors import Change, CombinationError
+from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
 from distilkit.functional.losses import CrossEntropy, Loss
 from distilkit.functional.optimizers import Optimizer
@@ -131,7 +131,7 @@ class Learner:
         if self.micro_batch is None:
             return
         if getattr(self.network, "norm", None) == "batch":
-            raise _mixed(self, [Change("learner.network.norm", "instance")])
+            raise _mixed(self, 'norm="instance"')
         if self.augment is not None and not getattr(self.augment, "by_image", False):
             raise CombinationError(
                 f"micro_batch = {self.micro_batch} takes inner batches apart, and {type(self.augment).__name__} does not say that it "
@@ -148,7 +148,7 @@ class Learner:
         bind = getattr(self.network, "bind", None)
         bound = fields.evolve(self, network=bind(image_shape, classes)) if bind else self
         if self.micro_batch is not None and _mixes_images(bound.network, image_shape):
-            raise _mixed(self, [])
+            raise _mixed(self, "micro_batch=None")
         return bound
 
     def with_network(self, network: Network, image_shape: tuple[int, ...], classes: int) -> Learner:
@@ -317,12 +317,11 @@ def _mixes_images(network: Network, image_shape: tuple[int, ...]) -> bool:
     return not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(together.abs().max()))
 
 
-def _mixed(learner: Learner, changes: list[Change]) -> CombinationError:
+def _mixed(learner: Learner, fix: str) -> CombinationError:
     return CombinationError(
         f"micro_batch = {learner.micro_batch} takes inner batches apart, and {type(learner.network).__name__} normalises over the batch: "
         "the parts would not add up to the whole.",
-        fix=None if changes else "micro_batch=None",
-        changes=changes,
+        fix=fix,
     )
 
 

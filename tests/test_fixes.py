@@ -404,7 +404,7 @@ CASES = {
         lambda _: dk.Learner(dk.MLP(), batch_per_class=3).draw(dk.Stream(0), torch.arange(2), (1, 4, 4)), dk.Learner
     ),
     "classes of a minibatch": Case(lambda _: dk.Learner(dk.MLP(), classes_per_step=3).bind((1, 4, 4), 2), dk.Learner),
-    "parts of batches that are normalised": Case(lambda _: dk.Learner(dk.ConvNet(norm="batch"), micro_batch=2), dk.Learner),
+    "parts of batches that are normalised": Case(lambda _: dk.Learner(dk.ConvNet(norm="batch"), micro_batch=2), dk.ConvNet),
     "parts of a module's batches": Case(lambda _: of_batches().bind((1, 4, 4), 2), dk.Learner),
     "parts of batches that are mixed": Case(lambda _: dk.Learner(dk.MLP(), augment=Mixed(), micro_batch=2), names={"by_image": True}),
     "parts that are kept": Case(lambda _: in_parts(dk.ReplayAdjoint(keep_last=2))),
