@@ -332,7 +332,8 @@ class Distiller:
     def cpu_threads(self, state: DistillerState) -> int:
         """CPU threads of `run`: what `threads` says, or what a forward pass on the set at a state is worth."""
         fresh = partial(self.bound.init, self.stream.fold("threads"), device=self.torch_device)
-        return self.threads or process.threads_for(lambda: self.bound.logits(fresh().params, state.leaves.images))
+        images = state.leaves.images[: self.bound.micro_batch]
+        return self.threads or process.threads_for(lambda: self.bound.logits(fresh().params, images))
 
     def execution(self, piece: Piece) -> Execution:
         """How the inner steps of a piece are run: what the unroller's "auto" stands for there."""

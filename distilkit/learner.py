@@ -6,7 +6,7 @@ its minibatch and the augmentation, is a `Draw`, made before the step and replay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from distilkit.errors import CombinationError
 from distilkit.functional import optimizers
 from distilkit.functional.losses import CrossEntropy, Loss
 from distilkit.functional.optimizers import Optimizer
+from distilkit.functional.parts import Part, micro_batches
 from distilkit.functional.pytrees import Layout, to_device
 from distilkit.functional.streams import Stream, Streams
 from distilkit.networks.base import Network
@@ -49,6 +50,14 @@ class Draw(NamedTuple):
         """The same draw on a device."""
         moved: Draw = to_device(self, device)
         return moved
+
+    def part(self, some: slice) -> Draw:
+        """That of some of the images of the step, which are given by themselves. What an augmentation has drawn once holds for all."""
+
+        def taken(drawn: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+            return drawn and {name: x if len(x) == 1 else x[some] for name, x in drawn.items()}
+
+        return Draw(None, taken(self.augment), self.rate, taken(self.network))
 
     @property
     def in_dims(self) -> Draw:
@@ -93,6 +102,9 @@ class Learner:
         augment: augmentation of the distilled images in every inner step, or None.
         batch_per_class: distilled images of each class in an inner step, drawn without replacement; None takes all.
         classes_per_step: classes in an inner step, drawn without replacement; None takes all.
+        micro_batch: distilled images that go through the network at one time, at most. An inner step on more of them takes them in parts,
+            one after the other: its loss is still the mean over all, and nothing is left out, so that the meta-gradient is the same to
+            rounding, in the memory of a part. None takes them together.
         learn_lr: learn the inner learning rate too; it starts at `optimizer.lr`.
         lr_steps: with `learn_lr`, how many rates are learned, one for each of the first inner steps; later steps take the last. 1 learns
             one for all steps. A rate of a step that no window holds stays at `optimizer.lr`.
@@ -109,12 +121,23 @@ class Learner:
     augment: Augmentation | None = fields.slot("augmentation", default=None, optional=True)
     batch_per_class: int | None = fields.integer(default=None, least=1, optional=True)
     classes_per_step: int | None = fields.integer(default=None, least=1, optional=True)
+    micro_batch: int | None = fields.integer(default=None, least=1, optional=True)
     learn_lr: bool = fields.flag(default=False)
     lr_steps: int = fields.integer(default=1, least=1)
 
     def __attrs_post_init__(self) -> None:
         if self.lr_steps > 1 and not self.learn_lr:
             raise CombinationError(f"lr_steps = {self.lr_steps} learns no rate where learn_lr = false.", fix="learn_lr = true")
+        if self.micro_batch is None:
+            return
+        if getattr(self.network, "norm", None) == "batch":
+            raise _mixed(self, 'norm="instance"')
+        if self.augment is not None and not getattr(self.augment, "by_image", False):
+            raise CombinationError(
+                f"micro_batch = {self.micro_batch} takes inner batches apart, and {type(self.augment).__name__} does not say that it "
+                "changes each image by itself, with draws whose first dimension is that of the images.",
+                fix="by_image = True  # in the class of the augmentation, if it does",
+            )
 
     def bind(self, image_shape: tuple[int, ...], classes: int) -> Learner:
         """This learner with its network made for images of this shape and this many classes."""
@@ -123,7 +146,16 @@ class Learner:
                 f"classes_per_step = {self.classes_per_step}, and the data has {classes} classes.", fix=f"classes_per_step = {classes}"
             )
         bind = getattr(self.network, "bind", None)
-        return fields.evolve(self, network=bind(image_shape, classes)) if bind else self
+        bound = fields.evolve(self, network=bind(image_shape, classes)) if bind else self
+        if self.micro_batch is not None and _mixes_images(bound.network, image_shape):
+            raise _mixed(self, "micro_batch=None")
+        return bound
+
+    def with_network(self, network: Network, image_shape: tuple[int, ...], classes: int) -> Learner:
+        """This learner, bound, with another network; one that normalises over the batch takes the images of a step together."""
+        plain = fields.evolve(self, network=network, micro_batch=None).bind(image_shape, classes)
+        mixed = self.micro_batch is None or _mixes_images(plain.network, image_shape)
+        return plain if mixed else fields.evolve(plain, micro_batch=self.micro_batch)
 
     @cached_property
     def layout(self) -> Layout:
@@ -213,6 +245,18 @@ class Learner:
             return int(counts.clamp_max(each).sum())
         return each * min(self.classes_per_step, len(present))
 
+    def at_a_time(self, count: int) -> int | None:
+        """Images in the largest part of an inner batch of so many; None where they are taken together."""
+        most = self.micro_batch
+        return None if most is None or count <= most else -(-count // -(-count // most))
+
+    def parts(self, images: Tensor, labels: Tensor, draw: Draw) -> Iterator[Part]:
+        """The micro-batches of an inner step, each taken from the set, images (N, ...) and labels (N, K), when its turn comes."""
+        count = len(images) if draw.rows is None else len(draw.rows)
+        for some in micro_batches(count, self.micro_batch or count):
+            rows = some if draw.rows is None else draw.rows[some]
+            yield Part((some.stop - some.start) / count, rows, images[rows], labels[rows], draw.part(some))
+
     def logits(self, params: Tensor, images: Tensor, numerics: Numerics | None = None, drawn: dict[str, Tensor] | None = None) -> Tensor:
         """Network output: params (P,), images (N, ...) -> (N, K).
 
@@ -240,9 +284,14 @@ class Learner:
         return value
 
     def grad(self, params: Tensor, distilled: TrainingData, draw: Draw) -> Tensor:
-        """Gradient of the inner loss: (P,)."""
-        gradient: Tensor = torch.func.grad(self.objective)(params, distilled.images, distilled.labels, draw)
-        return gradient
+        """Gradient of the inner loss: (P,), the sum over micro-batches where there are several."""
+        count = len(distilled.images) if draw.rows is None else len(draw.rows)
+        gradient_of = torch.func.grad(self.objective)
+        if self.at_a_time(count) is None:
+            gradient: Tensor = gradient_of(params, distilled.images, distilled.labels, draw)
+            return gradient
+        parts = self.parts(distilled.images, distilled.labels, draw)
+        return sum((part.share * gradient_of(params, part.images, part.labels, part.draw) for part in parts), torch.zeros_like(params))
 
     def update(self, state: LearnerState, grads: Tensor, log_lr: Tensor | None = None) -> LearnerState:
         """One optimiser step, out of place; `log_lr` () is the logarithm of the learning rate where that is learned."""
@@ -257,6 +306,23 @@ class Learner:
             self.require_rates(distilled.log_lr)
         log_lr = None if distilled.log_lr is None else rate_of(distilled.log_lr, draw)
         return self.update(state, self.grad(state.params, distilled, draw), log_lr)
+
+
+def _mixes_images(network: Network, image_shape: tuple[int, ...]) -> bool:
+    """Whether the logits of an image depend on the images beside it."""
+    images = Stream(0, ("beside",)).normal(4, *image_shape)
+    params = network.init(Stream(0, ("beside",)))
+    with torch.no_grad():
+        together, alone = network.apply(params, images)[:2], network.apply(params, images[:2])
+    return not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(together.abs().max()))
+
+
+def _mixed(learner: Learner, fix: str) -> CombinationError:
+    return CombinationError(
+        f"micro_batch = {learner.micro_batch} takes inner batches apart, and {type(learner.network).__name__} normalises over the batch: "
+        "the parts would not add up to the whole.",
+        fix=fix,
+    )
 
 
 def _with_draw(network: Any, drawn: dict[str, Tensor], params: dict[str, Tensor], images: Tensor) -> Tensor:

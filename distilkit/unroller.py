@@ -25,10 +25,9 @@ from distilkit.unroll.adjoints import (
     ReplayAdjoint,
     Shared,
     Step,
-    measured_step,
-    step,
 )
 from distilkit.unroll.execution import AnyPrecision, Compile, Execution, ProgramCache, Switch, choose, require_values
+from distilkit.unroll.inner import measured_step, step
 from distilkit.unroll.precision import PROBED
 from distilkit.unroll.problem import Drawn, draws, problem, start
 
@@ -98,14 +97,30 @@ class Unroller:
         """How the functions of a step are run, for a bound learner and inner batches of a shape (B, ...): what "auto" stands for.
 
         Raises:
-            CombinationError: CUDA graphs without a GPU; a learner that is not a value.
+            CombinationError: CUDA graphs without a GPU; a learner that is not a value; an adjoint that cannot take images in parts.
         """
         require_values(self, learner)
+        if learner.at_a_time(shape[0]) is not None:
+            self._require_parts(learner, shape[0])
         whole = isinstance(self.adjoint, AutogradAdjoint)  # whose window is always run as it is
         precision = "float32" if whole and self.precision == "auto" else self.precision
         together = (self.one_after_the_other() if ranks.current().joined else self).side_by_side
         found = choose(learner, self.compile, self.channels_last, together, precision, self.networks_per_step, shape, device)
         return found._replace(why=f"{found.why}; the window as it is, by AutogradAdjoint") if whole else found
+
+    def _require_parts(self, learner: Learner, images: int) -> None:
+        """Refuse an adjoint that would hold what the learner takes in parts all at once."""
+        adjoint = self.adjoint
+        if isinstance(adjoint, ReplayAdjoint) and not adjoint.keep_last:
+            return
+        name, change = type(adjoint).__name__, Change("unroller.adjoint", {"kind": "ReplayAdjoint"})
+        if isinstance(adjoint, ReplayAdjoint):
+            name, change = f"keep_last = {adjoint.keep_last}", Change("unroller.adjoint.keep_last", 0)
+        raise CombinationError(
+            f"learner.micro_batch = {learner.micro_batch} takes the {images} images of an inner step in parts, and {name} does not: it "
+            "would hold on to what all of them compute.",
+            changes=[change],
+        )
 
     def one_after_the_other(self) -> Unroller:
         """With the networks of a step taken one after the other, as they are with any number of processes.

@@ -46,7 +46,7 @@ BESIDE = {
     ("adaptive", "truncation"),
 }
 # A module that must not know what its room may: an adjoint takes any pure functions, and is tested without a learner.
-APART = {("unroll/adjoints.py", "learner"), ("unroll/offload.py", "learner")}
+APART = {("unroll/adjoints.py", "learner"), ("unroll/inner.py", "learner"), ("unroll/offload.py", "learner")}
 # The only import upward: `Distiller.run` is another name of `dk.run`, three lines that import it when they are called, and its types.
 DOORS = {("distiller", "runs")}
 NO_TORCH_AT_TOP = {"errors", "fields", "progress", "spec", "report", "cli", "__main__"}

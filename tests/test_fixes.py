@@ -106,7 +106,8 @@ def check_options(words, command):
             tree = {"data": {"kind": "Digits"}, "learner": {"network": {"kind": "MLP"}, "optimizer": {"kind": "Adam"}}}
             path, _, value = after.partition("=")
             assert path in set(known_paths(dk.Distiller, tree)), path
-            tomlkit.parse(f"x = {value}")
+            if not re.fullmatch(r"[a-z]\w*", value):  # a bare word is a text
+                tomlkit.parse(f"x = {value}")
 
 
 def check_change(changes):
@@ -233,6 +234,28 @@ def arrays(per_class=3, **changes):
 def of_bytes():
     images = np.arange(6 * 16, dtype=np.uint8).reshape(6, 1, 4, 4)
     return {"train_images": images, "test_images": images}
+
+
+class Mixed:
+    """An augmentation that may mix images."""
+
+    def sample(self, stream, shape):
+        return {}
+
+    def apply(self, images, draw):
+        return images
+
+
+def of_batches():
+    """A learner that takes images in parts, of a module that normalises over the batch."""
+    module = dk.Functional(lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 2)), batch_norm="batch")
+    return dk.Learner(module, micro_batch=2)
+
+
+def in_parts(*adjoint, **settings):
+    """How inner steps on four images would be run, two at a time."""
+    inner = dk.Learner(dk.MLP(hidden=(2,)), dk.SGD(lr=0.1), micro_batch=2).bind((1, 4, 4), 2)
+    return dk.Unroller(*adjoint, **settings).execution(inner, (4, 1, 4, 4), torch.device("cpu"))
 
 
 class OfTheBatch:
@@ -381,6 +404,12 @@ CASES = {
         lambda _: dk.Learner(dk.MLP(), batch_per_class=3).draw(dk.Stream(0), torch.arange(2), (1, 4, 4)), dk.Learner
     ),
     "classes of a minibatch": Case(lambda _: dk.Learner(dk.MLP(), classes_per_step=3).bind((1, 4, 4), 2), dk.Learner),
+    "parts of batches that are normalised": Case(lambda _: dk.Learner(dk.ConvNet(norm="batch"), micro_batch=2), dk.ConvNet),
+    "parts of a module's batches": Case(lambda _: of_batches().bind((1, 4, 4), 2), dk.Learner),
+    "parts of batches that are mixed": Case(lambda _: dk.Learner(dk.MLP(), augment=Mixed(), micro_batch=2), names={"by_image": True}),
+    "parts that are kept": Case(lambda _: in_parts(dk.ReplayAdjoint(keep_last=2))),
+    "parts of a whole window": Case(lambda _: in_parts(dk.AutogradAdjoint())),
+    "parts of networks side by side": Case(lambda _: in_parts(networks_per_step=2, side_by_side="on")),
     "no learning rate": Case(lambda _: dk.Learner(dk.MLP(), learn_lr=True).update(None, None), dk.Learner.update),
     "a class for a value": Case(lambda _: dk.Learner(dk.MLP), dk.Learner),
     "Nesterov without momentum": Case(lambda _: dk.SGD(nesterov=True), dk.SGD),

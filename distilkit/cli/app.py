@@ -149,7 +149,7 @@ app.add_typer(looking.commands)
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run, a set that comes with distilkit, or one in a format of others.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run or its URL, a set that comes with distilkit, or one of others.")],
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="Real data: arrays such as CIFAR10.npz, or a kind such as CIFAR10.")
     ] = None,
@@ -191,7 +191,7 @@ app.add_typer(sharing.commands)
 
 @app.command()
 def sheet(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, a set that comes with distilkit, or an imported one.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run or its URL, a set that comes with distilkit, or an imported one.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -222,7 +222,7 @@ def sheet(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs and studies, side by side where there are several.")
+        list[Path], typer.Argument(metavar="RUN...", help="Folders or URLs of runs and studies, side by side where there are several.")
     ],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page; by default report.html in the first folder.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Write it anew whenever a run has written, until the runs are finished.")] = False,

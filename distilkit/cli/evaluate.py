@@ -28,6 +28,7 @@ from distilkit.runs.open import pipeline_of, refuse_to_be_told
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats, is_run, says_all
+from distilkit.storage.remote import brought
 
 
 def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None, output: Output) -> None:
@@ -56,7 +57,8 @@ def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], o
 
 def _show(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None, output: Output) -> None:
     with output.progress() as progress:
-        found = assemble(path, **case, progress=progress)
+        with brought(path) as here:
+            found = assemble(here, **case, progress=progress)
         names, rates = options.pop("networks"), options.pop("rates")
         networks = parse_networks(names, rates, found.learner, found.evaluation)
         result = evaluate(found, networks=networks, progress=progress, **options)
@@ -185,18 +187,17 @@ def _recipe_text(recipe: str) -> str:
 
 
 def source_of(words: str, like: Any = None) -> Any:
-    """The data source that is meant by a kind or a path, with the preprocessing of another source, if there is one."""
-    preprocessing = getattr(like, "preprocessing", None)
-    given = {} if preprocessing is None else {"preprocessing": preprocessing}
+    """The data source that is meant by a kind or a path, preprocessed and kept in memory as another source is, if there is one."""
+    given = {name: value for name in ("preprocessing", "store") if (value := getattr(like, name, None)) is not None}
     if words in kinds.KINDS["data"]:
-        return like if kinds.kind_of("data", like) == words else kinds.resolve("data", words)(**given)
+        return like if kinds.kind_of("data", like) == words else evolved(kinds.resolve("data", words)(), **given)
     if not Path(words).expanduser().exists():
         near = nearest(words, kinds.KINDS["data"])
         raise DistilkitError(
             f"--data {words} is neither a file or folder nor a kind of data: {listing(list(kinds.KINDS['data']))}.",
             fix=f"--data {near}" if near else None,
         )
-    return Arrays(words, **given)
+    return evolved(Arrays(words), **given)
 
 
 def in_space(source: Any, distilled: DistilledSet, *, held_out: bool) -> Any:

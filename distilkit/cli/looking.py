@@ -15,17 +15,23 @@ commands = typer.Typer()
 
 
 @commands.command()
-def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or a study.")], as_json: Json = False) -> None:
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or a study, or the URL of a copy.")], as_json: Json = False
+) -> None:
     """Tell what is stored of a run: how far it is, its accuracies, and where everything lies."""
     from distilkit import storage
     from distilkit.cli.rows import run_values
     from distilkit.cli.tables import evaluation_table, results_table
+    from distilkit.storage.remote import url_of
 
-    tree, folder = storage.open(run), folder_of(run)
+    tree, folder, url = storage.open(run), folder_of(run), url_of(run)
     found = run_values(tree, folder)
+    if url is not None:
+        found |= {"folder": url, "files": [url]}
     shown: list[Any] = []
     if "status" in found:
-        state = "finished" if found["status"] == "finished" else f"stopped; distilkit resume {shlex.quote(str(folder))} goes on"
+        goes_on = f"stopped; distilkit resume {shlex.quote(str(folder))} goes on" if url is None else "under way, or stopped"
+        state = "finished" if found["status"] == "finished" else goes_on
         shown.append(f"{found['title']}: {found['outer_steps']} outer steps, {state}")
     if "tests" in found:
         evaluation = tree["evaluation"].to_dataset()

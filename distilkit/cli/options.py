@@ -96,10 +96,11 @@ def numbers_of(option: str, words: str | None, least: int) -> list[int]:
 
 def folder_of(run: Path) -> Path:
     """The folder for what is made of a run."""
+    from distilkit.storage.remote import url_of
     from distilkit.storage.shipped import comes_with_distilkit
 
-    if comes_with_distilkit(run):
-        return Path("runs") / run.name  # a folder of its own name would hide the set
+    if comes_with_distilkit(run) or url_of(run):
+        return Path("runs") / (run.parent if run.suffix == ".zarr" else run).name  # a folder of its own name would hide the set
     return run.parent if run.suffix == ".zarr" else run
 
 

@@ -10,8 +10,9 @@ import xarray as xr
 
 from distilkit import storage
 from distilkit.cli.output import Output
-from distilkit.errors import RunError
+from distilkit.errors import CombinationError, RunError
 from distilkit.report import page
+from distilkit.storage.remote import url_of
 from distilkit.storage.store import find
 
 POLL = 3.0  # seconds between two looks at the files of runs, and after which a browser loads the page anew
@@ -31,10 +32,12 @@ def show_report(runs: Sequence[Path], target: Path, output: Output, *, watch: bo
     Raises:
         RunError: there is nothing to tell of; when it watches, a folder that is there may still be without results.
     """
+    if watch and (urls := [url for path in runs if (url := url_of(path))]):
+        raise CombinationError(f"--watch looks at folders of this machine, and {urls[0]} is a URL.", fix=f"distilkit report {urls[0]}")
     if watch:
         _watch(runs, target, output)
     else:
-        page({path.as_posix(): storage.open(path) for path in runs}, target)
+        page({url_of(path) or path.as_posix(): storage.open(path) for path in runs}, target)
     output.answer({"file": target}, f"Look at   {target}", written=target)
 
 

@@ -16,6 +16,7 @@ from distilkit.progress import Progress
 from distilkit.report import images_shown, require_picture
 from distilkit.runs.sheets import draw_sheet, tree_of
 from distilkit.storage import is_run
+from distilkit.storage.remote import brought
 
 
 def show_sheet(path: Path, out: Path, case: dict[str, Any], output: Output, *, which: Any, rows: int | None, real: int | None) -> None:
@@ -31,7 +32,7 @@ def show_sheet(path: Path, out: Path, case: dict[str, Any], output: Output, *, w
         real: real images of each class beside them; with 0, the data of a run is not needed. An imported set knows none: it is given.
     """
     require_picture(out)
-    with output.progress() as progress:
+    with output.progress() as progress, brought(path) as path:
         if is_run(path):
             tree = storage.open(path)
             depth = images_shown(tree, which, rows)

@@ -60,7 +60,7 @@ class Measurement:
         """CPU threads of a network."""
         batch = self.training.batch(self.learner, Stream(0))
         fresh = self.learner.init(Stream(0), device=batch.device).params
-        return self.threads or process.threads_for(lambda: self.learner.logits(fresh, batch))
+        return self.threads or process.threads_for(lambda: self.learner.logits(fresh, batch[: self.learner.micro_batch]))
 
     def units(self) -> list[slice]:
         """Which networks can be taken apart from each other to the same bits: each, unless they are trained or tested side by side."""

@@ -26,8 +26,8 @@ from distilkit.data.pixels import Pixels
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState
 from distilkit.programs.programs import Programs
-from distilkit.unroll.adjoints import OuterVariables, step
 from distilkit.unroll.execution import Compile, Execution, Precision, ProgramCache, choose, require_values
+from distilkit.unroll.inner import OuterVariables, step
 from distilkit.unroll.problem import by_step, on_device, problem, start
 
 logger = logging.getLogger("distilkit")
@@ -163,7 +163,9 @@ def side_by_side(learner: Learner, batch: Tensor, networks: int) -> int:
         batch: (B, ...), the images of a training step.
         networks: how many there are.
     """
-    kind, work = batch.device.type, cost(learner, batch)
+    if networks > 1 and learner.at_a_time(len(batch)) is not None:
+        return 1
+    kind, work = batch.device.type, cost(learner, batch[: learner.micro_batch])
     if networks == 1 or work.operations > process.SMALL_WORK.get(kind, 0):
         return 1
     fits = _memory(batch.device) // max(2 * work.bytes, 1)  # twice: what is kept, and its gradients

@@ -39,6 +39,7 @@ WAYS = (
     "threads",
     "deterministic",
     "evaluation.compile",
+    "learner.micro_batch",
     *(f"unroller.{name}" for name in ("adjoint", "channels_last", "compile", "micro_batches", "side_by_side")),
 )
 COLUMNS = ("outer_step", "outer_loss", "meta_gradient_norm", "clip_scale", "seconds", "stage", "attempts")  # of a StepInfo

@@ -25,6 +25,7 @@ from distilkit.programs.partition import partition
 from distilkit.programs.programs import CAPTURED
 from distilkit.truncation import Window
 from distilkit.unroll.adjoints import ReplayAdjoint, cotangents_like, end_program, kept_program
+from distilkit.unroll.inner import programs_in_parts
 from distilkit.unroll.problem import draws, start
 
 WINDOWS = 200  # outer steps whose windows are drawn, to know how long they are
@@ -127,8 +128,12 @@ def piece_from_shapes(distiller: Distiller, piece: Piece, drawn: list[Window], l
         name, function, *_ = end_program(unroller.problem(learner, 1, execution))
         alive, kept = peak_bytes(programs.recording(name, function, (fresh.params, *real))), 0
         coming = cotangents_like(*one_step)
-        if isinstance(unroller.adjoint, ReplayAdjoint) and not unroller.adjoint.keep_last and not keeping:
-            name, function, *_ = unroller.adjoint.back_program(problem)
+        replay = unroller.adjoint if isinstance(unroller.adjoint, ReplayAdjoint) else None
+        if execution.micro_batch and replay:
+            work = programs_in_parts(problem, replay.hessian_product, *one_step)
+            alive = max(alive, *(peak_bytes(programs.recording(*one)) for one in work)) + _bytes(leaves)  # to which its gradient is added
+        elif replay and not replay.keep_last and not keeping:
+            name, function, *_ = replay.back_program(problem)
             alive = max(alive, peak_bytes(programs.recording(name, function, (*one_step, *coming))))
         else:
             name, function, *_ = kept_program(problem)
@@ -202,11 +207,25 @@ def advice_for(distiller: Distiller, found: Plan) -> tuple[tuple[str, Change], .
     parts = next((p for p in range(2 * unroller.micro_batches, size + 1) if size % p == 0), size)
     if parts > unroller.micro_batches and getattr(distiller.learner.network, "norm", None) != "batch":
         lines.append(("take the real batch in smaller parts", Change("unroller.micro_batches", parts)))
+    lines += _smaller_inner_batch(distiller, found, replay)
     if unroller.precision == "float32":
         lines.append(("bfloat16 halves feature maps, but for step 0", Change("unroller.precision", "bfloat16")))
     if distiller.learner.batch_per_class is None and distiller.per_class > 1:
         lines.append(("draw a minibatch in each inner step", Change("learner.batch_per_class", 1)))
     return tuple(lines)
+
+
+def _smaller_inner_batch(distiller: Distiller, found: Plan, replay: ReplayAdjoint | None) -> list[tuple[str, Change]]:
+    """To take the images of an inner step in parts, where that is what takes the memory, and can be."""
+    learner, stage = distiller.learner, distiller.stages[-1]
+    count = learner.inner_batch_size(distiller.sampling_groups(stage))
+    now = learner.at_a_time(count) or count
+    room = 0.8 * found.available - found.baseline_bytes - found.trajectory_bytes
+    size = max(1, min(now // 2, int(now * room / max(1, found.step_peak))))
+    by_itself = getattr(learner.network, "norm", None) != "batch" and getattr(learner.augment, "by_image", learner.augment is None)
+    if replay is None or replay.keep_last or now == 1 or not by_itself:
+        return []
+    return [(f"take the {count} images of an inner step in parts: exact, a quarter more time", Change("learner.micro_batch", size))]
 
 
 def _adjoint(adjoint: ReplayAdjoint, **changes: int) -> Change:

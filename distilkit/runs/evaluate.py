@@ -32,6 +32,7 @@ from distilkit.progress import Progress
 from distilkit.runs.open import pipeline_of
 from distilkit.runs.sheets import tree_of
 from distilkit.storage import layout
+from distilkit.storage.remote import brought, url_of
 from distilkit.storage.store import holds_results, is_run, is_set, require_writable, says_all
 from distilkit.storage.workers import Workers
 from distilkit.unroll.execution import ProgramCache
@@ -79,8 +80,8 @@ def evaluate(
     """Train fresh networks on a distilled set and test them on real images.
 
     Args:
-        distilled: a set; the folder of a run, whose selected set it is; the name of a set that comes with distilkit; or the path of an
-            imported one, with `data` and `learner`.
+        distilled: a set; the folder of a run, or the URL of its copy, whose selected set it is; the name of a set that comes with
+            distilkit; or the path of an imported one, with `data` and `learner`.
         data: a bundle, or a source such as `Arrays("cifar10.npz", preprocessing=distilled.preprocessing)`. A run's own when left out.
         learner: how networks are trained. A run's own when left out.
         evaluation: the protocol. A run's own when left out.
@@ -189,6 +190,9 @@ def _case(
 ) -> EvaluationInput:
     if isinstance(given, EvaluationInput):
         return given
+    if url_of(given) is not None:
+        with brought(given) as here:
+            return _case(here, data, learner, evaluation, seed, trust, device)
     title, split, threads = "distilled", Stream(seed), None
     if not isinstance(given, DistilledSet):
         if not (says_all(given) or is_set(given)):
@@ -226,7 +230,7 @@ def _per_network(case: EvaluationInput, networks: Mapping[str, Any] | None) -> d
     for name, given in networks.items():
         network, optimizer = given if isinstance(given, tuple) else (given, None)
         evaluation = case.evaluation if optimizer is None else fields.evolve(case.evaluation, optimizer=optimizer)
-        learner = fields.evolve(case.learner, network=network).bind(shape, classes)
+        learner = case.learner.with_network(network, shape, classes)
         judges[name] = attrs.evolve(case, learner=learner, evaluation=evaluation)
     return judges
 

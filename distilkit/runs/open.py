@@ -11,6 +11,7 @@ from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, RunError, listing
 from distilkit.storage import formats, shipped
+from distilkit.storage.remote import require_here
 
 
 def refuse_to_be_told(path: Any, **options: str | None) -> None:
@@ -75,6 +76,7 @@ def pipeline_of(
     """
     if shipped.comes_with_distilkit(path):
         return specs.load(path, overrides, trust=trust)
+    require_here(path)
     place = Path(path)
     written = (place.parent if place.suffix == ".zarr" else place) / "spec.toml"
     if not written.is_file():

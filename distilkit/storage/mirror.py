@@ -1,8 +1,9 @@
 """A copy of a run's folder at a URL: a bucket, a server, whatever fsspec reaches; for machines that are lent, and whose disks go with them.
 
-While the run goes on, spec.toml and the checkpoints are sent, each a file that is there whole or not at all. Results and figures follow
-when it ends or is stopped; the store's root, without which it cannot be opened, last. A machine whose folder of the run holds nothing
-fetches all that is there, and goes on.
+While the run goes on, spec.toml and the checkpoints are sent, each a file that is there whole or not at all; and now and then the results,
+some hundred files, so that they take a twentieth of the time at most. All of it follows when the run ends or is stopped. The store's root,
+without which it cannot be opened, is taken away first and sent last. A machine whose folder of the run holds nothing fetches all that
+is there, and goes on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 from distilkit.errors import ResourceError, RunError
+from distilkit.storage.remote import file_system
 from distilkit.storage.store import NAME
 
 logger = logging.getLogger("distilkit")
@@ -26,6 +26,8 @@ logger = logging.getLogger("distilkit")
 Result = TypeVar("Result")
 
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries of what has failed
+RESULTS_EVERY = 60.0  # seconds at least between two times that results are sent while a run goes on
+RESULTS_SHARE = 20  # of the time, one part in so many at most
 ROOT = f"{NAME}/zarr.json"
 SPEC = "spec.toml"
 CHECKPOINTS = "checkpoints/"
@@ -52,13 +54,8 @@ class Mirror:
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url, self.folder = url, folder
-        try:
-            self._there, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:  # of which the first says what to install
-            raise RunError(
-                f"{url} cannot be reached: {error}", fix="pip install s3fs  # or gcsfs, adlfs: what fsspec needs for it"
-            ) from error
-        self._root = str(root).rstrip("/")
+        self._there, self._root = file_system(url)
+        self._results_due = 0.0
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of change of each file that is there as it is here
 
     def fetch(self) -> bool:
@@ -75,6 +72,8 @@ class Mirror:
                 raise RunError(f"{self.url} holds a copy of another run than {self.folder}.", fix=f"--mirror {self.url}-2")
             self._sent = dict.fromkeys(names, (-1, -1))  # there, and perhaps not as it is here
             return False
+        if ROOT not in names:  # a store that was being sent when its machine was lost: the checkpoints have all of it
+            names = [name for name in names if not name.startswith(f"{NAME}/")]
         for name in names:
             target = self.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,12 +86,14 @@ class Mirror:
         return bool(names)
 
     def send(self, *, ended: bool = False) -> None:
-        """Send what has changed: spec and checkpoints, and where the run has ended all of it. What is here no more is taken away there.
+        """Send what has changed: spec and checkpoints; where it is time, or the run has ended, all of it. What is gone here goes there too.
 
         Raises:
             ResourceError: it cannot be written there.
         """
-        here = {name: path for name, path in self._here().items() if ended or not name.startswith(f"{NAME}/")}
+        began = time.monotonic()
+        whole = ended or began >= self._results_due
+        here = {name: path for name, path in self._here().items() if whole or not name.startswith(f"{NAME}/")}
         changed = [name for name, path in here.items() if self._sent.get(name) != self._state(path)]
         store = [name for name in changed if name.startswith(f"{NAME}/")]
         if store and ROOT in self._sent:
@@ -103,8 +104,11 @@ class Mirror:
             state = self._state(here[name])
             self._tried(f"send {name}", partial(self._put, here[name], name))
             self._sent[name] = state
-        for name in [name for name in self._sent if name not in here and (ended or name.startswith(CHECKPOINTS))]:
+        for name in [name for name in self._sent if name not in here and (whole or name.startswith(CHECKPOINTS))]:
             self._remove(name)
+        if whole:
+            now = time.monotonic()
+            self._results_due = now + max(RESULTS_EVERY, RESULTS_SHARE * (now - began))
 
     def _here(self) -> dict[str, Path]:
         """The files of the run, by their names below its folder."""

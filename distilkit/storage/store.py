@@ -28,6 +28,7 @@ from distilkit.storage import shipped
 from distilkit.storage.checkpoint import sync_folder
 from distilkit.storage.integrity import CHECKED, damage, write_sealed
 from distilkit.storage.layout import FORMAT_VERSION, group_of_set, require_which
+from distilkit.storage.remote import brought, require_here, url_of
 from distilkit.storage.sets import from_group
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def open(run: str | os.PathLike[str]) -> xr.DataTree:
     """Open the results of a run, without loading torch.
 
     Args:
-        run: the folder of a run, or its `results.zarr`.
+        run: the folder of a run, or its `results.zarr`; or the URL of its copy, such as s3://bucket/runs/mine, which is brought here first.
 
     Returns:
         The tree, loaded into memory, so that a run that goes on writing does not change it. For more than memory holds, use
@@ -79,7 +80,11 @@ def open(run: str | os.PathLike[str]) -> xr.DataTree:
 
     Raises:
         RunError: there is no store there, it is not one of ours, or a newer distilkit wrote it.
+        ResourceError: a URL cannot be read.
     """
+    if url_of(run) is not None:
+        with brought(run) as here:
+            return open(here)
     for _ in range(10):  # a run that writes at this very moment moves the store away under our hands: look again
         store = find(run)
         before = store.stat().st_ino
@@ -124,7 +129,7 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
     """Load the distilled set of a run: the very tensors that were stored, and their preprocessing.
 
     Args:
-        run: the folder of a run, or its `results.zarr`; the name of a set that comes with distilkit, such as
+        run: the folder of a run, or its `results.zarr`, or the URL of its copy; the name of a set that comes with distilkit, such as
             "fast/cifar10-ipc1", whose preprocessing is fitted when data is loaded in its space; or what `distilkit import` or
             `distilkit export` has written with a lossless copy: see `is_set`.
         which: "auto", the one that was judged: the best on validation, or the last where there was no validation; "best", the same, or
@@ -134,6 +139,9 @@ def load(run: str | os.PathLike[str], which: Literal["auto", "best", "last"] = "
         RunError: there is no such set in the run.
     """
     require_which(which)
+    if url_of(run) is not None:
+        with brought(run) as here:
+            return load(here, which)
     if shipped.comes_with_distilkit(run) or is_set(run):
         if which != "auto":
             raise RunError(f"which = {which!r} cannot be for {os.fspath(run)!r}: it is one set.", changes=[Change("which", "auto")])
@@ -224,6 +232,7 @@ def find(run: str | os.PathLike[str]) -> Path:
             return store
         if old.is_dir():  # a kill between the two renames: `new` is whole, unless a person took it away
             return new if new.is_dir() else old
+    require_here(run)
     if not Path(run).exists():
         raise RunError(f"There is no run at {os.fspath(run)!r}: the path does not exist (looked for {store}).")
     raise RunError(f"There are no results at {os.fspath(run)!r}: looked for {store} and {old.name}, which an interrupted write leaves.")

@@ -160,8 +160,8 @@ def _template(
 
 def bound(pipeline: Distiller, network: Any) -> Learner:
     """A network, or a whole learner, bound to the pipeline's data."""
-    learner = network if isinstance(network, Learner) else fields.evolve(pipeline.learner, network=network)
-    return learner.bind(pipeline.bundle.image_shape, pipeline.bundle.num_classes)
+    shape, classes = pipeline.bundle.image_shape, pipeline.bundle.num_classes
+    return network.bind(shape, classes) if isinstance(network, Learner) else pipeline.learner.with_network(network, shape, classes)
 
 
 def fingerprint(made: DistilledSet) -> str:

@@ -7,83 +7,29 @@ that its memory is flat in the window but for that trajectory (docs/adjoint.md d
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from distilkit import fields
-from distilkit.errors import CombinationError, GradientError
+from distilkit.errors import CombinationError
 from distilkit.functional.pytrees import split_floating, tensor_map
 from distilkit.programs.programs import Programs
+from distilkit.unroll.inner import (
+    HessianProduct,
+    InnerProblem as InnerProblem,
+    OuterVariables as OuterVariables,
+    back_in_parts,
+    product,
+    step as step,
+    summed,
+    update_and_pullback,
+)
 from distilkit.unroll.offload import Offload
 
-HessianProduct = Literal["reverse-over-reverse", "forward-over-reverse"]
-
 Place = Literal["device", "host"]
-
-
-class OuterVariables(NamedTuple):
-    """The outer variables: the floating tensors that a meta-gradient is taken with respect to.
-
-    images (N, ...) and labels (N, K) enter the inner loss; log_lr (), the logarithm of the inner learning rate, or (steps,) where each of
-    the first steps has one of its own, the update.
-    """
-
-    images: Tensor
-    labels: Tensor
-    log_lr: Tensor
-
-
-class InnerProblem(NamedTuple):
-    """The inner problem as pure functions.
-
-    loss(theta, images, labels, draw) -> ();  update(theta, state, gradient, log_lr, draw) -> (theta, state);
-    outer(theta, images, labels) -> ().  `name` tells problems apart that are one but for their precision. `plain` is the same problem
-    with images in the usual layout, to fall back to; None where this one has that layout. `fused` says that a compiler will join
-    operations: gradients that nobody differentiates are then made of many small ones all the same, and else of as few as torch has.
-    """
-
-    loss: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
-    update: Callable[[Tensor, Any, Tensor, Tensor, Any], tuple[Tensor, Any]]
-    outer: Callable[[Tensor, Tensor, Tensor], Tensor]
-    name: str = ""
-    plain: InnerProblem | None = None
-    fused: bool = False
-
-    @property
-    def ways(self) -> tuple[InnerProblem, ...]:
-        """This problem, and what to fall back to."""
-        return (self,) if self.plain is None else (self, self.plain)
-
-    def step(self, theta: Tensor, state: Any, leaves: OuterVariables, draw: Any) -> tuple[Tensor, Any]:
-        """One inner step: the new (theta, state)."""
-        gradient = self._gradient(self.loss, theta, leaves.images, leaves.labels, draw)[0]
-        return self.update(theta, state, gradient, leaves.log_lr, draw)
-
-    def measured_step(self, theta: Tensor, state: Any, leaves: OuterVariables, draw: Any) -> tuple[Tensor, Any, Tensor]:
-        """One inner step, and the norm () of its gradient."""
-        gradient = self._gradient(self.loss, theta, leaves.images, leaves.labels, draw)[0]
-        return *self.update(theta, state, gradient, leaves.log_lr, draw), gradient.norm()
-
-    def end(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The outer loss, and its gradient with respect to theta."""
-        gradient, loss = self._gradient(self.outer, theta, images, labels)
-        return loss, gradient
-
-    def _gradient(self, function: Callable[..., Tensor], theta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        """The gradient with respect to theta, and the value.
-
-        `torch.func.grad` makes a gradient that can be differentiated once more: of a norm, twenty operations. A pullback is that only where
-        somebody records it, and else takes torch's single one.
-        """
-        if self.fused:
-            return torch.func.grad_and_value(function)(theta, *rest)
-        value, pull = torch.func.vjp(lambda th: function(th, *rest), theta)[:2]
-        return pull(torch.ones_like(value))[0], value
 
 
 class Step(NamedTuple):
@@ -173,6 +119,8 @@ class ReplayAdjoint:
             had begun there: adaptive truncation (Aicher, Foti and Fox 2019), with a bias that is small where lam goes on falling. 0 goes
             all the way. On a GPU each step back then waits for its norm.
 
+    An inner step whose images are taken in parts (`Learner.micro_batch`) is gone back through in the same parts.
+
     >>> ReplayAdjoint().hessian_product
     'reverse-over-reverse'
     """
@@ -241,7 +189,8 @@ class ReplayAdjoint:
                 segment.append(step(programs, problem)(*segment[-1], leaves, draw))
             for t, (problem, draw) in reversed([*enumerate(segment_steps, begin)]):
                 theta, state = segment.pop()
-                back = programs(*self.back_program(problem))
+                whole = problem.parts is None
+                back = programs(*self.back_program(problem)) if whole else back_in_parts(programs, problem, self.hessian_product)
                 lam, sig, total = back(theta, state, leaves, draw, lam, sig, total)
                 lam = lam + early[t][1] if t in early else lam
                 if self.decay and lam.norm() < least:
@@ -264,32 +213,13 @@ class ReplayAdjoint:
         def forward(
             theta: Tensor, state: Any, leaves: OuterVariables, draw: Any, lam: Tensor, sig: list[Tensor], total: OuterVariables
         ) -> tuple[Tensor, list[Tensor], OuterVariables]:
-            _load_forward_rules()
-            gradients = torch.func.grad(problem.loss, argnums=(0, 1, 2))
             gradient = torch.func.grad(problem.loss)(theta, leaves.images, leaves.labels, draw)
             _, pull_update = update_and_pullback(problem, theta, state, gradient, leaves.log_lr, draw)
             pulled, sig, v, d_log_lr = pull_update(lam, sig)
-            try:
-                product = torch.func.jvp(lambda th: gradients(th, leaves.images, leaves.labels, draw), (theta,), (v,))[1]
-            except NotImplementedError as error:
-                raise GradientError(
-                    f"An operation of the network has no forward derivative: {str(error).splitlines()[0]}",
-                    fix='dk.ReplayAdjoint(hessian_product="reverse-over-reverse")',
-                ) from error
-            h, d_images, d_labels = product
-            return pulled + h, sig, _sum(total, d_images, d_labels, d_log_lr)
+            h, d_images, d_labels = product(problem, self.hessian_product)(theta, leaves.images, leaves.labels, draw, v)
+            return pulled + h, sig, summed(total, d_images, d_labels, d_log_lr)
 
         return forward if self.hessian_product == "forward-over-reverse" else reverse
-
-
-def step(programs: Programs, problem: InnerProblem) -> Callable[..., tuple[Tensor, Any]]:
-    """One inner step, made fast: (theta, state, leaves, draw) -> (theta, state)."""
-    return programs(f"step {problem.name}", *(way.step for way in problem.ways))
-
-
-def measured_step(programs: Programs, problem: InnerProblem) -> Callable[..., tuple[Tensor, Any, Tensor]]:
-    """The same with the norm of its gradient, made fast: (theta, state, leaves, draw) -> (theta, state, norm)."""
-    return programs(f"measured step {problem.name}", *(way.measured_step for way in problem.ways))
 
 
 def step_vjp(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], Callable[..., Any]]]:
@@ -311,7 +241,7 @@ def step_vjp(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], C
         def back(lam: Tensor, sig: list[Tensor], total: OuterVariables) -> tuple[Tensor, list[Tensor], OuterVariables]:
             pulled, before, v, d_log_lr = pull_update(lam, sig)
             h, d_images, d_labels = pull(v)
-            return pulled + h, before, _sum(total, d_images, d_labels, d_log_lr)
+            return pulled + h, before, summed(total, d_images, d_labels, d_log_lr)
 
         return new, back
 
@@ -321,10 +251,6 @@ def step_vjp(problem: InnerProblem) -> Callable[..., tuple[tuple[Tensor, Any], C
 def cotangents_like(theta: Tensor, state: Any, leaves: OuterVariables, _: Any) -> tuple[Tensor, list[Tensor], OuterVariables]:
     """Tensors that look like the cotangents and sums (lam, sig, total) after a step of these arguments; none is one of those."""
     return tensor_map(torch.clone, (theta, split_floating(state)[0], leaves))  # type: ignore[no-any-return]
-
-
-def _sum(total: OuterVariables, images: Tensor, labels: Tensor, log_lr: Tensor) -> OuterVariables:
-    return OuterVariables(total.images + images, total.labels + labels, total.log_lr + log_lr)
 
 
 def _outer(end: OuterLoss, theta: Tensor, programs: Programs) -> tuple[Tensor, Tensor]:
@@ -357,31 +283,3 @@ def kept_program(problem: InnerProblem) -> tuple[Any, ...]:
 def end_program(problem: InnerProblem) -> tuple[Any, ...]:
     """The name of the program of the outer loss and its gradient, and its function in each way."""
     return f"end {problem.name}", *(way.end for way in problem.ways)
-
-
-@cache
-def _load_forward_rules() -> None:
-    """The first forward derivative of a process makes torch load its rules, which warns about torch's own use of jit."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
-        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
-
-
-def update_and_pullback(
-    problem: InnerProblem, theta: Tensor, state: Any, gradient: Tensor, log_lr: Tensor, draw: Any
-) -> tuple[tuple[Tensor, Any], Callable[[Tensor, list[Tensor]], tuple[Tensor, list[Tensor], Tensor, Tensor]]]:
-    """An update, and its pullback.
-
-    Returns:
-        the new (theta, state), and a function from cotangents (lam, sig) of them to those of (theta, floating leaves of the state,
-        gradient, log_lr).
-    """
-    floats, rebuild = split_floating(state)
-
-    def update(th: Tensor, st: list[Tensor], g: Tensor, lr: Tensor) -> tuple[tuple[Tensor, list[Tensor]], Any]:
-        th, new = problem.update(th, rebuild(st), g, lr, draw)
-        return (th, split_floating(new)[0]), new
-
-    (new_theta, new_floats), pullback, new = torch.func.vjp(update, theta, floats, gradient, log_lr, has_aux=True)  # type: ignore[misc]
-    return (new_theta, split_floating(new)[1](new_floats)), lambda lam, sig: pullback((lam, sig))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distilkit import process
-from distilkit.errors import CombinationError
+from distilkit.errors import Change, CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner, Numerics
 from distilkit.programs.programs import CAPTURED, Programs
@@ -45,6 +45,7 @@ class Execution(NamedTuple):
         side_by_side: whether the networks of an outer step are stacked, or taken one after the other.
         precision: of the arithmetic inside of the network: "float32", "tf32" or "bfloat16".
         why: the reason, for people.
+        micro_batch: images of an inner step that are taken at one time, at most; None takes them together.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Execution(NamedTuple):
     side_by_side: bool
     precision: str
     why: str
+    micro_batch: int | None = None
 
     @property
     def numerics(self) -> Numerics:
@@ -63,6 +65,7 @@ class Execution(NamedTuple):
         parts += [self.precision] if self.precision != "float32" else []
         parts += ["channels last"] if self.channels_last else []
         parts += ["networks side by side"] if self.side_by_side else []
+        parts += [f"at most {self.micro_batch} images at a time"] if self.micro_batch else []
         return f"{', '.join(parts)} ({self.why})"
 
 
@@ -112,13 +115,23 @@ def choose(
         side_by_side: "auto", "on" or "off".
         precision: "auto", "float32", "tf32" or "bfloat16".
         networks: networks in an outer step.
-        shape: of the images of an inner step, (B, ...).
+        shape: of the images of an inner step, (B, ...). What is picked is for those that are taken at one time.
         device: where the work is done.
         calls: how many steps there will be; building programs is not worth a few.
 
     Raises:
-        CombinationError: CUDA graphs without a GPU; a layout asked for that networks side by side cannot have.
+        CombinationError: CUDA graphs without a GPU; a layout asked for that networks side by side cannot have; networks side by side that
+            take their images in parts.
     """
+    if (some := learner.at_a_time(shape[0])) is not None:
+        if side_by_side == "on" and networks > 1:
+            raise CombinationError(
+                f"learner.micro_batch = {learner.micro_batch} takes the {shape[0]} images of an inner step in parts, and side_by_side = "
+                f'"on" stacks {networks} networks, which take them together.',
+                changes=[Change("unroller.side_by_side", "off")],
+            )
+        part = choose(learner, compile, channels_last, "off", precision, networks, (some, *shape[1:]), device, calls)
+        return part._replace(micro_batch=some)
     if channels_last == "on" and side_by_side == "on" and networks > 1:
         raise CombinationError(
             'channels_last = "on" and side_by_side = "on" do not go together: stacked networks have no such layout.',

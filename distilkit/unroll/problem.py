@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from distilkit.functional import optimizers
+from distilkit.functional.parts import Part
 from distilkit.functional.pytrees import stack, to_device
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState, Numerics, rate_of
 from distilkit.programs.programs import COMPILED
-from distilkit.unroll.adjoints import InnerProblem
 from distilkit.unroll.execution import Execution
+from distilkit.unroll.inner import InnerProblem, OuterVariables
 
 
 def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *, own_sets: bool = False) -> InnerProblem:
@@ -45,8 +46,11 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *
         value: Tensor = learner.loss(learner.logits(theta, images, numerics), labels)
         return value
 
+    def parts(leaves: OuterVariables, draw: Draw) -> Iterable[Part]:
+        return learner.parts(leaves.images, leaves.labels, draw)
+
     if not execution.side_by_side:
-        return InnerProblem(loss, update, outer, name, plain, fused)
+        return InnerProblem(loss, update, outer, name, plain, fused, parts if execution.micro_batch else None)
 
     own = 0 if own_sets else None
 

@@ -317,6 +317,14 @@ def _processes(record: Record) -> str:
     return _markdown(["processes", "networks", "parts", "s a meta-gradient", "the model", "ratio", "n"], rows)
 
 
+def _micro_batches(record: Record) -> str:
+    total, rows = record["settings"]["images"], []
+    for row in record["rows"]:
+        first, held = (f"{row[key]['median'] / 2**30:.2f}" for key in ("first_bytes", "held_bytes"))
+        rows.append([f"{row['size'] or total} of {total}", first, held, row["held_bytes"]["n"]])
+    return _markdown(["images at a time", "GiB while programs are built", "GiB after that", "n"], rows)
+
+
 def _networks(record: Record) -> str:
     return _markdown(TWO_WAYS, [_two_ways(row, row["name"], row["times_faster"]) for row in record["rows"] if "times_faster" in row])
 
@@ -387,4 +395,5 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "evaluation": _evaluation,
     "judging": _judging,
     "processes": _processes,
+    "micro_batches": _micro_batches,
 }

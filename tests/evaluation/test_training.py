@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
 from distilkit.evaluation import TrainingSet, accuracy, train, training_set
 from distilkit.evaluation.baselines import chosen_images, full_data
-from distilkit.evaluation.training import Mode, cost, side_by_side
+from distilkit.evaluation.training import Mode, cost, groups, side_by_side
 from distilkit.unroll.execution import ProgramCache
 
 MLP = dk.MLP(hidden=(32,))
@@ -138,6 +139,22 @@ def test_several_learned_rates_are_used_in_turn(ten: DistilledSet, digits: DataB
                 loss = nn.functional.cross_entropy(learner.logits(theta, training.images), training.labels)
                 theta = (theta - rates[min(t, 2)] * torch.autograd.grad(loss, theta)[0]).detach().requires_grad_()
             assert torch.allclose(params, theta, atol=1e-6)
+
+
+def test_parts_train_as_the_whole_does(ten: DistilledSet, digits: DataBundle) -> None:
+    """Two parts of ten images, and four at a time of a minibatch of 32; never side by side."""
+    for name, training, size in (("MLP", training_set(ten, digits), 5), ("ConvNet, flip_rotate", full_data(digits, 32), 4)):
+        learner = LEARNERS[name].bind(digits.image_shape, 10)
+        inner = attrs.evolve(learner, micro_batch=size)
+        assert groups(inner, training, streams(2)) == [slice(0, 1), slice(1, 2)]
+        (_, whole), (_, parts) = (next(train(one, training, streams(2), (5,))) for one in (learner, inner))
+        assert torch.allclose(logits(learner, whole, digits), logits(learner, parts, digits), atol=1e-4)
+
+
+def test_a_judge_that_normalises_over_the_batch_takes_it_whole() -> None:
+    inner = dk.Learner(CONVNET, micro_batch=4)
+    sizes = [inner.with_network(dk.ConvNet(width=8, depth=2, norm=norm), (1, 8, 8), 10).micro_batch for norm in ("batch", "instance")]
+    assert sizes == [None, 4]
 
 
 def test_accuracy_counts_every_image_once(digits: DataBundle, monkeypatch: pytest.MonkeyPatch) -> None:

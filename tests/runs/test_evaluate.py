@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 import distilkit as dk
 from distilkit import process
 from distilkit.cli.app import app
-from distilkit.cli.evaluate import assemble, parse_networks
+from distilkit.cli.evaluate import assemble, parse_networks, source_of
 from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.distilled import DistilledSet
+from distilkit.data.pixels import Pixels
 from distilkit.errors import CombinationError, DistilkitError, FieldError, RunError
 from distilkit.evaluation import measure, training_set
 from distilkit.storage import formats
@@ -235,6 +236,17 @@ def test_a_set_of_the_authors_from_the_command_line(tmp_path: Path) -> None:
     assert "no number of steps was selected" in said
     assert f"{float(result.paper_protocol):.4f}" in said
     assert "FlipRotate" in json.loads(result.attrs["protocol"])["learner"]
+
+
+def test_other_data_is_kept_as_the_recipe_says(tmp_path: Path) -> None:
+    """Images of a file stay bytes where those of the recipe do, and so do those of another kind that can."""
+    file, data, recipe = written(tmp_path)
+    case = assemble(file, data=str(data), recipe=str(recipe), overrides=["data.store=uint8"])
+    assert isinstance(case.data.train.images, Pixels)
+    assert (case.data.train.images.preprocessing, len(case.data.train)) == (case.data.preprocessing, 80)
+    bytes_ = dk.CIFAR10(store="uint8", preprocessing=dk.Whiten())
+    assert source_of("CIFAR100", bytes_) == dk.CIFAR100(store="uint8", preprocessing=dk.Whiten())
+    assert source_of("Digits", bytes_) == dk.Digits(preprocessing=dk.Whiten())
 
 
 def test_soft_labels_of_the_authors(tmp_path: Path) -> None:

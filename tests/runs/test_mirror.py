@@ -1,20 +1,25 @@
 """A copy of a run at a URL: whole after failures, fetched where there is nothing, and opened from there."""
 
+import json
 import random
 import re
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import distilkit as dk
+from distilkit import storage
 from distilkit.errors import ResourceError, RunError
-from distilkit.storage import mirror as module
+from distilkit.runs.open import pipeline_of
+from distilkit.storage import mirror as module, remote
 from distilkit.storage.mirror import Mirror
 from tests.commands import distilkit
 from tests.studies.test_studies import tiny
@@ -158,6 +163,69 @@ def test_a_url_of_no_kind_is_told(tmp_path):
         tiny().run(tmp_path / "run", mirror="nothing://there")
 
 
+def readable(url, folder, cwd):
+    """What is read from a URL is what lies in the folder that it is a copy of."""
+    xr.testing.assert_identical(dk.open(url), dk.open(folder))
+    assert torch.equal(dk.load(f"{url}/results.zarr").images, dk.load(folder).images)
+    assert dk.evaluate(url, evaluation=dk.Evaluation(seeds=1, steps=(2,))).accuracy.shape == (1, 1)
+    shown = distilkit("show", url, "--json", cwd=cwd)
+    assert json.loads(shown.stdout)["folder"] == url, shown.stderr
+
+
+def test_it_is_read_from_there(tmp_path, url):
+    """Finished, and as it goes on: results are sent with the first checkpoint, and later when they have become cheap beside the run."""
+    tiny().run(tmp_path / "run", mirror=f"{url}/run")
+    readable(f"{url}/run", tmp_path / "run", tmp_path)
+    judged = distilkit("evaluate", f"{url}/run", "--steps", "2", "--seeds", "1", cwd=tmp_path)
+    assert judged.returncode == 0, judged.stderr
+    assert distilkit("report", f"{url}/run", cwd=tmp_path).returncode == 0
+    assert f"{url}/run" in (tmp_path / "runs/run/report.html").read_text()
+    again = Mirror(f"{url}/again", tmp_path / "run")
+    again.send()
+    assert files_at(f"{url}/again") == files_in(tmp_path / "run")
+    (tmp_path / "run/results.zarr/zarr.json").touch()
+    sent = []
+    again._put = lambda path, name: sent.append(name)
+    again.send()
+    assert not sent
+
+
+def test_what_cannot_be_read_is_told(tmp_path, url, monkeypatch):
+    monkeypatch.setattr(remote, "PAUSES", (0.0,))
+    with pytest.raises(RunError, match=f"There is no run at {url}"):
+        dk.load(url)
+    fsspec.filesystem("memory").pipe_file(f"{url}/checkpoints/step-000000001.safetensors", b"")
+    with pytest.raises(RunError, match=r"no results at .* but checkpoints"):
+        dk.open(url)
+    fsspec.filesystem("memory").pipe_file(f"{url}/results.zarr/zarr.json", b"{}")
+    with pytest.raises(RunError, match="damaged, or was being sent"):
+        dk.open(url)
+    with pytest.raises(RunError, match="nothing://there cannot be reached"):
+        dk.load("nothing://there")
+    for refuses in (storage.verify, pipeline_of):
+        with pytest.raises(RunError, match="is a URL, and this needs a folder"):
+            refuses(url)
+    for error, words in ((FileNotFoundError("The specified bucket does not exist"), "bucket"), (PermissionError("Access Denied"), "AWS_")):
+        monkeypatch.setattr(fsspec.filesystem("memory"), "find", partial(raising, error))
+        told = distilkit("show", url, cwd=tmp_path)
+        assert words in told.stderr
+        assert "Traceback" not in told.stderr
+
+
+def raising(error, *_):
+    raise error
+
+
+def test_half_a_store_is_not_fetched(tmp_path, url):
+    """A machine was lost while it sent results: what goes on elsewhere writes them anew."""
+    tiny().run(tmp_path / "one", mirror=url, stop_after=0.001)
+    there, root = fsspec.core.url_to_fs(url)
+    there.rm_file(f"{root}/results.zarr/zarr.json")
+    tree = tiny().run(tmp_path / "two", mirror=url)
+    assert tree.attrs["finished"]
+    assert files_at(url) == files_in(tmp_path / "two")
+
+
 def test_the_command_has_it(tmp_path, url):
     words = ["digits", "--set", "outer.steps=2", "--set", "evaluation.seeds=1", "--set", "evaluation.baselines=[]", "--mirror", url]
     assert distilkit("run", *words, "--out", "one", cwd=tmp_path).returncode == 0
@@ -194,3 +262,6 @@ def test_a_bucket(tmp_path):
     assert files_at(url) == files_in(tmp_path / "two")
     there = xr.open_datatree(f"{url}/results.zarr", engine="zarr")
     np.testing.assert_array_equal(there["history"]["outer_loss"], tree["history"]["outer_loss"])
+    readable(url, tmp_path / "two", tmp_path)
+    with pytest.raises(RunError, match="There is no run at s3://nobucket/run"):
+        dk.load("s3://nobucket/run")

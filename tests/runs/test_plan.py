@@ -33,8 +33,8 @@ def digits(**parts):
     return dk.Distiller(**(settings | parts))
 
 
-@pytest.mark.parametrize("keep_last", [0, 2])
-def test_what_the_estimate_records_is_not_recorded_again(monkeypatch, keep_last):
+@pytest.mark.parametrize(("keep_last", "micro_batch"), [(0, None), (2, None), (0, 5)])
+def test_what_the_estimate_records_is_not_recorded_again(monkeypatch, keep_last, micro_batch):
     """A run tells at its start what memory it will take, from the programs that it is about to build; it must not pay for them twice."""
     unroller = dk.Unroller(dk.ReplayAdjoint(keep_last=keep_last), compile="trace")
     real, recorded = programs.record, []
@@ -42,7 +42,7 @@ def test_what_the_estimate_records_is_not_recorded_again(monkeypatch, keep_last)
 
     def count(look):
         recorded.clear()
-        distiller = digits(unroller=unroller)
+        distiller = digits(unroller=unroller, learner=dk.Learner(dk.MLP(hidden=(16,)), dk.Adam(lr=0.01), micro_batch=micro_batch))
         if look:
             estimate.from_shapes(distiller)
         _, info = distiller.step(distiller.init())
@@ -293,6 +293,18 @@ def test_advice_can_be_typed(monkeypatch, tmp_path):
         for _, change in advice:
             _, override = shlex.split(option(change))
             assert spec.load(path, [override]) != distiller
+
+
+def test_parts_of_an_inner_step_take_less_memory():
+    """By shapes: ten images at a time of a set of a hundred, where the real batch is small beside it."""
+    parts = {"images": dk.Images(per_class=10), "outer": dk.Outer(steps=5, batch_size=10)}
+    network = dk.ConvNet(width=8, depth=1)
+    whole, some = (
+        estimate.from_shapes(digits(learner=dk.Learner(network, dk.Adam(lr=0.01), micro_batch=size), **parts)) for size in (None, 10)
+    )
+    assert "at most 10 images at a time" in some.execution
+    assert some.step_peak < whole.step_peak / 4
+    assert some.trajectory_bytes == whole.trajectory_bytes
 
 
 def test_room_to_spare_is_used_to_keep_steps():

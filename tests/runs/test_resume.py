@@ -185,7 +185,8 @@ def test_another_spec_is_refused_with_what_differs(tmp_path):
     tiny(outer=dk.Outer(steps=1)).run(tmp_path / "run")
     with pytest.raises(RunError, match=r"seed: 0 there, 1 here(.|\n)*run-2"):
         tiny(outer=dk.Outer(steps=1), seed=1).run(tmp_path / "run")
-    again = tiny(outer=dk.Outer(steps=2), unroller=dk.Unroller(micro_batches=2, compile="trace"))
+    inner = attrs.evolve(tiny().learner, micro_batch=4)
+    again = tiny(outer=dk.Outer(steps=2), unroller=dk.Unroller(micro_batches=2, compile="trace"), learner=inner)
     assert dk.run(again, tmp_path / "run")["history"].sizes["outer_step"] == 2  # how it is done may change
     with pytest.raises(RunError, match="holds a run already"):
         dk.run(tiny(outer=dk.Outer(steps=1)), tmp_path / "run", resume="never")

@@ -42,15 +42,16 @@ def card(captured_as):
     return captured_as("cudagraph")
 
 
-def meta_gradients(unroller, optimizer, ends=1):
+def meta_gradients(unroller, optimizer, ends=1, micro_batch=None):
     """Those of all windows, one after the other with the same graphs, each beside its truth."""
     inner = learner(optimizer, depth=2, batch_per_class=2, learn_lr=True, augment=dk.FlipRotate())
     leaves, batch, classes = problem(lr=optimizer.lr)
     unroller = dk.evolve(unroller, compile="trace")
     truth = dk.Unroller(dk.AutogradAdjoint(), compile="eager", networks_per_step=unroller.networks_per_step, side_by_side="off")
     for window in (*WINDOWS, WINDOWS[0]):
-        arguments = (inner, leaves, window, batch, dk.Stream(5), classes)
-        yield unroller.meta_gradient(*arguments, ends=ends), truth.meta_gradient(*arguments, ends=ends)
+        arguments = (leaves, window, batch, dk.Stream(5), classes)
+        in_parts = dk.evolve(inner, micro_batch=micro_batch)
+        yield unroller.meta_gradient(in_parts, *arguments, ends=ends), truth.meta_gradient(inner, *arguments, ends=ends)
 
 
 def agrees(found, truth, least=1e-12):
@@ -66,6 +67,12 @@ def test_graphs_that_share_memory_give_the_meta_gradient(card, unroller, optimiz
     assert card.replays >= 50
     assert len({id(stream) for stream in card.used}) == 1  # torch shares memory among graphs of one stream
     assert len(card.pools) == 1
+
+
+def test_parts_of_a_step_are_graphs_too(card):
+    for found, truth in meta_gradients(UNROLLERS["replay"], OPTIMIZERS["Adam"], micro_batch=2):
+        assert agrees(found, truth)
+    assert card.captures == 5  # a gradient, an update, its pullback, a product, the end
 
 
 def one_not_copied(monkeypatch):

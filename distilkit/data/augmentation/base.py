@@ -15,7 +15,8 @@ class Augmentation(Protocol):
     """A random change of images, in two parts, so that it can be replayed.
 
     One whose `sample` takes `Streams` as well as a `Stream`, and stacks what it draws, may say so with a class attribute
-    `takes_streams = True`: the draws of many steps are then made together.
+    `takes_streams = True`: the draws of many steps are then made together. One that changes each image by itself, and whose draws have an
+    entry for each image in their first dimension, or one for all, may say so by `by_image = True`: `Learner.micro_batch` needs that.
     """
 
     def sample(self, stream: Stream, shape: tuple[int, ...], /) -> dict[str, torch.Tensor]:

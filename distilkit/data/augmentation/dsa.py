@@ -56,6 +56,7 @@ class DSA:
     """
 
     takes_streams: ClassVar[bool] = True
+    by_image: ClassVar[bool] = True
     strategy: str = fields.text(default="color_crop_cutout_flip_scale_rotate")
     siamese: bool = fields.flag(default=True)
     mode: Mode = fields.choice(Mode, default="single")

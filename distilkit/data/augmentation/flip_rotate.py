@@ -33,6 +33,7 @@ class FlipRotate:
     """
 
     takes_streams: ClassVar[bool] = True
+    by_image: ClassVar[bool] = True
     degrees: float = fields.number(default=15.0, least=0, most=180)
 
     def sample(self, stream: AnyStream, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
