@@ -94,7 +94,7 @@ def test_an_imported_set_is_drawn(run, tmp_path, format):
     assert done.returncode == 0, done.stderr
     alone = tmp_path / ("set-sheet.png" if format == "safetensors" else "set/sheet.png")
     assert done.stdout.endswith(f"Look at   {alone.relative_to(tmp_path)}\n")
-    done = distilkit("sheet", name, "--data", "Digits", "--out", "beside.png", cwd=tmp_path)
+    done = distilkit("sheet", name, "--data", "Digits", "--nearest", "--real", "1", "--out", "beside.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shapes = [matplotlib.image.imread(path).shape for path in (alone, tmp_path / "beside.png")]
     assert shapes[1] > shapes[0]  # real images are beside them
@@ -127,6 +127,9 @@ MISTAKES = {
     "no such data": (["import", "THEIRS", "--out", "a.safetensors", "--data", "Digitz"], "Try: --data Digits"),
     "a set without its recipe": (["evaluate", "OURS"], "Try: --recipe"),
     "real images of nowhere": (["sheet", "OURS", "--real", "2"], "Try: --data CIFAR10.npz"),
+    "what a set started from": (["sheet", "OURS", "--before"], "Try: distilkit sheet RUN --before"),
+    "what a run started from, by other data": (["sheet", "RUN", "--before", "--data", "Digits"], "--data gives others"),
+    "nearest of nowhere": (["sheet", "OURS", "--nearest"], "Try: --data CIFAR10.npz"),
     "a value of no spec": (["sheet", "OURS", "--set", "seed=1"], "has no spec"),
     "one of several sets": (["sheet", "OURS", "--which", "last"], "it is one set"),
 }
