@@ -34,6 +34,7 @@ from distilkit.cli.new import write_spec
 from distilkit.cli.options import shard_of
 from distilkit.cli.output import Output
 from distilkit.cli.sheet import show_sheet
+from distilkit.runs.stated import stated_pipeline
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import require_finite
@@ -506,6 +507,8 @@ CASES = {
     "real data of a command": Case(lambda path: read_with_data(path), "import"),
     "a newer description": Case(lambda path: formats.read(newer_folder(path))),
     "no real images for a sheet": Case(lambda path: sheet_of(own_file(path)), "sheet"),
+    "a network of somebody's own": Case(lambda _: stated_pipeline({"data": "Digits", "training": {"network": "Net()"}}), "evaluate"),
+    "data that no name stands for": Case(lambda _: stated_pipeline({"data": "mine", "training": {}}), "evaluate"),
     "no start for a sheet": Case(lambda path: sheet_of(own_file(path), before=True), "sheet"),
     "another start for a sheet": Case(lambda path: sheet_of(write_run(path), data="Digits", before=True), "sheet"),
     "several rates": Case(lambda path: formats.write(attrs.evolve(distilled(), inner_lr=(0.1, 0.2)), path / "x", "mtt")),
