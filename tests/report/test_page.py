@@ -164,15 +164,17 @@ def test_the_command(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it(tmp_path, width):
-    """It says nothing on its console, and what it draws is no empty page."""
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_a_browser_shows_it(tmp_path, width, scheme):
+    """It says nothing on its console, and what it draws is no empty page, on paper of the colour that is asked for."""
     page = report.page({"one": tree(), **studied()}, tmp_path / "page.html")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", f"--window-size={width},3000"]
+    command.append(f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}")
     done = subprocess.run(
         [*command, f"--screenshot={tmp_path / 'page.png'}", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
     assert "CONSOLE" not in done.stderr
     shot = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
     assert shot.shape == (3000, width)
-    assert (shot < 128).mean() > 0.005
+    assert 0.005 < (shot < 128).mean() < 0.995
+    assert (np.median(shot) < 50) == (scheme == "dark")
