@@ -34,7 +34,6 @@ from distilkit.cli.new import write_spec
 from distilkit.cli.options import shard_of
 from distilkit.cli.output import Output
 from distilkit.cli.sheet import show_sheet
-from distilkit.runs.stated import stated_pipeline
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import require_finite
@@ -47,6 +46,7 @@ from distilkit.report import require_picture
 from distilkit.runs.evaluate import require_free
 from distilkit.runs.loggers import Tracker, named
 from distilkit.runs.open import with_pipeline
+from distilkit.runs.stated import stated_pipeline
 from distilkit.spec.hints import known_paths
 from distilkit.storage import checkpoint, formats, grid, layout
 from distilkit.storage.workers import share_out

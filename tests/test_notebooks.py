@@ -9,7 +9,8 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 NAMES = ("first_set", "open_results")  # the second opens what the first has made
 # Two outer steps and two networks in place of a minute.
-SHORTER = ('spec.load("digits")', 'spec.load("digits", ["outer.steps=2", "evaluation.every=1", "evaluation.seeds=2", "evaluation.steps=[5]"])')
+CHANGES = ["outer.steps=2", "evaluation.every=1", "evaluation.seeds=2", "evaluation.steps=[5]"]
+SHORTER = ('spec.load("digits")', f'spec.load("digits", {CHANGES})')
 
 
 def test_these_are_all_and_they_hold_no_outputs():

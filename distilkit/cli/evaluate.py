@@ -30,7 +30,6 @@ from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats, is_run, says_all
 
-
 STANDS_IN = "Digits"  # for data that a path gives
 
 

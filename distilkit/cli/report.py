@@ -68,7 +68,8 @@ def _real(path: str, count: int) -> Pictures | str:
 def _watch(runs: Sequence[Path], target: Path, output: Output, real: int) -> None:
     trees: dict[str, xr.DataTree] = {}
     seen: list[tuple[int, int] | None] = []
-    said, beside = "", {}
+    beside: dict[str, Pictures | str] = {}
+    said = ""
     try:
         while True:
             now = [_written(path) for path in runs]

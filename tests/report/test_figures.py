@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -153,7 +154,7 @@ def test_no_two_images_of_a_sheet_overlap(classes: int, depth: int, real: int, s
         layers = [grid.places(number, layer) for layer in range(stack)]
         assert all(len(places) >= depth for places in layers)
         assert len(grid.places_beside(number)) >= real
-        for y, x in [*sum(layers, []), *grid.places_beside(number)]:
+        for y, x in [*itertools.chain(*layers), *grid.places_beside(number)]:
             assert y >= 0
             assert x + grid.width <= grid.size[1]
             assert y + grid.height <= grid.size[0]
