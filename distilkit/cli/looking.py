@@ -19,7 +19,7 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of 
     """Tell what is stored of a run: how far it is, its accuracies, and where everything lies."""
     from distilkit import storage
     from distilkit.cli.rows import run_values
-    from distilkit.cli.tables import evaluation_table, results_table
+    from distilkit.cli.tables import evaluation_table, results_table, training_words
 
     tree, folder = storage.open(run), folder_of(run)
     found = run_values(tree, folder)
@@ -30,7 +30,7 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of 
     if "tests" in found:
         evaluation = tree["evaluation"].to_dataset()
         shown.append(evaluation_table(evaluation, found["title"]) if "training_steps" in evaluation.coords else results_table(tree))
-    Output(as_json=as_json).answer(found, *shown, *(f"  {path}" for path in found["files"]))
+    Output(as_json=as_json).answer(found, *shown, *(f"  {path}" for path in found["files"]), *training_words(found))
 
 
 @commands.command()
