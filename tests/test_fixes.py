@@ -46,6 +46,7 @@ from distilkit.report import require_picture
 from distilkit.runs.evaluate import require_free
 from distilkit.runs.loggers import Tracker, named
 from distilkit.runs.open import with_pipeline
+from distilkit.runs.stated import stated_pipeline
 from distilkit.spec.hints import known_paths
 from distilkit.storage import checkpoint, formats, grid, layout
 from distilkit.storage.workers import share_out
@@ -535,6 +536,10 @@ CASES = {
     "real data of a command": Case(lambda path: read_with_data(path), "import"),
     "a newer description": Case(lambda path: formats.read(newer_folder(path))),
     "no real images for a sheet": Case(lambda path: sheet_of(own_file(path)), "sheet"),
+    "a network of somebody's own": Case(lambda _: stated_pipeline({"data": "Digits", "training": {"network": "Net()"}}), "evaluate"),
+    "data that no name stands for": Case(lambda _: stated_pipeline({"data": "mine", "training": {}}), "evaluate"),
+    "no start for a sheet": Case(lambda path: sheet_of(own_file(path), before=True), "sheet"),
+    "another start for a sheet": Case(lambda path: sheet_of(write_run(path), data="Digits", before=True), "sheet"),
     "several rates": Case(lambda path: formats.write(attrs.evolve(distilled(), inner_lr=(0.1, 0.2)), path / "x", "mtt")),
     "no rate to learn": Case(lambda _: dk.Learner(dk.MLP(), lr_steps=3), dk.Learner),
     "folder is there": Case(lambda path: (text(path / "x"), formats.write(distilled(), path, "mtt"))),
@@ -604,8 +609,9 @@ def read_with_data(path):
     return sharing.read(dc(path, labels=HARD), None, format=None, label_space=None, preprocessing="Whiten")
 
 
-def sheet_of(path):
-    show_sheet(path, path.with_suffix(".png"), {"data": None, "overrides": [], "trust": False}, Output(), which="auto", rows=None, real=2)
+def sheet_of(path, data=None, **options):
+    case = {"data": data, "overrides": [], "trust": False}
+    show_sheet(path, path.with_suffix(".png"), case, Output(), which="auto", rows=None, real=2, **options)
 
 
 @pytest.fixture(scope="module")

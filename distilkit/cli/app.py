@@ -205,6 +205,10 @@ def sheet(
     real: Annotated[
         int | None, typer.Option(metavar="3", help="Real images of each class beside them; with 0 a run needs no data.", min=0)
     ] = None,
+    before: Annotated[
+        bool, typer.Option("--before", help="Above each image what it started from, which the run's spec and data make again.")
+    ] = False,
+    nearest: Annotated[bool, typer.Option("--nearest", help="Below each image the real training image that is nearest to it.")] = False,
     which: Annotated[str, typer.Option(help="best, last, or auto: the best where there is one.")] = "auto",
     set_: Overrides = [],  # noqa: B006
     trust: Trust = False,
@@ -216,7 +220,7 @@ def sheet(
 
     case = {"data": data, "overrides": set_, "trust": trust}
     beside = run.with_name(f"{run.stem}-sheet.png") if run.is_file() else folder_of(run) / "sheet.png"
-    show_sheet(run, out or beside, case, Output(quiet, as_json), which=which, rows=rows, real=real)
+    show_sheet(run, out or beside, case, Output(quiet, as_json), which=which, rows=rows, real=real, before=before, nearest=nearest)
 
 
 @app.command()
@@ -226,13 +230,14 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page; by default report.html in the first folder.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Write it anew whenever a run has written, until the runs are finished.")] = False,
+    real: Annotated[int, typer.Option(metavar="2", help="Real images of each class beside, where the run's data is here.", min=0)] = 2,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Tell all that is stored of runs and studies on one page: an HTML file that needs nothing beside it."""
     from distilkit.cli.report import show_report
 
-    show_report(runs, out or folder_of(runs[0]) / "report.html", Output(quiet, as_json), watch=watch)
+    show_report(runs, out or folder_of(runs[0]) / "report.html", Output(quiet, as_json), watch=watch, real=real)
 
 
 app.add_typer(studying.commands)

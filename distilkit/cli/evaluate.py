@@ -25,10 +25,13 @@ from distilkit.progress import SILENT, Progress
 from distilkit.runs.claim import claimed
 from distilkit.runs.evaluate import EvaluationInput, evaluate, require_free, save
 from distilkit.runs.open import pipeline_of, refuse_to_be_told
+from distilkit.runs.stated import stated_pipeline, stated_provenance
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats, is_run, says_all
 from distilkit.storage.remote import brought
+
+STANDS_IN = "Digits"  # for data that a path gives
 
 
 def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None, output: Output) -> None:
@@ -93,7 +96,7 @@ def assemble(
             `distilkit.storage.formats`.
         data: instead of the recipe's data: a kind such as "CIFAR10", or the path of arrays (see `Arrays`), either with the recipe's
             preprocessing.
-        recipe: a spec's path, or the name of a recipe; what the set was made with, where it is no run.
+        recipe: a spec's path, or the name of a recipe; what the set was made with, where it is no run and does not say it.
         format: of the set, where it cannot be told by its name.
         label_space: what its labels are, where the file does not say.
         preprocessing: what its images went through, where the file does not say.
@@ -112,6 +115,9 @@ def assemble(
         pipeline = specs.loads(_recipe_text(recipe), overrides, trust=trust, source=recipe)
     elif whole:
         pipeline = pipeline_of(path, overrides, trust=trust)
+    elif (stated := stated_provenance(path)) is not None:
+        known = data if data in kinds.KINDS["data"] else STANDS_IN if data is not None else None
+        pipeline = stated_pipeline(stated, data=known, overrides=overrides, of=os.fspath(path), trust=trust)
     else:
         raise CombinationError(
             f"{os.fspath(path)} is not a run, so it does not say how networks are trained on it.",

@@ -21,7 +21,7 @@ def show(
     """Tell what is stored of a run: how far it is, its accuracies, and where everything lies."""
     from distilkit import storage
     from distilkit.cli.rows import run_values
-    from distilkit.cli.tables import evaluation_table, results_table
+    from distilkit.cli.tables import evaluation_table, results_table, training_words
     from distilkit.storage.remote import url_of
 
     tree, folder, url = storage.open(run), folder_of(run), url_of(run)
@@ -36,7 +36,7 @@ def show(
     if "tests" in found:
         evaluation = tree["evaluation"].to_dataset()
         shown.append(evaluation_table(evaluation, found["title"]) if "training_steps" in evaluation.coords else results_table(tree))
-    Output(as_json=as_json).answer(found, *shown, *(f"  {path}" for path in found["files"]))
+    Output(as_json=as_json).answer(found, *shown, *(f"  {path}" for path in found["files"]), *training_words(found))
 
 
 @commands.command()

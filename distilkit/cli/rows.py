@@ -47,6 +47,7 @@ def run_values(tree: xr.DataTree, folder: Path) -> Row:
     if "distilled" in tree.children:
         about = tree["distilled"].attrs
         found["set"] = {"outer_step": about.get("outer_step"), "validation_accuracy": about.get("validation_accuracy")}
+        found["set"]["training"] = json.loads(about.get("provenance", "{}")).get("training")
     if "evaluation" in tree.children:
         evaluation = tree["evaluation"].to_dataset()
         if "outer_step" in evaluation.coords:

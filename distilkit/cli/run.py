@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from distilkit.cli.display import option, places
 from distilkit.cli.output import Output
 from distilkit.cli.rows import plan_values, run_values
-from distilkit.cli.tables import gib, plan_table, recipes_table, recipes_values, results_table
+from distilkit.cli.tables import gib, plan_table, recipes_table, recipes_values, results_table, training_words
 from distilkit.errors import StoppedError
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ def show_run(
         if not several:
             raise stopped
         return
-    lines = places(directory, directory / "distilled.png")
-    output.answer(run_values(tree, directory), results_table(tree), *lines, written=directory)
+    found = run_values(tree, directory)
+    lines = [*places(directory, directory / "distilled.png"), *training_words(found)]
+    output.answer(found, results_table(tree), *lines, written=directory)
 
 
 def show_plan(distiller: Distiller, probe: bool, processes: int, output: Output) -> None:

@@ -14,12 +14,24 @@ from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.progress import Progress
 from distilkit.report import images_shown, require_picture
+from distilkit.runs.open import pipeline_of
 from distilkit.runs.sheets import draw_sheet, tree_of
 from distilkit.storage import is_run
 from distilkit.storage.remote import brought
 
 
-def show_sheet(path: Path, out: Path, case: dict[str, Any], output: Output, *, which: Any, rows: int | None, real: int | None) -> None:
+def show_sheet(
+    path: Path,
+    out: Path,
+    case: dict[str, Any],
+    output: Output,
+    *,
+    which: Any,
+    rows: int | None,
+    real: int | None,
+    before: bool = False,
+    nearest: bool = False,
+) -> None:
     """Draw the images of a run or a set, and say where the picture lies.
 
     Args:
@@ -30,31 +42,54 @@ def show_sheet(path: Path, out: Path, case: dict[str, Any], output: Output, *, w
         which: the set to show, as in `distilkit.load`.
         rows: the most images of a class to show.
         real: real images of each class beside them; with 0, the data of a run is not needed. An imported set knows none: it is given.
+        before: show what each image started from, which the spec and the data of its run make again.
+        nearest: show the real training image that is nearest to each.
+
+    Raises:
+        CombinationError: what is asked for cannot be told of such a set.
     """
     require_picture(out)
     with output.progress() as progress, brought(path) as path:
+        if before:
+            _require_start(path, case["data"])
         if is_run(path):
             tree = storage.open(path)
             depth = images_shown(tree, which, rows)
-            if not depth and (rows or real):
-                raise CombinationError(f"{path} holds feature vectors, which are drawn as a heat map, without --rows and --real.")
-            data = assemble(path, **case, progress=progress).data if depth and real != 0 else None
+            if not depth and (rows or real or before or nearest):
+                words = "which are drawn as a heat map, without --rows, --real, --before and --nearest"
+                raise CombinationError(f"{path} holds feature vectors, {words}.")
+            data = assemble(path, **case, progress=progress).data if depth and (real != 0 or before or nearest) else None
         else:
             made = storage.load(path, which)  # there is one, before its data is loaded
-            data = _data_of(path, made, case, real, progress)
+            data = _data_of(path, made, case, bool(real or nearest), progress)
             tree = tree_of(made, data, title=path.as_posix(), spec={}, seed=0)
         progress.phase("drawing")
-        drawn = draw_sheet(tree, out, data, which=which, rows=rows, real=real)
+        start = pipeline_of(path, trust=case["trust"]) if before else None
+        drawn = draw_sheet(tree, out, data, which=which, rows=rows, real=real, start=start, nearest=nearest)
     output.answer({"file": drawn}, f"Look at   {drawn}", written=drawn)
 
 
-def _data_of(path: Path, made: DistilledSet, case: dict[str, Any], real: int | None, progress: Progress) -> DataBundle | None:
+def _require_start(path: Path, data: str | None) -> None:
+    """Refuse to tell what a set started from where its spec is not known, or the split of its data is not."""
+    if not storage.says_all(path) and storage.is_set(path):
+        raise CombinationError(
+            f"{path} is a set without the spec of its run, which would make again what its images started from.",
+            fix="distilkit sheet RUN --before",
+        )
+    if data is not None and is_run(path):
+        raise CombinationError(
+            f"What the images of {path} started from is made again from the data of its own spec, and --data gives others.",
+            fix=f"distilkit sheet {path} --before",
+        )
+
+
+def _data_of(path: Path, made: DistilledSet, case: dict[str, Any], needed: bool, progress: Progress) -> DataBundle | None:
     """The data of a set that comes with distilkit, as its recipe splits it; that which is given for an imported one, if it is."""
     if not storage.is_set(path):
         return assemble(path, **case, progress=progress).data
     if case["overrides"]:
         raise CombinationError(f"{path} has no spec, of which --set could change a value.")
-    if case["data"] is None and real:
+    if case["data"] is None and needed:
         raise CombinationError(f"{path} does not know where its real images lie.", fix="--data CIFAR10.npz")
     if case["data"] is None:
         return None

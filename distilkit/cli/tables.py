@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import attrs
@@ -120,6 +121,22 @@ def results_table(tree: xr.DataTree) -> Table:
     for row in results_rows(tree):
         table.add_row(row["trained_on"], "all" if row["images"] is None else str(row["images"]), *_accuracy(row, 3))
     return table
+
+
+def training_words(found: Row) -> list[str]:
+    """How to train on a set that was tested, from the values of its run: lines, none for one that was not.
+
+    >>> how = {"steps": 40, "network": "MLP(hidden=(8,), image_shape=(1, 8, 8), classes=10)", "optimizer": "SGD(lr=0.1)"}
+    >>> training_words({"folder": "runs/x", "set": {"training": how}})
+    ["Train on it   distilkit.load('runs/x').dataset(), for 40 steps: MLP(hidden=(8,)), SGD(lr=0.1)"]
+    """
+    how = found.get("set", {}).get("training")
+    if not how:
+        return []
+    network = re.sub(r", image_shape=.*\)$", ")", how["network"])
+    parts = [network, how["optimizer"], "at the learned rate" if how.get("learned_rate") else "", how.get("augment") or ""]
+    with_it = ", ".join(filter(None, parts))
+    return [f"Train on it   distilkit.load({str(found['folder'])!r}).dataset(), for {how['steps']} steps: {with_it}"]
 
 
 def subsets_table(grid: xr.Dataset, title: str) -> Table:

@@ -48,9 +48,10 @@ def gradient_figure(data: xr.Dataset) -> Figure:
         column[0].set_title(f"inner optimiser {clean(name, 30)}", fontsize=9, color=INK, loc="left", parse_math=False)
         column[-1].set_xticks(range(own.sizes["outer_step"]), [str(step) for step in own["outer_step"].values])
         column[-1].set_xlabel("outer step of the distillation", fontsize=8.5)
-    words = ("norm of single draws", "variance: tr Cov / |mean|²", "the same, clipped at 2 medians", "cosine to the full unroll's mean")
+    words = ("norm of\nsingle draws", "variance:\ntr Cov / |mean|²", "the same,\nclipped at 2 medians", "cosine to the\nfull unroll's mean")
     for axis, text in zip(axes[:, 0], words, strict=True):
         axis.set_ylabel(text, fontsize=8.5, color=INK)
+    figure.align_ylabels(axes[:, 0])
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(which="both", labelsize=7.5, colors=MUTED)

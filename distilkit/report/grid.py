@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 import numpy as np
@@ -12,6 +12,7 @@ PAPER = 255
 LONGEST = 10  # images in a line of a class
 SHAPE = 1.3  # width of a sheet over its height
 NAME, HEADING, WORD = 0.17, 0.17, 0.1  # inches above a class, above all, and of a line of small words
+MARGIN = 0.5  # inches to the left of all, where images are stacked, for what they are
 Place = tuple[int, int]
 
 
@@ -27,6 +28,7 @@ class Grid:
         across: classes side by side.
         words: lines of small words below each class.
         cell: inches that an image is wide.
+        stack: images one below the other in each place of a distilled image, which is one of them.
     """
 
     classes: int
@@ -38,9 +40,10 @@ class Grid:
     across: int
     words: int
     cell: float
+    stack: int = 1
 
     @classmethod
-    def of(cls, classes: int, depth: int, real: int, size: Sequence[int], words: int = 0) -> Grid:
+    def of(cls, classes: int, depth: int, real: int, size: Sequence[int], words: int = 0, stack: int = 1) -> Grid:
         """The layout of so many images a class whose sheet is nearest to a page in shape.
 
         Args:
@@ -49,19 +52,21 @@ class Grid:
             real: real images of a class.
             size: height and width of an image.
             words: lines of small words below each class.
+            stack: images one below the other in each place of a distilled image.
 
         >>> grid = Grid.of(10, depth=1, real=3, size=(32, 32))
         >>> grid.across, grid.down, grid.columns, grid.lines
         (2, 5, 1, 1)
         """
         columns, classes = max(min(depth, LONGEST), 1), max(classes, 1)
-        lines = max(math.ceil(depth / columns), math.ceil(real / LONGEST), 1)
-        beside = math.ceil(real / lines)
+        lines = max(math.ceil(depth / columns), math.ceil(real / LONGEST / stack), 1)
+        beside = math.ceil(real / (lines * stack))
         height, width = size
 
         def made(across: int) -> Grid:
             images = across * (columns + beside)
-            return cls(classes, height, width, columns, lines, beside, across, words, cell=min(0.75, max(0.3, 8 / images)))
+            cell = min(0.75, max(0.3, 8 / images))
+            return cls(classes, height, width, columns, lines, beside, across, words, cell, stack)
 
         def badness(grid: Grid) -> float:
             tall, wide = grid.size
@@ -87,7 +92,7 @@ class Grid:
     @property
     def block(self) -> tuple[int, int]:
         """Height and width of a class, with its name above, its words below and the paper around it."""
-        high = self.lines * (self.height + self.gap) + round((NAME + WORD * self.words) * self.per_inch)
+        high = self.lines * (self.stack * (self.height + self.gap) + self._apart) + round((NAME + WORD * self.words) * self.per_inch)
         return high, (self.columns + self.beside) * (self.width + self.gap) + (2 if self.beside else 1) * self._between
 
     @property
@@ -99,28 +104,37 @@ class Grid:
     def size(self) -> tuple[int, int]:
         """Height and width of all."""
         high, wide = self.block
-        return self.down * high + round(HEADING * self.per_inch), self.across * wide - self._between
+        return self.down * high + round(HEADING * self.per_inch), self.margin + self.across * wide - self._between
 
     @property
     def _between(self) -> int:
         """Between classes, and between the distilled images and the real ones."""
         return max(2, round(0.3 * self.width))
 
-    def places(self, number: int) -> list[Place]:
-        """Top and left of each distilled image of a class."""
-        return self._lines(number, self.columns, 0)
+    @property
+    def _apart(self) -> int:
+        """Between two stacks."""
+        return 2 * self.gap if self.stack > 1 else 0
+
+    @property
+    def margin(self) -> int:
+        """To the left of all."""
+        return round(MARGIN * self.per_inch) if self.stack > 1 else 0
+
+    def places(self, number: int, layer: int = 0) -> list[Place]:
+        """Top and left of each distilled image of a class; or of what is in another layer of the stacks, the topmost of which is 0."""
+        return self._lines(number, self.columns, 0, range(layer, self.lines * self.stack, self.stack))
 
     def places_beside(self, number: int) -> list[Place]:
         """Top and left of each real image of a class."""
-        return self._lines(number, self.beside, self.columns * (self.width + self.gap) + self._between)
+        return self._lines(number, self.beside, self.columns * (self.width + self.gap) + self._between, range(self.lines * self.stack))
 
-    def _lines(self, number: int, count: int, shift: int) -> list[Place]:
+    def _lines(self, number: int, count: int, shift: int, lines: Iterable[int]) -> list[Place]:
         high, wide = self.block
         top = number // self.across * high + round((HEADING + NAME) * self.per_inch)
-        left = number % self.across * wide + shift
-        return [
-            (top + line * (self.height + self.gap), left + i * (self.width + self.gap)) for line in range(self.lines) for i in range(count)
-        ]
+        left = self.margin + number % self.across * wide + shift
+        tops = [top + line * (self.height + self.gap) + line // self.stack * self._apart for line in lines]
+        return [(y, left + i * (self.width + self.gap)) for y in tops for i in range(count)]
 
     def blank(self) -> np.ndarray:
         """Paper: uint8 (height, width, 3)."""

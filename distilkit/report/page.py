@@ -26,10 +26,12 @@ from distilkit.report.curves import curves_figure
 from distilkit.report.drawing import clean
 from distilkit.report.gradients import gradient_figure
 from distilkit.report.influence import influence_figure
+from distilkit.report.sheet import Pictures
 from distilkit.report.vectors import vectors_figure
 from distilkit.storage.layout import group_of_set, tested
 from distilkit.storage.spread import plus_minus
 
+NONE: Mapping[str, Any] = {}
 MOST_IMAGES = 2000  # of a set that are shown
 SIDE = 96  # pixels of the screen that an image takes at least
 
@@ -42,17 +44,19 @@ class Picture(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The images of a class. label: that of its only image in words, where it is not one-hot."""
+    """The images of a class. label: that of its only image in words, where it is not one-hot. real: real images of it."""
 
     name: str
     images: list[Picture]
     label: str = ""
+    real: Sequence[Picture] = ()
 
 
 class Section(NamedTuple):
     """What is told of one run or study.
 
-    facts: rows of (what, value). accuracies: rows of (trained on, images, accuracy, networks). references: to cite.
+    facts: rows of (what, value). accuracies: rows of (trained on, images, accuracy, networks). references: to cite. why: there are no
+    real images, in a sentence.
     """
 
     title: str
@@ -64,6 +68,12 @@ class Section(NamedTuple):
     figures: list[tuple[str, Picture]]
     spec: str
     references: list[str]
+    why: str
+
+    @property
+    def real(self) -> bool:
+        """Whether real images stand beside."""
+        return any(block.real for block in self.blocks)
 
     @property
     def nothing(self) -> list[tuple[str, str, str, str]]:
@@ -71,13 +81,21 @@ class Section(NamedTuple):
         return [("not judged yet" if self.blocks else "a study", "", "", "")]
 
 
-def page(trees: Mapping[str, xr.DataTree], path: str | os.PathLike[str], *, reload: float | None = None) -> Path:
+def page(
+    trees: Mapping[str, xr.DataTree],
+    path: str | os.PathLike[str],
+    *,
+    reload: float | None = None,
+    real: Mapping[str, Pictures | str] = NONE,
+) -> Path:
     """Write a page about runs and studies, side by side where there are several; a run that is under way is told as far as it is stored.
 
     Args:
         trees: by the name of the folder, what `distilkit.open` gives.
         path: of the page, which ends in .html; its folder is made when it is not there.
         reload: seconds after which a browser loads the page anew; None never does.
+        real: real images to show beside the distilled ones, by the name of the folder: uint8 (M, C, H, W), and their classes, int (M,); or
+            a sentence that says why there are none.
 
     Raises:
         RunError: the name ends otherwise, or there is nothing to tell of.
@@ -89,21 +107,21 @@ def page(trees: Mapping[str, xr.DataTree], path: str | os.PathLike[str], *, relo
         raise RunError("There is no run to report of.")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")  # no browser loads half a page
-    part.write_text(page_text(trees, reload=reload), encoding="utf-8")
+    part.write_text(page_text(trees, reload=reload, real=real), encoding="utf-8")
     os.replace(part, target)
     return target
 
 
-def page_text(trees: Mapping[str, xr.DataTree], *, reload: float | None = None) -> str:
+def page_text(trees: Mapping[str, xr.DataTree], *, reload: float | None = None, real: Mapping[str, Pictures | str] = NONE) -> str:
     """The text of the page that `page` writes; the same trees give the same text."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    sections = [_section(name, tree) for name, tree in trees.items()]
+    sections = [_section(name, tree, real.get(name, "")) for name, tree in trees.items()]
     return environment.get_template("page.html").render(sections=sections, side=SIDE, version=version("distilkit"), reload=reload)
 
 
-def _section(name: str, tree: xr.DataTree) -> Section:
-    blocks, left_out = _blocks(tree) if "distilled" in tree.children else ([], 0)
+def _section(name: str, tree: xr.DataTree, real: Pictures | str) -> Section:
+    blocks, left_out = _blocks(tree, real) if "distilled" in tree.children else ([], 0)
     spec = json.loads(tree.attrs.get("spec", "{}"))
     return Section(
         title=clean(str(tree.attrs.get("title", "")) or name),
@@ -115,6 +133,7 @@ def _section(name: str, tree: xr.DataTree) -> Section:
         figures=_figures(tree),
         spec=tomlkit.dumps(_without_none(spec)),
         references=[line for line in str(tree.attrs.get("references", "")).splitlines() if line],
+        why=real if isinstance(real, str) and blocks else "",
     )
 
 
@@ -157,8 +176,8 @@ def _mean(accuracies: np.ndarray) -> tuple[str, str]:
     return (f"{plus_minus(100 * there, 1)} %" if len(there) else "-"), str(len(there))
 
 
-def _blocks(tree: xr.DataTree) -> tuple[list[Block], int]:
-    """The images by class, and how many are left out."""
+def _blocks(tree: xr.DataTree, real: Pictures | str) -> tuple[list[Block], int]:
+    """The images by class, real ones beside them, and how many are left out."""
     data = tree[group_of_set(tree, "auto")].to_dataset()
     if data["pixel"].ndim != 4:
         return [], 0
@@ -173,6 +192,12 @@ def _blocks(tree: xr.DataTree) -> tuple[list[Block], int]:
         where = f", block {int(data['block'].values[i]) + 1}" if several else ""
         words = f"{names[owner[i]]}{where}: label {_label(labels[i], names)}"
         blocks[owner[i]].images.append(Picture(_png(data["pixel"].values[i]), words))
+    if not isinstance(real, str):
+        if real[0].shape[1:] != data["pixel"].shape[1:]:
+            raise RunError(f"Real images of shape {real[0].shape} do not go with distilled ones of {data['pixel'].shape[1:]}.")
+        beside = [np.flatnonzero(np.asarray(real[1]) == c) for c in range(len(names))]
+        made = [[Picture(_png(real[0][i]), f"{block.name}: a real image") for i in own] for block, own in zip(blocks, beside, strict=True)]
+        blocks = [block._replace(real=pictures) for block, pictures in zip(blocks, made, strict=True)]
     told = [block for block in blocks if block.images]
     if all(len(block.images) == 1 for block in told) and not np.isin(labels, (0, 1)).all():
         told = [block._replace(label=_label(labels[i], names)) for block, i in zip(told, shown, strict=True)]

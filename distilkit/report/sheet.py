@@ -28,7 +28,14 @@ Pictures = tuple[np.ndarray, np.ndarray]
 
 
 def sheet(
-    tree: xr.DataTree, path: str | os.PathLike[str], *, which: Which = "auto", real: Pictures | None = None, rows: int | None = None
+    tree: xr.DataTree,
+    path: str | os.PathLike[str],
+    *,
+    which: Which = "auto",
+    real: Pictures | None = None,
+    rows: int | None = None,
+    before: np.ndarray | None = None,
+    nearest: Pictures | None = None,
 ) -> Path:
     """Save a picture of the distilled images: a block for each class, with real ones beside them; a heat map for feature vectors.
 
@@ -38,6 +45,8 @@ def sheet(
         which: the set to show, as in `distilkit.load`.
         real: images to show beside it, uint8 (M, C, H, W), and their classes, int (M,).
         rows: the most samples of a class to show; chosen by the number of classes when left out.
+        before: what each sample started from, uint8 (N, C, H, W), to stand above it.
+        nearest: the real image that is nearest to each sample, uint8 (N, C, H, W), to stand below it; and their classes, int (N,).
 
     Returns:
         The path of the picture.
@@ -46,7 +55,7 @@ def sheet(
         RunError: the run holds no such set, the real images are of another shape, there are too many images, or there is no such kind of
             picture.
     """
-    return save(sheet_figure(tree, which=which, real=real, rows=rows), path)
+    return save(sheet_figure(tree, which=which, real=real, rows=rows, before=before, nearest=nearest), path)
 
 
 def images_shown(tree: xr.DataTree, which: Which = "auto", rows: int | None = None) -> int:
@@ -64,11 +73,19 @@ def images_shown(tree: xr.DataTree, which: Which = "auto", rows: int | None = No
     return min(int(counts.max()), rows or max(2, MOST_IMAGES // min(len(counts), MOST_CLASSES)))
 
 
-def sheet_figure(tree: xr.DataTree, *, which: Which = "auto", real: Pictures | None = None, rows: int | None = None) -> Figure:
+def sheet_figure(
+    tree: xr.DataTree,
+    *,
+    which: Which = "auto",
+    real: Pictures | None = None,
+    rows: int | None = None,
+    before: np.ndarray | None = None,
+    nearest: Pictures | None = None,
+) -> Figure:
     """The figure that `sheet` saves.
 
     Labels that are not one-hot are written below the images where there are few, one of each class: the largest of the numbers that they
-    give to classes. Feature vectors are drawn as a heat map that says that they are no images, without `real` and `rows`.
+    give to classes. Feature vectors are drawn as a heat map that says that they are no images, without all that stands beside images.
     """
     data = tree[group_of_set(tree, which)].to_dataset()
     title = clean(str(tree.attrs.get("title", "")) or "distilled set")
@@ -77,25 +94,27 @@ def sheet_figure(tree: xr.DataTree, *, which: Which = "auto", real: Pictures | N
     pixels, owner, names = data["pixel"].values, data["label_class"].values, [str(n) for n in data["class"].values]
     if real is not None and (real[0].ndim != 4 or real[0].shape[1:] != pixels.shape[1:] or len(real[0]) != len(real[1])):
         raise RunError(f"Real images of shape {real[0].shape} with {len(real[1])} classes do not go with images of {pixels.shape[1:]}.")
+    layers = _layers(pixels, before, None if nearest is None else nearest[0])
 
     shown = [c for c in range(len(names)) if (owner == c).any()][:MOST_CLASSES]
     samples = [np.flatnonzero(owner == c) for c in shown]
     beside = [] if real is None else [np.flatnonzero(np.asarray(real[1]) == c) for c in shown]
     depth, most = images_shown(tree, which, rows), max(map(len, beside), default=0)
-    if len(shown) * (depth + most) > LARGEST:
+    if len(shown) * (depth * len(layers) + most) > LARGEST:
         words = f"{depth} distilled and {most} real images of {len(shown)} classes do not go on one sheet, which has {LARGEST}."
         raise RunError(words, fix="rows=10")
     few = len(pixels) <= MOST_LABELLED and max(map(len, samples), default=0) == 1
     soft = few and not np.array_equal(data["label"].values, np.eye(len(names), dtype=data["label"].dtype)[owner])
-    grid = Grid.of(len(shown), depth, most, pixels.shape[2:], words=2 if soft else 0)
+    grid = Grid.of(len(shown), depth, most, pixels.shape[2:], words=2 if soft else 0, stack=len(layers))
 
     canvas = grid.blank()
     for number, own in enumerate(samples):
-        grid.paint(canvas, pixels[own[:depth]], grid.places(number))
+        for layer, images in enumerate(layers.values()):
+            grid.paint(canvas, images[own[:depth]], grid.places(number, layer))
         if real is not None:
             grid.paint(canvas, real[0][beside[number]], grid.places_beside(number))
     width, height = grid.inches
-    words = _subtitle(data, samples, depth)
+    words = _subtitle(data, samples, depth, None if nearest is None else nearest[1])
     lines = textwrap.wrap(words, int((width - 0.2) / 0.075)) or [""]
     figure = new_figure(width, height + 0.25 + 0.16 * len(lines), dpi=grid.dots)
     axes = figure.subplots()
@@ -103,23 +122,36 @@ def sheet_figure(tree: xr.DataTree, *, which: Which = "auto", real: Pictures | N
     axes.set_axis_off()
     for number, c in enumerate(shown):
         label = _largest(data["label"].values[samples[number][0]], names, wide=grid.beside > 0) if soft else ""
-        _write(axes, grid, number, names[c], label)
+        _write(axes, grid, number, names[c], label, list(layers))
     for left, heading in _headings(grid, samples, data["block"].values):
         axes.text(left - 0.5, 0.13 * grid.per_inch, heading, fontsize=6.5, color=MUTED, va="bottom")
     figure.suptitle("\n".join([title, *lines]), fontsize=9, color=INK, parse_math=False)
     return figure
 
 
-def _write(axes: Axes, grid: Grid, number: int, name: str, label: str) -> None:
-    """The name of a class above its block, and the label of its image below."""
+def _layers(pixels: np.ndarray, before: np.ndarray | None, nearest: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What stands one below the other in each place, from the top."""
+    found = {"start": before, "distilled": pixels, "nearest": nearest}
+    for name, images in found.items():
+        if images is not None and images.shape != pixels.shape:
+            raise RunError(f"Images of shape {images.shape} for {name!r} do not go with a set of {pixels.shape}: one for each sample.")
+    return {name: images for name, images in found.items() if images is not None}
+
+
+def _write(axes: Axes, grid: Grid, number: int, name: str, label: str, layers: list[str]) -> None:
+    """The name of a class above its block, what its lines are to the left, and the label of its image below."""
     top, left = (place - 0.5 for place in grid.places(number)[0])  # the edge of a pixel, not its middle
     name = clean(name, max(4, int(grid.block_inches / LETTER)))
     axes.text(left, top - 0.04 * grid.per_inch, name, fontsize=7, color=INK, parse_math=False, va="bottom")
-    low = top + grid.height + 0.03 * grid.per_inch
+    if len(layers) > 1 and number % grid.across == 0:
+        for layer, word in enumerate(layers):
+            y, x = grid.places(number, layer)[0]
+            axes.text(x - 0.5 - 0.06 * grid.per_inch, y - 0.5 + grid.height / 2, word, fontsize=6.5, color=MUTED, va="center", ha="right")
+    low = grid.places(number, len(layers) - 1)[0][0] - 0.5 + grid.height + 0.03 * grid.per_inch
     axes.text(left, low, label, fontsize=5.5, color=MUTED, parse_math=False, va="top", linespacing=1.25)
 
 
-def _subtitle(data: xr.Dataset, samples: list[np.ndarray], depth: int) -> str:
+def _subtitle(data: xr.Dataset, samples: list[np.ndarray], depth: int, nearest: np.ndarray | None) -> str:
     """What the sheet shows, and what it leaves out."""
     present, deepest = len(np.unique(data["label_class"].values)), max(map(len, samples), default=0)
     channels = data["pixel"].shape[1]
@@ -129,10 +161,17 @@ def _subtitle(data: xr.Dataset, samples: list[np.ndarray], depth: int) -> str:
         f"{len(samples)} of {present} classes" if len(samples) < present else "",
         f"first {depth} of {deepest} images a class" if depth < deepest else "",
         f"blocks of {', '.join(map(str, stages))} a class" if len(stages) > 1 else "",
+        "" if nearest is None else _of_its_class(nearest, data["label_class"].values, samples, depth),
         {1: "", 3: "", 2: "first of 2 channels"}.get(channels, f"first 3 of {channels} channels as red, green, blue"),
     ]
     made = f"{data.sizes['sample']} distilled images after {data.attrs.get('outer_step', '?')} outer steps"
     return "   ".join([made, *filter(None, limits)])
+
+
+def _of_its_class(nearest: np.ndarray, owner: np.ndarray, samples: list[np.ndarray], depth: int) -> str:
+    """How often the nearest real image of those shown is one of the same class."""
+    rows = np.concatenate([own[:depth] for own in samples])
+    return f"nearest real image of the same class: {(nearest[rows] == owner[rows]).sum()} of {len(rows)}"
 
 
 def _headings(grid: Grid, samples: list[np.ndarray], block: np.ndarray) -> list[tuple[float, str]]:
@@ -147,7 +186,7 @@ def _headings(grid: Grid, samples: list[np.ndarray], block: np.ndarray) -> list[
         if firsts:
             room = one * min(np.diff([*firsts, len(blocks)])) > 7 * LETTER
             found += [(places[i][1], f"block {blocks[i]}" if room else str(blocks[i])) for i in firsts]
-        elif grid.beside and one * grid.columns > 7 * LETTER:
+        elif grid.beside and grid.stack == 1 and one * grid.columns > 7 * LETTER:
             found.append((places[0][1], "distilled"))
         if grid.beside:
             found.append((grid.places_beside(n)[0][1], "real"))

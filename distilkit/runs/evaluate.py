@@ -31,6 +31,7 @@ from distilkit.learner import Learner
 from distilkit.progress import Progress
 from distilkit.runs.open import pipeline_of
 from distilkit.runs.sheets import tree_of
+from distilkit.runs.stated import stated_pipeline, stated_provenance
 from distilkit.storage import layout
 from distilkit.storage.remote import brought, url_of
 from distilkit.storage.store import holds_results, is_run, is_set, require_writable, says_all
@@ -81,10 +82,10 @@ def evaluate(
 
     Args:
         distilled: a set; the folder of a run, or the URL of its copy, whose selected set it is; the name of a set that comes with
-            distilkit; or the path of an imported one, with `data` and `learner`.
+            distilkit; or the path of an imported one, with `data`, and `learner` where it does not say it.
         data: a bundle, or a source such as `Arrays("cifar10.npz", preprocessing=distilled.preprocessing)`. A run's own when left out.
-        learner: how networks are trained. A run's own when left out.
-        evaluation: the protocol. A run's own when left out.
+        learner: how networks are trained. A run's own when left out, or what an imported set says.
+        evaluation: the protocol. The same when left out.
 
         seed: of the networks and all their draws.
         networks: for a cross-architecture table: by name, a network, or a pair of a network and its optimizer. The learner's
@@ -211,6 +212,9 @@ def _case(
             split = split if is_run(path) else pipeline.stream
             data = pipeline.bundle if data is None else data
             learner, evaluation, threads = learner or pipeline.learner, evaluation or pipeline.evaluation, pipeline.threads
+        elif learner is None and (stated := stated_provenance(path)) is not None:
+            own = stated_pipeline(stated, data="Digits", of=os.fspath(path))  # a name that stands in for the data, which is given
+            learner, evaluation = own.learner, evaluation or own.evaluation
     missing = [name for name, value in (("data", data), ("learner", learner)) if value is None]
     if missing or learner is None:
         raise CombinationError(f"A distilled set does not say its {' and '.join(missing)}.", fix="dk.evaluate(distilled, data, learner)")

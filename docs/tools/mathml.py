@@ -17,4 +17,5 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def _mathml(match: re.Match[str]) -> str:
     tag, latex = match.groups()
-    return convert(html.unescape(latex), display="block" if tag == "div" else "inline")
+    made: str = convert(html.unescape(latex), display="block" if tag == "div" else "inline")
+    return f'<div class="formula">{made}</div>' if tag == "div" else made  # one that is wider than a phone scrolls by itself

@@ -55,6 +55,7 @@ def test_run_makes_what_it_says(spec, tmp_path):
     assert tree["history"].sizes["outer_step"] == 3
     for word in ("validation accuracy", "distilled", "random real", "full data", "xarray.open_datatree"):
         assert word in done.stdout
+    assert "Train on it   distilkit.load('runs/tiny').dataset(), for " in done.stdout
     assert (folder / "distilled.png").exists()
     drawn = distilkit("sheet", "runs/tiny", "--real", "0", "--out", "paper.pdf", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr

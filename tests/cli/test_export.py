@@ -94,10 +94,28 @@ def test_an_imported_set_is_drawn(run, tmp_path, format):
     assert done.returncode == 0, done.stderr
     alone = tmp_path / ("set-sheet.png" if format == "safetensors" else "set/sheet.png")
     assert done.stdout.endswith(f"Look at   {alone.relative_to(tmp_path)}\n")
-    done = distilkit("sheet", name, "--data", "Digits", "--out", "beside.png", cwd=tmp_path)
+    done = distilkit("sheet", name, "--data", "Digits", "--nearest", "--real", "1", "--out", "beside.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shapes = [matplotlib.image.imread(path).shape for path in (alone, tmp_path / "beside.png")]
     assert shapes[1] > shapes[0]  # real images are beside them
+
+
+@pytest.mark.parametrize("format", ["safetensors", "hugging-face"])
+def test_an_exported_set_is_judged_as_its_file_says(run, tmp_path, monkeypatch, format):
+    """By the network and protocol of its run, whose accuracy it reaches to the bit."""
+    monkeypatch.chdir(tmp_path)
+    name = "set.safetensors" if format == "safetensors" else "set"
+    formats.write(dk.load(run), name, format)
+    wanted = dk.evaluate(run, evaluation=dk.Evaluation(seeds=2, steps=(2,))).accuracy.values
+    done = distilkit("evaluate", name, "--seeds", "2", "--out", "judged")
+    assert done.returncode == 0, done.stderr
+    judged = dk.open("judged")["evaluation"].to_dataset()
+    assert judged.training_steps.values.tolist() == [2]
+    assert np.array_equal(judged.accuracy.values, wanted)
+    again = dk.evaluate(name, dk.Digits(preprocessing=dk.load(name).preprocessing, validation=0))
+    assert np.array_equal(again.accuracy.values[:, :2], wanted)
+    done = distilkit("evaluate", name, "--seeds", "1", "--data", "Digits", "--steps", "1,3", "--json")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_set_without_its_whitening_gets_it_from_data(run, tmp_path, monkeypatch):
@@ -125,8 +143,11 @@ MISTAKES = {
     "data that a run knows": (["import", "RUN", "--out", "a.safetensors", "--data", "Digits"], "says its data itself"),
     "data that a set does not need": (["export", "OURS", "a", "--to", "mtt", "--data", "Digits"], "leave out --data"),
     "no such data": (["import", "THEIRS", "--out", "a.safetensors", "--data", "Digitz"], "Try: --data Digits"),
-    "a set without its recipe": (["evaluate", "OURS"], "Try: --recipe"),
+    "a set without its recipe": (["evaluate", "THEIRS"], "Try: --recipe"),
     "real images of nowhere": (["sheet", "OURS", "--real", "2"], "Try: --data CIFAR10.npz"),
+    "what a set started from": (["sheet", "OURS", "--before"], "Try: distilkit sheet RUN --before"),
+    "what a run started from, by other data": (["sheet", "RUN", "--before", "--data", "Digits"], "--data gives others"),
+    "nearest of nowhere": (["sheet", "OURS", "--nearest"], "Try: --data CIFAR10.npz"),
     "a value of no spec": (["sheet", "OURS", "--set", "seed=1"], "has no spec"),
     "one of several sets": (["sheet", "OURS", "--which", "last"], "it is one set"),
 }

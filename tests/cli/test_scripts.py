@@ -58,6 +58,7 @@ def is_run(found, place, folder="run", status="finished"):
     for row in found["validation"]:
         same_accuracies(row, looks.sel(outer_step=row["outer_step"]))
     steps = json.loads(tree["evaluation"].attrs["protocol"])["selected_training_steps"]
+    assert found["set"]["training"]["steps"] == steps
     beside = json.loads(tree["baselines"].attrs["protocol"])["selected_training_steps"]
     stored = {"distilled": (10, steps, tree["evaluation"]["accuracy"])}
     for name, images in (("random real", 10), ("full data", None)):
@@ -249,7 +250,7 @@ def test_a_run_that_was_stopped_says_so(place):
     done = distilkit("run", "tiny.toml", "--json", "--out", "new", "--stop-after", "0s", "--set", "evaluation.every=0", cwd=place)
     found = read(done.stdout)
     assert (done.returncode, found["status"], found["outer_steps"]) == (130, "stopped", 1)
-    assert found["set"] == {"outer_step": 1, "validation_accuracy": None}
+    assert found["set"] == {"outer_step": 1, "validation_accuracy": None, "training": None}
     assert "tests" not in found
     assert "distilkit resume new" in done.stderr
     quiet = distilkit("resume", "new", "--quiet", "--stop-after", "0s", cwd=place)

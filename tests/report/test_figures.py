@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -119,22 +121,46 @@ def test_each_place_shows_the_pixels_of_its_sample() -> None:
     grid = Grid.of(3, depth=2, real=2, size=(8, 8))
     for c in range(3):
         for images, places in ((made.pixel[made.label_class == c], grid.places(c)), (real[0][real[1] == c], grid.places_beside(c))):
-            for image, (y, x) in zip(images, places, strict=True):
-                np.testing.assert_array_equal(left[y : y + 8, x : x + 8], image.transpose(1, 2, 0))
-                left[y : y + 8, x : x + 8] = PAPER
+            take_away(left, images, places)
     assert (left == PAPER).all()
+    start, near = 200 - made.pixel, (real[0], np.array([2, 1, 0, 0, 0, 0]))
+    figure = report.sheet_figure(run, before=start, nearest=near)
+    left = figure.axes[0].images[0].get_array().copy()
+    grid = Grid.of(3, depth=2, real=0, size=(8, 8), stack=3)
+    for c in range(3):
+        for layer, images in enumerate((start, made.pixel, near[0])):
+            take_away(left, images[made.label_class == c], grid.places(c, layer))
+    assert (left == PAPER).all()
+    assert f"of the same class: {(near[1] == made.label_class).sum()} of 6" in " ".join(figure.get_suptitle().split())
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert [words.count(word) for word in ("start", "distilled", "nearest", "real")] == [math.ceil(3 / grid.across)] * 3 + [0]
+    with pytest.raises(RunError, match="one for each sample"):
+        report.sheet_figure(run, before=start[:5])
+
+
+def take_away(canvas: np.ndarray, images: np.ndarray, places: list[tuple[int, int]]) -> None:
+    """See that the images are there, and put paper in their place."""
+    for image, (y, x) in zip(images, places, strict=True):
+        np.testing.assert_array_equal(canvas[y : y + 8, x : x + 8], image.transpose(1, 2, 0))
+        canvas[y : y + 8, x : x + 8] = PAPER
 
 
 @given(
-    st.integers(1, 12), st.integers(1, 25), st.integers(0, 25), st.tuples(st.integers(1, 20), st.integers(1, 20)), st.sampled_from([0, 2])
+    st.integers(1, 12),
+    st.integers(1, 25),
+    st.integers(0, 25),
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.sampled_from([0, 2]),
+    st.integers(1, 3),
 )
-def test_no_two_images_of_a_sheet_overlap(classes: int, depth: int, real: int, size: tuple[int, int], words: int) -> None:
-    grid = Grid.of(classes, depth, real, size, words)
+def test_no_two_images_of_a_sheet_overlap(classes: int, depth: int, real: int, size: tuple[int, int], words: int, stack: int) -> None:
+    grid = Grid.of(classes, depth, real, size, words, stack)
     paper = np.zeros(grid.size, np.uint8)
     for number in range(classes):
-        assert len(grid.places(number)) >= depth
+        layers = [grid.places(number, layer) for layer in range(stack)]
+        assert all(len(places) >= depth for places in layers)
         assert len(grid.places_beside(number)) >= real
-        for y, x in [*grid.places(number), *grid.places_beside(number)]:
+        for y, x in [*itertools.chain(*layers), *grid.places_beside(number)]:
             assert y >= 0
             assert x + grid.width <= grid.size[1]
             assert y + grid.height <= grid.size[0]

@@ -115,6 +115,18 @@ def test_images_of_any_kind(channels, side):
     assert len([i for i in Reader(report.page_text({"one": made})).images if "png" in str(i["src"])[:20]]) == 6
 
 
+def test_real_images_stand_beside():
+    made, real = tree(), np.random.default_rng(3).integers(0, 255, (4, 3, 8, 8), dtype=np.uint8)
+    read = Reader(report.page_text({"one": made, "two": made}, real={"one": (real, np.array([2, 0, 2, 1])), "two": "They are gone."}))
+    beside = [image for image in read.images if "a real image" in (image["alt"] or "")]
+    assert [image["alt"] for image in beside] == [f"class {c}: a real image" for c in (0, 1, 2, 2)]
+    data = base64.b64decode(str(beside[0]["src"]).removeprefix("data:image/png;base64,"))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.moveaxis(real[1], 0, -1))
+    assert "They are gone." in read.text
+    with pytest.raises(RunError, match="do not go with"):
+        report.page_text({"one": made}, real={"one": (real[:, :1], np.zeros(4))})
+
+
 def test_soft_labels_of_few_images_are_written_below():
     made = tree(ipc=1)
     made["distilled"]["label"][0] = [0.5, 0.25, 0.0]
@@ -135,22 +147,34 @@ def test_the_command(tmp_path):
     assert (done.returncode, done.stdout.split()) == (0, ["Look", "at", "one/report.html"])
     read = Reader((tmp_path / "one/report.html").read_text(encoding="utf-8"))
     assert "random real" in read.text
+    assert len(read.images) == 11 + 20
+    assert [image["alt"] for image in read.images].count("7: a real image") == 2
+    spec = tmp_path / "one/spec.toml"  # the run of another machine, whose data is not on this one
+    spec.write_text(spec.read_text(encoding="utf-8").replace('kind = "Digits"', 'kind = "Arrays"\npath = "gone.npz"'), encoding="utf-8")
+    assert distilkit("report", "one", cwd=tmp_path).returncode == 0
+    read = Reader((tmp_path / "one/report.html").read_text(encoding="utf-8"))
     assert len(read.images) == 11
+    assert "Real images are left out: " in read.text
+    assert "gone.npz" in read.text
+    assert distilkit("report", "one", "--real", "0", cwd=tmp_path).returncode == 0
+    assert "Real images" not in (tmp_path / "one/report.html").read_text(encoding="utf-8")
     nothing = distilkit("report", "two", cwd=tmp_path)
     assert nothing.returncode == 2
     assert "two" in nothing.stderr
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it(tmp_path, width):
-    """It says nothing on its console, and what it draws is no empty page."""
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_a_browser_shows_it(tmp_path, width, scheme):
+    """It says nothing on its console, and what it draws is no empty page, on paper of the colour that is asked for."""
     page = report.page({"one": tree(), **studied()}, tmp_path / "page.html")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", f"--window-size={width},3000"]
+    command.append(f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}")
     done = subprocess.run(
         [*command, f"--screenshot={tmp_path / 'page.png'}", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
     assert "CONSOLE" not in done.stderr
     shot = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
     assert shot.shape == (3000, width)
-    assert (shot < 128).mean() > 0.005
+    assert 0.005 < (shot < 128).mean() < 0.995
+    assert (np.median(shot) < 50) == (scheme == "dark")
