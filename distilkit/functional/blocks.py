@@ -104,7 +104,8 @@ class _Block(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = grad_outputs
         x, weight, bias = ctx.saved_tensors
         dx, sums = _Backward.apply(g, x, weight, bias, ctx.pooling, ctx.eps)
         along, level = sums.sum(1).to(weight.dtype)
@@ -127,7 +128,8 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, u: Tensor, cotangents: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        u, cotangents = grad_outputs
         g, x, weight, bias = ctx.saved_tensors
         dg, dx, sums = _DoubleBackward.apply(u, cotangents, g, x, weight, bias, ctx.pooling, ctx.eps)
         return dg, dx, sums.sum((0, 1)).to(weight.dtype), None, None, None  # the shift moves no derivative, but where ReLU bends
@@ -150,7 +152,7 @@ class _DoubleBackward(torch.autograd.Function):
         """There is nothing to keep."""
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         raise GradientError("Our kernels for norms have no third derivative.", fix='kernels = "torch"  # in [unroller]')
 
 

@@ -12,6 +12,8 @@ With z = weight * n + bias, n the normed map, on = (z > 0) and A the pooling, fo
 `distilkit.functional.blocks` launches them, and says what they are for.
 """
 
+# mypy: ignore-errors
+# A kernel is Python to look at only.
 import triton
 import triton.language as tl
 
