@@ -66,10 +66,14 @@ class Draw(NamedTuple):
 
 
 class Numerics(NamedTuple):
-    """How a network computes: in which dtype (None: that of its input), and with images as (N, H, W, C) in memory or not."""
+    """How a network computes: in which dtype (None: that of its input), and with images as (N, H, W, C) in memory or not.
+
+    `kernels` takes its `apply_by_kernels`, which networks that are stacks of convolutions have, in place of `apply`.
+    """
 
     dtype: torch.dtype | None = None
     channels_last: bool = False
+    kernels: bool = False
 
 
 class TrainingData(Protocol):
@@ -263,11 +267,12 @@ class Learner:
         `numerics` are those inside of the network; parameters and logits keep their own dtype. None leaves all as it is. `drawn` is what is
         random in the network (`Draw.network`), in training only.
         """
-        dtype, channels_last = numerics or Numerics()
+        dtype, channels_last, kernels = numerics or Numerics()
         if channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         named = self.layout.unravel(params)
-        apply = self.network.apply if drawn is None else partial(_with_draw, self.network, drawn)
+        apply = getattr(self.network, "apply_by_kernels") if kernels else self.network.apply  # noqa: B009  # few networks have it
+        apply = apply if drawn is None else partial(_with_draw, self.network, drawn)
         if dtype is None:
             return apply(named, images)
         # Parameter by parameter: slices of a whole vector that is rounded first are views that torch 2.11 cannot compile.

@@ -26,7 +26,7 @@ from distilkit.unroll.adjoints import (
     Shared,
     Step,
 )
-from distilkit.unroll.execution import AnyPrecision, Compile, Execution, ProgramCache, Switch, choose, require_values
+from distilkit.unroll.execution import AnyPrecision, Compile, Execution, Kernels, ProgramCache, Switch, choose, require_values
 from distilkit.unroll.inner import measured_step, step
 from distilkit.unroll.precision import PROBED
 from distilkit.unroll.problem import Drawn, draws, problem, start
@@ -70,6 +70,9 @@ class Unroller:
             network normalises over the batch.
         networks_per_step: inner networks, each with its own draws, whose meta-gradients are averaged in one outer step.
         side_by_side: whether those are stacked and taken by the same operations, or one after the other; "auto" stacks small ones.
+        kernels: what takes instance norm, ReLU and pooling on a GPU: "torch", or kernels of our own, "triton", for which the network must
+            be a stack of such blocks (`ConvNet`, `VGG`, `AlexNet`). "auto" tries both at the start on maps of the network's size, and takes
+            ours if they are right and faster; elsewhere, and where the same bits are asked of a GPU, it is "torch".
 
     >>> from distilkit.networks.mlp import MLP
     >>> from distilkit.functional.optimizers import SGD
@@ -87,6 +90,7 @@ class Unroller:
     micro_batches: int = fields.integer(default=1, least=1)
     networks_per_step: int = fields.integer(default=1, least=1)
     side_by_side: Switch = fields.choice(Switch, default="auto")
+    kernels: Kernels = fields.choice(Kernels, default="auto")
 
     @cached_property
     def cache(self) -> ProgramCache:
@@ -97,7 +101,8 @@ class Unroller:
         """How the functions of a step are run, for a bound learner and inner batches of a shape (B, ...): what "auto" stands for.
 
         Raises:
-            CombinationError: CUDA graphs without a GPU; a learner that is not a value; an adjoint that cannot take images in parts.
+            CombinationError: CUDA graphs without a GPU; a learner that is not a value; an adjoint that cannot take images in parts; kernels
+                of our own where there are none.
         """
         require_values(self, learner)
         if learner.at_a_time(shape[0]) is not None:
@@ -105,7 +110,10 @@ class Unroller:
         whole = isinstance(self.adjoint, AutogradAdjoint)  # whose window is always run as it is
         precision = "float32" if whole and self.precision == "auto" else self.precision
         together = (self.one_after_the_other() if ranks.current().joined else self).side_by_side
-        found = choose(learner, self.compile, self.channels_last, together, precision, self.networks_per_step, shape, device)
+        kernels = self._kernels()
+        found = choose(
+            learner, self.compile, self.channels_last, together, precision, self.networks_per_step, shape, device, kernels=kernels
+        )
         return found._replace(why=f"{found.why}; the window as it is, by AutogradAdjoint") if whole else found
 
     def _require_parts(self, learner: Learner, images: int) -> None:
@@ -121,6 +129,22 @@ class Unroller:
             "would hold on to what all of them compute.",
             changes=[change],
         )
+
+    def _kernels(self) -> str:
+        """What `kernels` leaves to find out: "auto" is "torch" where a try would be for nothing, or might turn out otherwise next time.
+
+        Raises:
+            CombinationError: our kernels are asked for a derivative that they do not have.
+        """
+        forward = isinstance(self.adjoint, ReplayAdjoint) and self.adjoint.hessian_product == "forward-over-reverse"
+        if forward and self.kernels == "triton":
+            raise CombinationError(
+                'kernels = "triton" has no forward derivative, which hessian_product = "forward-over-reverse" takes.',
+                fix='kernels = "torch"  # in [unroller]',
+            )
+        whole = isinstance(self.adjoint, AutogradAdjoint)
+        settled = forward or whole or torch.are_deterministic_algorithms_enabled()
+        return "torch" if self.kernels == "auto" and settled else self.kernels
 
     def one_after_the_other(self) -> Unroller:
         """With the networks of a step taken one after the other, as they are with any number of processes.
@@ -304,7 +328,7 @@ class Unroller:
 
         The other arguments are those of `meta_gradient`. In a run of several processes each takes all of it.
         """
-        one = fields.evolve(self, precision=precision, compile="eager", networks_per_step=1)
+        one = fields.evolve(self, precision=precision, compile="eager", networks_per_step=1, kernels="torch")
         with ranks.alone():
             window = Window(window.start, min(window.stop, window.start + PROBED))
             return one.meta_gradient(learner, distilled, window, real_batch, stream, classes, ProgramCache()).images

@@ -278,6 +278,11 @@ def distilled(**changes):
     return dk.DistilledSet(**(settings | changes))
 
 
+def kernels_here(adjoint):
+    learner = dk.Learner(dk.ConvNet(width=4, depth=1)).bind((1, 4, 4), 2)
+    dk.Unroller(adjoint, kernels="triton").execution(learner, (2, 1, 4, 4), torch.device("cpu"))
+
+
 def of_the_data():
     return distilled(preprocessing=bundle().preprocessing)
 
@@ -416,6 +421,9 @@ CASES = {
     "Nesterov without momentum": Case(lambda _: dk.SGD(nesterov=True), dk.SGD),
     "no root": Case(lambda _: optimizers.init(NoRoot(), torch.zeros(2))),
     "learning rate twice": Case(lambda _: optimizers.init(LrInside(), torch.zeros(2))),
+    # unroller
+    "kernels without a GPU": Case(lambda _: kernels_here(dk.ReplayAdjoint()), dk.Unroller),
+    "kernels and a forward derivative": Case(lambda _: kernels_here(dk.ReplayAdjoint(hessian_product="forward-over-reverse")), dk.Unroller),
     # networks
     "too deep": Case(lambda _: dk.ConvNet(width=4).bind((1, 4, 4), 2)),
     "one pixel": Case(lambda _: dk.ConvNet(width=4).bind((1, 1, 1), 2)),

@@ -18,6 +18,7 @@ from distilkit.errors import CombinationError
 from distilkit.networks import base
 from distilkit.networks.layers import (
     ACTIVATIONS,
+    EPS,
     NORMS,
     POOLINGS,
     Activation,
@@ -110,12 +111,35 @@ class Stack(NamedTuple):
                 x = pool(x)
         return F.linear(x.flatten(1), params[f"{self.head}.weight"], params[f"{self.head}.bias"])
 
+    def apply_by_kernels(self, params: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """The same where each block is instance norm, ReLU and pooling, by the kernels of `distilkit.functional.blocks`.
+
+        The bias of a convolution is left out: it moves whole maps, which the norm moves back. Its derivative is zero, where torch's own
+        operations give roundings.
+        """
+        from distilkit.functional.blocks import norm_relu_pool  # for a GPU only
+
+        for block, conv, place in self._named():
+            x = F.conv2d(x, params[f"{conv}.weight"], padding=block.padding)
+            pooling = self.pooling if block.pools else "none"
+            x = norm_relu_pool(x, params[f"{place}.weight"], params[f"{place}.bias"], pooling, EPS)
+        return F.linear(x.flatten(1), params[f"{self.head}.weight"], params[f"{self.head}.bias"])
+
     def _named(self) -> Iterator[tuple[Block, str, str]]:
         """Each block with the names of its convolution and norm: places in the sequence, which activations and pools take up too."""
         place = 0
         for block in self.blocks:
             yield block, f"features.{place}", f"features.{place + 1}"
             place += 2 + (self.norm != "none") + (block.pools and self.pooling != "none")
+
+
+class KernelMaps(NamedTuple):
+    """Feature maps (channels, height, width) that kernels of our own take, and the pooling behind their norm and ReLU."""
+
+    channels: int
+    height: int
+    width: int
+    pooling: Pooling
 
 
 class StackNetwork(base.LaidOut):
@@ -135,6 +159,22 @@ class StackNetwork(base.LaidOut):
         """Map images (N, C, H, W) to logits (N, classes)."""
         base.check_input(self, x)
         return self._stack().apply(params, x)
+
+    def apply_by_kernels(self, params: base.Params, x: torch.Tensor) -> torch.Tensor:
+        """`apply` on a GPU by kernels of our own, for a network that has `kernel_maps`."""
+        base.check_input(self, x)
+        return self._stack().apply_by_kernels(params, x)
+
+    def kernel_maps(self) -> KernelMaps | None:
+        """The maps behind the first convolution, where `apply_by_kernels` can be used: instance norm, ReLU, and maps of a size for it."""
+        from distilkit.functional.blocks import LARGEST_MAP
+
+        stack = self._stack()
+        sizes = stack.sizes(*base.channels_height_width(self)[1:])[:-1]
+        if stack.norm != "instance" or stack.activation != "relu" or max(map(math.prod, sizes)) > LARGEST_MAP:
+            return None
+        first = stack.blocks[0]
+        return KernelMaps(first.channels, *sizes[0], stack.pooling if first.pools else "none")
 
 
 def halvings(side: int) -> int:

@@ -16,7 +16,7 @@ size, two right answers differ by as much as one answer does when its input is r
 ten times that (`agreement`).
 
 A program never takes a run down. What goes wrong while it is recorded, compiled or first run falls back one level: compiled and captured ->
-captured -> recorded -> recorded in plain layout -> the function itself, where what no graph can hold is only compiled. That is said once,
+captured -> recorded -> recorded in plain form -> the function itself, where what no graph can hold is only compiled. That is said once,
 and noted in `Programs.fallbacks`. A recorded list that gives a wrong result is an error all the same, and so is memory that runs out, since
 the next level takes more; only a compiled or captured program falls back from that, to the recorded one.
 """
@@ -94,8 +94,8 @@ class Programs:
 
         Args:
             name: of the program.
-            ways: the function; and what gives the same in plain layout, to fall back to. Each is pure, and holds no tensor that changes
-                from call to call.
+            ways: the function; and what gives the same in plain form (layout and operations), to fall back to. Each is pure, and holds no
+                tensor that changes from call to call.
         """
         if self.execution != "eager":
             return self._by_shapes(name, ways, lambda way, arguments: self._build_whole(name, way, arguments))
@@ -167,7 +167,7 @@ class Programs:
                 if process.is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                     raise  # a GPU that has met an error gives nothing but errors from then on
                 eagerly = self.execution == "eager" or not left
-                self._fall_back(name, "eagerly" + (", in plain layout" if left else "") if eagerly else "recorded in plain layout", error)
+                self._fall_back(name, "eagerly" + (", in plain form" if left else "") if eagerly else "recorded in plain form", error)
         return _unflattened(ways[-1], arguments)
 
     def _fall_back(self, name: str, how: str, error: Exception | str) -> None:
@@ -330,8 +330,7 @@ def record(function: Function, arguments: Sequence[Any], *, mutations: bool = Tr
     Args:
         function: called with the arguments.
         arguments: trees; their tensors are inputs of the list, anything else is a constant of it.
-        mutations: take a list in which operations write over what others made, where torch cannot do without (it cannot for
-            a `torch.autograd.Function` of the network).
+        mutations: take a list in which operations write over what others made, where torch cannot do without.
         faster: put faster operations in the place of some.
 
     Returns:
@@ -353,9 +352,12 @@ def record(function: Function, arguments: Sequence[Any], *, mutations: bool = Tr
     try:
         graph = recorded(torch.func.functionalize(flattened))
     except Exception:  # torch raises many kinds where a function cannot be recorded without mutations
-        if not mutations:
-            raise
         graph = recorded(flattened)
+        try:
+            graph = recorded(torch.func.functionalize(graph))  # what it cannot do for an autograd.Function, it can for its operations
+        except Exception:
+            if not mutations:
+                raise
     improve(graph, faster=faster)
     return graph
 

@@ -40,7 +40,7 @@ WAYS = (
     "deterministic",
     "evaluation.compile",
     "learner.micro_batch",
-    *(f"unroller.{name}" for name in ("adjoint", "channels_last", "compile", "micro_batches", "side_by_side")),
+    *(f"unroller.{name}" for name in ("adjoint", "channels_last", "compile", "kernels", "micro_batches", "side_by_side")),
 )
 COLUMNS = ("outer_step", "outer_loss", "meta_gradient_norm", "clip_scale", "seconds", "stage", "attempts")  # of a StepInfo
 PARTS = ("validation", "test")  # of a PartialScore
@@ -124,7 +124,8 @@ def begun(
     precision = there.get("unroller", {}).get("precision")
     if distiller.unroller.precision == "auto" and precision is not None:
         distiller = fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
-    changed = differences({"deterministic": False} | there, identity(distiller))  # older runs do not say it
+    older = {"deterministic": False, "unroller.kernels": "auto"}  # what older runs do not say
+    changed = {name: pair for name, pair in differences(there, identity(distiller)).items() if pair != (None, older.get(name))}
     ways = [name for name in changed if name.startswith(WAYS) and not name.endswith(".decay")]  # which truncates
     if ways:
         log.warning("going on with another %s: what is done is the same, and may be rounded otherwise", listing(ways, "and"))

@@ -15,7 +15,8 @@ import torch
 
 from distilkit import __version__
 from distilkit.data.preprocessing.cache import cache_folder
-from distilkit.unroll.execution import compiler_here, has_triton
+from distilkit.unroll.execution import compiler_here
+from distilkit.unroll.own_kernels import has_triton
 from distilkit.unroll.rates import convolution_seconds
 
 SCARCE = 4 * 2**30  # bytes: a ConvNet on CIFAR-10 takes about so much memory, and less disk

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.util import find_spec
 from math import inf
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +18,7 @@ from distilkit.errors import Change, CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner, Numerics
 from distilkit.programs.programs import CAPTURED, Programs
-from distilkit.unroll import precision as precisions
+from distilkit.unroll import own_kernels, precision as precisions
 
 # Floating point operations of one forward pass of one network on an inner batch from which on compiling, which costs seconds to a
 # minute, is soon won back: it saves a third of every step of the standard ConvNet-3.
@@ -34,6 +33,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 AnyPrecision = Literal["auto", "float32", "tf32", "bfloat16"]
 Compile = Literal["auto", "eager", "trace", "inductor", "cudagraph", "inductor-cudagraph"]
 Switch = Literal["auto", "on", "off"]
+Kernels = Literal["auto", "torch", "triton"]
 
 
 class Execution(NamedTuple):
@@ -46,6 +46,7 @@ class Execution(NamedTuple):
         precision: of the arithmetic inside of the network: "float32", "tf32" or "bfloat16".
         why: the reason, for people.
         micro_batch: images of an inner step that are taken at one time, at most; None takes them together.
+        kernels: whether norms, ReLU and pooling are taken by kernels of our own (CUDA only).
     """
 
     kind: str
@@ -54,11 +55,12 @@ class Execution(NamedTuple):
     precision: str
     why: str
     micro_batch: int | None = None
+    kernels: bool = False
 
     @property
     def numerics(self) -> Numerics:
         """Of a forward pass."""
-        return Numerics(torch.bfloat16 if self.precision == "bfloat16" else None, self.channels_last)
+        return Numerics(torch.bfloat16 if self.precision == "bfloat16" else None, self.channels_last, self.kernels)
 
     def __str__(self) -> str:
         parts = [_WORDS[self.kind]]
@@ -66,6 +68,7 @@ class Execution(NamedTuple):
         parts += ["channels last"] if self.channels_last else []
         parts += ["networks side by side"] if self.side_by_side else []
         parts += [f"at most {self.micro_batch} images at a time"] if self.micro_batch else []
+        parts += ["kernels in Triton"] if self.kernels else []
         return f"{', '.join(parts)} ({self.why})"
 
 
@@ -105,6 +108,7 @@ def choose(
     shape: tuple[int, ...],
     device: torch.device,
     calls: float = inf,
+    kernels: str = "torch",
 ) -> Execution:
     """Pick how to run, where the user left it open ("auto").
 
@@ -118,10 +122,11 @@ def choose(
         shape: of the images of an inner step, (B, ...). What is picked is for those that are taken at one time.
         device: where the work is done.
         calls: how many steps there will be; building programs is not worth a few.
+        kernels: "auto", "torch" or "triton".
 
     Raises:
         CombinationError: CUDA graphs without a GPU; a layout asked for that networks side by side cannot have; networks side by side that
-            take their images in parts.
+            take their images in parts; kernels of our own where there are none.
     """
     if (some := learner.at_a_time(shape[0])) is not None:
         if side_by_side == "on" and networks > 1:
@@ -130,7 +135,7 @@ def choose(
                 f'"on" stacks {networks} networks, which take them together.',
                 changes=[Change("unroller.side_by_side", "off")],
             )
-        part = choose(learner, compile, channels_last, "off", precision, networks, (some, *shape[1:]), device, calls)
+        part = choose(learner, compile, channels_last, "off", precision, networks, (some, *shape[1:]), device, calls, kernels)
         return part._replace(micro_batch=some)
     if channels_last == "on" and side_by_side == "on" and networks > 1:
         raise CombinationError(
@@ -158,7 +163,8 @@ def choose(
         precision, why = next(iter(found), "float32"), f"{why}; {reason}"
     elif precision == "bfloat16" and device.type == "cpu" and len(shape) == 4:
         precisions.say_if_slow(last, device)
-    return Execution(kind, last, together, precision, why)
+    ours, reason = own_kernels.pick(learner, kernels, kind, precision, shape, device)
+    return Execution(kind, last, together, precision, f"{why}; {reason}" if reason else why, kernels=ours)
 
 
 def decided(found: Execution, device: torch.device, gradient: Callable[[str], Tensor]) -> Execution:
@@ -181,7 +187,7 @@ def _compiling(work: float, calls: float, device: torch.device) -> tuple[str, st
     On a GPU compiling is taken to be worth it from the same work on as on a CPU: an estimate, not measured.
     """
     large, on_gpu = work >= WORTH_COMPILING, device.type == "cuda"
-    there, name = (has_triton(), "Triton") if on_gpu else (compiler_here() is not None, "C++ compiler")
+    there, name = (own_kernels.has_triton(), "Triton") if on_gpu else (compiler_here() is not None, "C++ compiler")
     fused = large and work * calls >= WORTH_BUILDING and there
     why = f"{'on a GPU, ' if on_gpu else ''}a forward pass takes {_flop(work)}"
     why += f", but there is no {name}" if large and not there else ""
@@ -202,11 +208,6 @@ def operations(learner: Learner, shape: tuple[int, ...], device: torch.device | 
     with torch.no_grad():
         work, _ = process.count_operations(lambda: learner.logits(params, torch.zeros(some, *shape[1:], device=device)))
     return work * shape[0] / some
-
-
-def has_triton() -> bool:
-    """Whether there is Triton, in which torch.compile writes kernels for a GPU, and a C compiler for it."""
-    return find_spec("triton") is not None and shutil.which(os.environ.get("CC", "gcc")) is not None  # which builds what starts them
 
 
 def compiler_here() -> str | None:

@@ -40,11 +40,11 @@ class InnerProblem(NamedTuple):
     """The inner problem as pure functions.
 
     loss(theta, images, labels, draw) -> ();  update(theta, state, gradient, log_lr, draw) -> (theta, state);
-    outer(theta, images, labels) -> ().  `name` tells problems apart that are one but for their precision. `plain` is the same problem
-    with images in the usual layout, to fall back to; None where this one has that layout. `fused` says that a compiler will join
-    operations: gradients that nobody differentiates are then made of many small ones all the same, and else of as few as torch has.
-    `parts` takes a step's (leaves, draw) apart into micro-batches, whose losses, each times its share, add up to that of the step; None
-    where all images go through the network together.
+    outer(theta, images, labels) -> ().  `name` tells problems apart that are one but for their precision. `plain` is the same problem in
+    plain form, with images in the usual layout and torch's operations alone, to fall back to; None where this is that. `fused` says that
+    a compiler will join operations: gradients that nobody differentiates are then made of many small ones all the same, and else of as
+    few as torch has. `parts` takes a step's (leaves, draw) apart into micro-batches, whose losses, each times its share, add up to that of
+    the step; None where all images go through the network together.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, Any], Tensor]

@@ -31,10 +31,11 @@ def problem(learner: Learner, dtype: torch.dtype | None, execution: Execution, *
         execution: how it will be run.
         own_sets: side by side, each network has images and labels of its own, (networks, N, ...).
     """
-    numerics = Numerics(dtype, execution.channels_last)
+    numerics = Numerics(dtype, execution.channels_last, execution.kernels)
     fused = execution.kind in COMPILED
     name = "in bfloat16" if dtype else "in full"
-    plain = problem(learner, dtype, execution._replace(channels_last=False), own_sets=own_sets) if execution.channels_last else None
+    usual = execution._replace(channels_last=False, kernels=False)
+    plain = problem(learner, dtype, usual, own_sets=own_sets) if usual != execution else None
 
     def loss(theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
         return learner.objective(theta, images, labels, draw, numerics)

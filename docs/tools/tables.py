@@ -372,6 +372,43 @@ def _outer_steps(record: Record) -> str:
     return _markdown(headings, rows)
 
 
+def _counts(record: Record) -> str:
+    """What the programs of a GPU hold: of each kind and size, before its faults were mended, now, and with kernels of our own."""
+    rows = []
+    cases = {(row["per_class"], row["precision"], row["way"]): row for row in record["rows"]}
+    for name in ("step", "back", "end"):
+        for images, precision in dict.fromkeys(key[:2] for key in cases):
+            ways = [cases[images, precision, way][name] for way in ("before", "recorded", "kernels")]
+            flop = f"{ways[-1]['flop'] / 1e9:.3g}" + (f" ({ways[0]['large_flop'] / 1e9:.2g} before)" if ways[0]["large_flop"] else "")
+            cells = [" / ".join(f"{way['operations']:.0f}" for way in ways), " / ".join(f"{way['bytes'] / 1e9:.2f}" for way in ways)]
+            cells += [" / ".join(f"{way['joined_operations']:.0f}" for way in ways[1:])]
+            cells += [" / ".join(f"{way['joined_bytes'] / 1e9:.2f}" for way in ways[1:])]
+            rows.append([name, images, precision, flop, *cells])
+    headings = ["program", "images per class", "precision", "GFLOP (in large kernels)", "operations: before / now / with ours", "GB"]
+    return _markdown([*headings, "joined, operations: now / with ours", "joined, GB"], rows)
+
+
+FORMS = {
+    ("before", "recorded"): "before, as recorded",
+    ("recorded", "recorded"): "now, as recorded",
+    ("recorded", "joined_"): "now, joined",
+    ("kernels", "joined_"): "with ours, joined",
+}
+
+
+def _model(record: Record) -> str:
+    """Milliseconds of an outer step by the terms of a model."""
+    rows = []
+    for (way, form), words in FORMS.items():
+        for row in record["rows"]:
+            if row["way"] == way:
+                terms = row["model"][form]
+                spent = [f"{1e3 * x:.1f}" for x in (*terms.values(), sum(terms.values()))]
+                rows.append([row["per_class"], row["precision"], words, *spent])
+    rows.sort(key=lambda row: (row[0], row[1] == "bfloat16"))
+    return _markdown(["images per class", "precision", "programs", "products", "memory", "launches", "copies", "ms in all"], rows)
+
+
 def _gib(values: Record) -> str:
     return f"{values['median'] / 2**30:.2f}"
 
@@ -396,4 +433,6 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "judging": _judging,
     "processes": _processes,
     "micro_batches": _micro_batches,
+    "counts": _counts,
+    "model": _model,
 }

@@ -80,8 +80,8 @@ def test_lying_strides_fall_back_to_plain_layout(heard, monkeypatch):
         assert torch.equal(run(IMAGES), IMAGES.flatten(1).square())
     run(IMAGES.repeat(2, 1, 1, 1))  # other shapes fall back in the same way, and nobody is told again
     assert len(said) == 1
-    assert "flat runs recorded in plain layout" in said[0]
-    assert programs.fallbacks["flat"].startswith("recorded in plain layout (RuntimeError")
+    assert "flat runs recorded in plain form" in said[0]
+    assert programs.fallbacks["flat"].startswith("recorded in plain form (RuntimeError")
 
 
 def test_the_last_resort_is_the_function(heard, monkeypatch):
@@ -98,7 +98,7 @@ def test_what_is_not_recorded_falls_back_too(heard):
     programs = make("eager")
     run = programs("twice", raises, lambda x: 2 * x)
     assert torch.equal(run(IMAGES), 2 * IMAGES)
-    assert said == ["twice runs eagerly, in plain layout: RuntimeError: planted"]
+    assert said == ["twice runs eagerly, in plain form: RuntimeError: planted"]
 
 
 def test_a_compiler_that_raises_leaves_the_recorded_program(heard, monkeypatch):
@@ -282,7 +282,7 @@ def test_a_run_goes_on_and_stores_what_was_used(place, compile, expected, tmp_pa
         assert set(fallbacks.values()) == {expected}
         assert {"step in full", "end in full"} <= set(fallbacks)
     else:
-        assert all(how.startswith("recorded in plain layout") for how in fallbacks.values())
+        assert all(how.startswith("recorded in plain form") for how in fallbacks.values())
         assert bool(fallbacks) == (group_norm_strides() != promised_strides())
 
 

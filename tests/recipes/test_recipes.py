@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from distilkit.errors import DistilkitError
 from distilkit.evaluation.training import cost
 from distilkit.functional.streams import Stream
 from distilkit.spec.text import parse, to_toml
+from distilkit.unroll import execution
 
 FAST = [name for name in recipes.names() if name.startswith("fast/")]
 OURS = ["digits", "paper/fashion-mnist-boosted", *FAST]  # settings of our own
@@ -61,6 +63,22 @@ def _own_cache(tmp_path_factory, monkeypatch):
 def load(name: str) -> dk.Distiller:
     pipeline: dk.Distiller = spec.load(name)
     return pipeline
+
+
+@pytest.mark.parametrize("name", [name for name in FAST if name.startswith("fast/cifar10-ipc1") and "ipc10-" not in name + "-"])
+def test_auto_compiles_these_on_a_cpu(name, monkeypatch):
+    """Their forward pass takes little more than what compiling is worth from: their programs on a CPU are those of "inductor"."""
+    pipeline = load(name)
+    monkeypatch.setattr(execution, "compiler_here", lambda: "g++")
+    learner, shape, cpu = pipeline.learner.bind((3, 32, 32), 10), (inner_batch(pipeline), 3, 32, 32), torch.device("cpu")
+    execution.choose.cache_clear()
+    taken = [
+        dk.fields.evolve(pipeline.unroller, compile=kind, precision="float32").execution(learner, shape, cpu)
+        for kind in (pipeline.unroller.compile, "inductor")
+    ]
+    execution.choose.cache_clear()
+    assert pipeline.unroller.compile == "auto"
+    assert taken[0]._replace(why="") == taken[1]._replace(why="")
 
 
 def inner_batch(pipeline: dk.Distiller) -> int:

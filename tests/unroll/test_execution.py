@@ -15,7 +15,7 @@ from distilkit.errors import CombinationError, GradientError
 from distilkit.process import products
 from distilkit.programs.agreement import within_rounding
 from distilkit.programs.programs import Programs, record
-from distilkit.unroll import execution as execution_module, offload
+from distilkit.unroll import execution as execution_module, offload, own_kernels
 from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import choose
 from distilkit.unroll.problem import problem as inner_problem
@@ -421,7 +421,8 @@ def test_auto_on_a_gpu(network, calls, triton, expected, monkeypatch):
     """Without one: what is asked of the device is answered by the CPU."""
     counted = execution_module.operations
     monkeypatch.setattr(execution_module, "operations", lambda learner, shape, device: counted(learner, shape))
-    monkeypatch.setattr(execution_module, "has_triton", lambda: triton)
+    monkeypatch.setattr(own_kernels, "has_triton", lambda: triton)
+    monkeypatch.setattr(own_kernels, "tried", lambda *_: own_kernels.Tried(False, 1.0, ""))
     inner = dk.Learner(network, dk.Adam()).bind((3, 32, 32), 10)
     choose.cache_clear()
     found = choose(inner, "auto", "auto", "auto", "float32", 1, (100, 3, 32, 32), torch.device("cuda"), calls)
