@@ -61,12 +61,12 @@ class Clocked:
         return clocked
 
 
-def in_use(problem: common.Problem, precision: str, compile: str, window: int, device: str) -> Clocked:
+def in_use(problem: common.Problem, precision: str, compile: str, window: int, device: str, kernels: str = "torch") -> Clocked:
     """Take meta-gradients with every call of a program clocked. All that reaches into distilkit is here and in `recorded`."""
     import distilkit as dk
     from distilkit.programs.programs import Programs
 
-    unroller = dk.Unroller(dk.ReplayAdjoint(keep_last=0), precision=precision, compile=compile)
+    unroller = dk.Unroller(dk.ReplayAdjoint(keep_last=0), precision=precision, compile=compile, kernels=kernels)
     shape = tuple(problem.leaves.images.shape)
     kind = unroller.execution(problem.learner, shape, problem.leaves.images.device).kind
     clocked = Clocked(Programs(kind), device)

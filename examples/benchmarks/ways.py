@@ -13,6 +13,7 @@ outside of these clocks, and told as `build_seconds`. What a way fell back to is
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from typing import Any
 
@@ -24,9 +25,10 @@ PROGRAMS = {"step": "step", "back": "step back", "end": "end"}
 
 
 def measure(
-    compile: str, precision: str, images: int, width: int, window: int, horizon: int, real: int, threads: int, device: str
+    compile: str, precision: str, images: int, kernels: str, width: int, window: int, horizon: int, real: int, threads: int, device: str
 ) -> common.Row:
     """Run one case in this process."""
+    import attrs
     import torch
     from limits import in_use
 
@@ -36,7 +38,7 @@ def measure(
     common.prepare(threads, device)
     problem, stream = common.convnet(width, images, real, device), dk.Stream(3)
     classes = torch.arange(images) % 10
-    unroller = dk.Unroller(dk.ReplayAdjoint(), precision=precision, compile=compile)
+    unroller = dk.Unroller(dk.ReplayAdjoint(), precision=precision, compile=compile, kernels=kernels)
     start = (horizon - window) // 2  # whose cost is the mean over all places
 
     def meta_gradient(window: dk.Window, unroller: dk.Unroller = unroller) -> Any:
@@ -56,11 +58,11 @@ def measure(
                 common.wait(device)
                 seconds.append(time.perf_counter() - began)
         with process.same_bits(torch.device(device)):
-            anew = dk.Unroller(dk.ReplayAdjoint(), precision=precision, compile=compile)  # whose graphs are captured under it
+            anew = attrs.evolve(unroller)  # whose graphs are captured under it
             same = [meta_gradient(dk.Window(start, start + window), anew) for _ in range(2)]
     execution = unroller.execution(problem.learner, tuple(problem.leaves.images.shape), problem.leaves.images.device)
     fallbacks = unroller.programs(problem.learner, execution).fallbacks
-    clocked = in_use(problem, precision, compile, min(window, 10), device)
+    clocked = in_use(problem, precision, compile, min(window, 10), device, kernels)
     suffix = next(name for name in clocked.seconds if name.startswith("end")).removeprefix("end")
     calls = {name: next(one for one in clocked.seconds if one.startswith(name + suffix)) for name in PROGRAMS}
     return {
@@ -83,7 +85,7 @@ def draw(rows: list[common.Row], given: argparse.Namespace) -> None:
     """Plot the time of a meta-gradient as bars, and that until it is started within them."""
     figure = common.figure(9, 0.9 + 0.28 * len(rows))
     axes = figure.subplots()
-    names = [f"{row['compile']}, {row['precision']}, {row['images']} images" for row in rows]
+    names = [f"{row['compile']}, {row['precision']}, {row['images']} images{', our kernels' * (row['kernels'] != 'torch')}" for row in rows]
     bars = axes.barh(names, [1e3 * row["seconds"]["median"] for row in rows], color=common.BLUE, label="done")
     axes.barh(names, [1e3 * row["host_seconds"]["median"] for row in rows], 0.3, color=common.ORANGE, label="started")
     axes.bar_label(bars, fmt="{:.3g}", fontsize=8, padding=2)
@@ -101,6 +103,9 @@ def main() -> None:
     parser.add_argument("--compile", nargs="+", help="by default all that the device has")
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=["float32", "tf32", "bfloat16"])
     parser.add_argument("--images", type=int, nargs="+", default=[10, 100], help="distilled images, all in a step")
+    parser.add_argument(
+        "--kernels", nargs="+", choices=["torch", "triton"], help="of norms, ReLU and pooling; by default all that the device has"
+    )
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--window", type=int, default=60)
     parser.add_argument("--horizon", type=int, default=200)
@@ -111,15 +116,18 @@ def main() -> None:
         return
     graphs = ["cudagraph", "inductor-cudagraph"] if common.on_gpu(given.device) else []
     kinds = given.compile or ["eager", "trace", "inductor", *graphs]
+    kernels = given.kernels or (["torch", "triton"] if common.on_gpu(given.device) else ["torch"])
     settings = {name: getattr(given, name) for name in ("width", "window", "horizon", "real", "threads", "device")}
-    cases = [{"compile": c, "precision": p, "images": n} for n in given.images for p in given.precision for c in kinds]
+    each = itertools.product(given.images, given.precision, kinds, kernels)
+    cases = [{"compile": c, "precision": p, "images": n, "kernels": k} for n, p, c, k in each]
     rows = common.run(cases, settings, given)
     good = [row for row in rows if "failed" not in row]
     for row in good:
         programs = "  ".join(f"{title} {1e3 * row[f'{name}_seconds']['median']:8.3f}" for name, title in PROGRAMS.items())
         whole = f"meta-gradient {1e3 * row['seconds']['median']:9.1f}, started {1e3 * row['host_seconds']['median']:9.1f}"
         bits = f"same bits: {row['same_bits']}, asked for: {row['same_bits_asked_for']}"
-        print(f"{row['images']:4d} {row['precision']:8s} {row['compile']:18s} ms: {programs}  {whole}  {bits}  {row['fallbacks'] or ''}")
+        which = f"{row['images']:4d} {row['precision']:8s} {row['compile']:18s} {row['kernels']:6s}"
+        print(f"{which} ms: {programs}  {whole}  {bits}  {row['fallbacks'] or ''}")
     common.write(given, QUESTION, settings, rows, network=f"ConvNet-3 of width {given.width}, Adam")
     if good:
         draw(good, given)
