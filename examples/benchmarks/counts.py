@@ -48,7 +48,7 @@ def programs(problem: common.Problem, precision: str, way: str) -> dict[str, fx.
     from distilkit.unroll.problem import problem as inner_problem
 
     learner, leaves, batch = problem
-    execution = Execution("trace", False, False, precision, "", way == "kernels")
+    execution = Execution("trace", False, False, precision, "", kernels=way == "kernels")
     inner = inner_problem(learner, execution.numerics.dtype, execution)._replace(fused=way == "before")
     theta, state = learner.init(dk.Stream(0))
     draw = learner.draw(dk.Stream(1), leaves.labels.argmax(1), tuple(leaves.images.shape[1:]))

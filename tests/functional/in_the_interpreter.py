@@ -1,13 +1,10 @@
-"""Our kernels in Triton's interpreter, beside torch's operations: a script, since TRITON_INTERPRET counts when triton is first imported.
+"""Our kernels in Triton's interpreter, beside torch's operations: a script, since TRITON_INTERPRET=1 counts when triton is first imported.
 
 It prints a JSON object: for each case, the relative error of every result, of ours and of torch's own, in norm, to float64.
 """
 
 import json
-import os
 import sys
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 

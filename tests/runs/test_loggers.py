@@ -142,6 +142,15 @@ def test_a_run_that_is_done_is_not_logged_again(tmp_path):
     assert told.calls == []
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal: what was started in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_sending_all_is_ended_by_ctrl_c_and_nobody_else_writes_meanwhile(tmp_path):
     class Slow(Told):
         def finish(self):

@@ -201,7 +201,7 @@ def test_what_does_not_say_all_of_itself_is_imported_first(tmp_path: Path) -> No
         dk.load(path, "best")
     with pytest.raises(RunError, match=r"The set .* has no spec.toml"):
         dk.subset_grid(path, [1])
-    with pytest.raises(CombinationError, match="does not say its data and learner"):
+    with pytest.raises(CombinationError, match="does not say its data"):
         dk.evaluate(path)
 
 

@@ -115,7 +115,7 @@ def test_a_step_back_holds_few_operations(dtype):
     state, draw = inner.init(dk.Stream(0)), inner.draw(dk.Stream(1), torch.arange(2), shape[1:])
     names = {}
     for ours in (True, False):
-        made = inner_problem(inner, dtype, Execution("trace", False, False, "float32", "", ours))
+        made = inner_problem(inner, dtype, Execution("trace", False, False, "float32", "", kernels=ours))
         back, like = dk.ReplayAdjoint().back(made), OuterVariables(*(torch.zeros_like(x) for x in leaves))
         graph = record(back, (*state, leaves, draw, torch.zeros_like(state.params), [], like))
         names[ours] = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
