@@ -86,10 +86,12 @@ class DistilledSet:
                 raise CombinationError(f"The {name} of a distilled set must be finite; some are NaN or infinite.")
         if self.inner_lr is not None and not (np.size(self.inner_lr) and all(0 < rate < math.inf for rate in np.ravel(self.inner_lr))):
             raise FieldError("inner_lr", self.inner_lr, "a number above 0, or some of them")
-        if not isinstance(self.provenance, dict):
-            raise FieldError("provenance", self.provenance, "a dict")
-        if not all(isinstance(name, str) for name in self.class_names):
-            raise FieldError("class_names", self.class_names, "texts")
+        told: Any = self.provenance  # a file of somebody else's may say anything
+        names: Any = self.class_names
+        if not isinstance(told, dict):
+            raise FieldError("provenance", told, "a dict")
+        if not all(isinstance(name, str) for name in names):
+            raise FieldError("class_names", names, "texts")
         if any("\0" in name for name in self.class_names):  # numpy's text, and so the store, loses it at the end of a name
             raise FieldError("class_names", self.class_names, "names without the character NUL")
         for name, value in (("classes", self.classes), ("block", self.block)):
