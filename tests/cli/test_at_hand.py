@@ -53,6 +53,7 @@ def test_new_writes_a_spec_that_is_one(name, place, monkeypatch):
         assert tree[table] | values == tree[table]
 
 
+@pytest.mark.figures
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["photos.npz", "vectors.npz", "arrays"])
 def test_what_new_writes_can_be_run(data, place):
