@@ -20,7 +20,8 @@ MOST = {
     "bfloat16, triton": {"step": 295, "back": 529, "end": 126},
 }
 PROGRAMS = [f"{how}, {name}" for how, programs in MOST.items() for name in programs]
-OLD = 129 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14) else 0
+VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+OLD = 129 if VERSION < (2, 14) else 0
 COPIES = {"aten.clone.default", "aten._to_copy.default"}
 
 
@@ -61,6 +62,7 @@ def test_a_graph_can_hold_them(found):
     assert "makes the host wait" in found["a mask"]["why not"]
 
 
+@pytest.mark.skipif(VERSION > (2, 14), reason="not counted with this torch yet")
 def test_they_have_no_more_operations_than_they_had(found):
     for how, most in MOST.items():
         for name, count in most.items():
