@@ -32,8 +32,8 @@ import torch
 from torch.nn import functional as F
 
 import distilkit as dk
-from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import ProgramCache
+from distilkit.unroll.inner import OuterVariables
 from distilkit.unroll.rates import convolution_seconds
 from distilkit.unroller import MetaGradient, RealBatch
 

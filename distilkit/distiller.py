@@ -42,8 +42,8 @@ from distilkit.outer import (
 from distilkit.progress import Progress
 from distilkit.storage.formats.raw import is_one_hot
 from distilkit.truncation import StepInfo, TruncationPolicy, Window, probing
-from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import Execution, ProgramCache, decided
+from distilkit.unroll.inner import OuterVariables
 from distilkit.unroller import MetaGradient, RealBatch, Unroller
 
 if TYPE_CHECKING:

@@ -251,8 +251,10 @@ class Learner:
 
     def at_a_time(self, count: int) -> int | None:
         """Images in the largest part of an inner batch of so many; None where they are taken together."""
-        most = self.micro_batch
-        return None if most is None or count <= most else -(-count // -(-count // most))
+        if self.micro_batch is None or count <= self.micro_batch:
+            return None
+        largest: int = micro_batches(count, self.micro_batch)[0].stop
+        return largest
 
     def parts(self, images: Tensor, labels: Tensor, draw: Draw) -> Iterator[Part]:
         """The micro-batches of an inner step, each taken from the set, images (N, ...) and labels (N, K), when its turn comes."""

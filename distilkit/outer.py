@@ -21,7 +21,7 @@ from distilkit.functional.optimizers import Optimizer
 from distilkit.functional.schedules import Constant, Schedule
 from distilkit.functional.streams import Stream
 from distilkit.truncation import StepInfo
-from distilkit.unroll.adjoints import OuterVariables
+from distilkit.unroll.inner import OuterVariables
 
 ImageStart = Literal["noise", "real"]
 

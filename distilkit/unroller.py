@@ -19,15 +19,13 @@ from distilkit.truncation import Probe, Window
 from distilkit.unroll.adjoints import (
     Adjoint,
     AutogradAdjoint,
-    InnerProblem,
     OuterLoss,
-    OuterVariables,
     ReplayAdjoint,
     Shared,
     Step,
 )
 from distilkit.unroll.execution import AnyPrecision, Compile, Execution, Kernels, ProgramCache, Switch, choose, require_values
-from distilkit.unroll.inner import measured_step, step
+from distilkit.unroll.inner import InnerProblem, OuterVariables, measured_step, step
 from distilkit.unroll.precision import PROBED
 from distilkit.unroll.problem import Drawn, draws, problem, start
 

@@ -15,7 +15,7 @@ from distilkit.data.preprocessing import REFITTABLE, Fitted, Identity, Refittabl
 from distilkit.errors import Change, CombinationError, nearest
 from distilkit.evaluation.measuring import training_set
 from distilkit.storage import shipped
-from distilkit.unroll.adjoints import OuterVariables
+from distilkit.unroll.inner import OuterVariables
 
 
 def read(path: str) -> DistilledSet:

@@ -25,13 +25,11 @@ from distilkit.progress import SILENT, Progress
 from distilkit.runs.claim import claimed
 from distilkit.runs.evaluate import EvaluationInput, evaluate, require_free, save
 from distilkit.runs.open import pipeline_of, refuse_to_be_told
-from distilkit.runs.stated import stated_pipeline, stated_provenance
+from distilkit.runs.stated import STANDS_IN, stated_pipeline, stated_provenance
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats, is_run, says_all
 from distilkit.storage.remote import brought
-
-STANDS_IN = "Digits"  # for data that a path gives
 
 
 def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None, output: Output) -> None:

@@ -24,11 +24,10 @@ from distilkit.storage.store import find
 
 POLL = 3.0  # seconds between two looks at the files of runs, and after which a browser loads the page anew
 PATIENCE = 20  # looks at results that cannot be read, and do not change: a run writes twice in that time
-REAL = 2  # real images of each class
 STORE = "zarr.json"  # which is another file after each write
 
 
-def show_report(runs: Sequence[Path], target: Path, output: Output, *, watch: bool = False, real: int = REAL) -> None:
+def show_report(runs: Sequence[Path], target: Path, output: Output, *, watch: bool, real: int) -> None:
     """Write the page, and say where it lies.
 
     Args:

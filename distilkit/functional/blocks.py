@@ -88,20 +88,24 @@ def _(
     return _pooled(x, pooling), torch.empty_like(x), _sums(x, 1)
 
 
-class _Block(torch.autograd.Function):
-    """The block and its gradient, for torch.func: what is registered with an operator alone is not seen there."""
+class _Operation(torch.autograd.Function):
+    """One that takes tensors, the pooling and eps, and keeps them for its gradient."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, pooling: str, eps: float) -> Tensor:
-        result: Tensor = _forward(x, weight, bias, pooling, eps)
-        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.pooling, ctx.eps = inputs
         ctx.save_for_backward(*tensors)
+
+
+class _Block(_Operation):
+    """The block and its gradient, for torch.func: what is registered with an operator alone is not seen there."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, pooling: str, eps: float) -> Tensor:
+        result: Tensor = _forward(x, weight, bias, pooling, eps)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -112,20 +116,13 @@ class _Block(torch.autograd.Function):
         return dx, along, level, None, None
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(_Operation):
     """The gradient of the block, and its own."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, pooling: str, eps: float) -> tuple[Tensor, Tensor]:
         results: tuple[Tensor, Tensor] = _backward(g, x, weight, bias, pooling, eps)
         return results
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.pooling, ctx.eps = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -135,10 +132,8 @@ class _Backward(torch.autograd.Function):
         return dg, dx, sums.sum((0, 1)).to(weight.dtype), None, None, None  # the shift moves no derivative, but where ReLU bends
 
 
-class _DoubleBackward(torch.autograd.Function):
+class _DoubleBackward(_Operation):
     """The gradient of that, which has none: an error, where it would be asked for."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(

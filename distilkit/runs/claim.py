@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 from distilkit.distiller import Distiller
 from distilkit.errors import Change, RunError
 from distilkit.runs.checkpoints import FOLDER, same_spec
-from distilkit.storage.store import NAME, require_writable
+from distilkit.storage.layout import NAME
+from distilkit.storage.store import require_writable
 
 LOCK = ".lock"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distilkit import fields, process
 from distilkit.distiller import Distiller
-from distilkit.errors import Change
+from distilkit.errors import Change, CombinationError
 from distilkit.functional.pytrees import split_floating
 from distilkit.growth import Piece
 from distilkit.programs.liveness import peak_bytes
@@ -222,8 +222,11 @@ def _smaller_inner_batch(distiller: Distiller, found: Plan, replay: ReplayAdjoin
     now = learner.at_a_time(count) or count
     room = 0.8 * found.available - found.baseline_bytes - found.trajectory_bytes
     size = max(1, min(now // 2, int(now * room / max(1, found.step_peak))))
-    by_itself = getattr(learner.network, "norm", None) != "batch" and getattr(learner.augment, "by_image", learner.augment is None)
-    if replay is None or replay.keep_last or now == 1 or not by_itself:
+    if replay is None or replay.keep_last or now == 1:
+        return []
+    try:
+        fields.evolve(learner, micro_batch=size).bind(distiller.bundle.image_shape, distiller.bundle.num_classes)
+    except CombinationError:  # a norm over the batch, or an augmentation that does not take each image by itself
         return []
     return [(f"take the {count} images of an inner step in parts: exact, a quarter more time", Change("learner.micro_batch", size))]
 

@@ -31,7 +31,7 @@ from distilkit.learner import Learner
 from distilkit.progress import Progress
 from distilkit.runs.open import pipeline_of
 from distilkit.runs.sheets import tree_of
-from distilkit.runs.stated import stated_pipeline, stated_provenance
+from distilkit.runs.stated import STANDS_IN, stated_pipeline, stated_provenance
 from distilkit.storage import layout
 from distilkit.storage.remote import brought, url_of
 from distilkit.storage.store import holds_results, is_run, is_set, require_writable, says_all
@@ -213,7 +213,7 @@ def _case(
             data = pipeline.bundle if data is None else data
             learner, evaluation, threads = learner or pipeline.learner, evaluation or pipeline.evaluation, pipeline.threads
         elif learner is None and (stated := stated_provenance(path)) is not None:
-            own = stated_pipeline(stated, data="Digits", of=os.fspath(path))  # a name that stands in for the data, which is given
+            own = stated_pipeline(stated, data=STANDS_IN, of=os.fspath(path))
             learner, evaluation = own.learner, evaluation or own.evaluation
     missing = [name for name, value in (("data", data), ("learner", learner)) if value is None]
     if missing or learner is None:

@@ -8,28 +8,17 @@ from __future__ import annotations
 
 import math
 import os
-from typing import NamedTuple
 
 import attrs
 from torch import Tensor
 
 from distilkit import fields, ranks
-from distilkit.data.bundle import DataBundle
+from distilkit.data.bundle import Loaded
 from distilkit.distiller import Distiller
-from distilkit.functional.streams import Stream
 from distilkit.growth import Piece
 from distilkit.runs.estimate import Plan
 
 FLOAT = 4  # bytes
-
-
-class _Loaded(NamedTuple):
-    """A source whose data is there."""
-
-    bundle: DataBundle
-
-    def load(self, stream: Stream) -> DataBundle:
-        return self.bundle
 
 
 @attrs.frozen(eq=False)
@@ -64,7 +53,7 @@ class ProcessShare:
         growth = whole.growth
         if growth is not None and growth.batch_sizes is not None:
             growth = fields.evolve(growth, batch_sizes=tuple(map(self._batch, growth.batch_sizes)))
-        return fields.evolve(whole, data=_Loaded(whole.bundle), unroller=own, outer=outer, growth=growth)
+        return fields.evolve(whole, data=Loaded(whole.bundle), unroller=own, outer=outer, growth=growth)
 
     def completed(self, draft: Plan, piece: Piece) -> Plan:
         """The plan of a piece of the share, with what every process holds besides.

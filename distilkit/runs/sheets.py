@@ -12,27 +12,16 @@ import torch
 import xarray as xr
 
 from distilkit import fields, report, storage
-from distilkit.data.bundle import DataBundle
+from distilkit.data.bundle import DataBundle, Loaded
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import require_same
 from distilkit.distiller import Distiller
 from distilkit.errors import RunError
-from distilkit.functional.streams import Stream
 from distilkit.report.grid import LONGEST
 from distilkit.report.sheet import Pictures, Which
 from distilkit.storage import layout
 
 AT_ONCE = 10_000  # real images that are compared at once
-
-
-@attrs.frozen
-class _Given:
-    """A source of data that are loaded already."""
-
-    bundle: DataBundle
-
-    def load(self, stream: Stream, /) -> DataBundle:
-        return self.bundle
 
 
 def draw_sheet(
@@ -84,7 +73,7 @@ def start_of(pipeline: Distiller, data: DataBundle, classes: np.ndarray) -> Dist
     Raises:
         RunError: the pipeline makes other rows.
     """
-    given = fields.evolve(pipeline, data=_Given(data), device=str(data.train.labels.device))
+    given = fields.evolve(pipeline, data=Loaded(data), device=str(data.train.labels.device))
     state = given.init()
     while len(state.leaves.images) < len(classes) and state.stage + 1 < len(given.stages):
         state = given.add_block(state)

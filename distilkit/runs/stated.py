@@ -16,6 +16,7 @@ from distilkit.spec import kinds
 from distilkit.storage.formats import description
 
 SLOTS = {"network": "network", "optimizer": "optimizer", "loss": "loss", "augment": "augmentation"}  # of a learner, and of their kinds
+STANDS_IN = "Digits"  # the kind of data that are given otherwise
 BOUND = ("image_shape", "classes")  # what a network has from its data
 
 

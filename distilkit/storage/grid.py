@@ -33,8 +33,8 @@ from distilkit import __version__, process
 from distilkit.errors import Change, FieldError, RunError
 from distilkit.progress import SILENT, Progress
 from distilkit.storage.integrity import CHECKED, damage, write_sealed
-from distilkit.storage.layout import FORMAT_VERSION
-from distilkit.storage.store import NAME, require_writable
+from distilkit.storage.layout import FORMAT_VERSION, NAME
+from distilkit.storage.store import require_writable
 from distilkit.storage.workers import Workers, share_out
 
 logger = logging.getLogger("distilkit")

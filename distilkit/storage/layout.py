@@ -35,6 +35,7 @@ from distilkit import __version__
 from distilkit.errors import Change, RunError, listing, nearest
 
 FORMAT_VERSION = 2
+NAME = "results.zarr"  # of the store in the folder of a run
 REFERENCES = "Feng, Vedantam, Kempe: Embarrassingly Simple Dataset Distillation. ICLR 2024. arXiv:2311.07025"
 
 # name: (long_name, units, dtype)

@@ -18,18 +18,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distilkit.errors import ResourceError, RunError
-from distilkit.storage.remote import file_system
-from distilkit.storage.store import NAME
+from distilkit.storage.layout import NAME
+from distilkit.storage.remote import PAUSES, SPEC, file_system
 
 logger = logging.getLogger("distilkit")
 
 Result = TypeVar("Result")
 
-PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries of what has failed
 RESULTS_EVERY = 60.0  # seconds at least between two times that results are sent while a run goes on
 RESULTS_SHARE = 20  # of the time, one part in so many at most
 ROOT = f"{NAME}/zarr.json"
-SPEC = "spec.toml"
 CHECKPOINTS = "checkpoints/"
 OURS = (SPEC, CHECKPOINTS, f"{NAME}/")
 BESIDE = (".png", ".name")  # figures, and the names under which trackers know the run

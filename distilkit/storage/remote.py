@@ -16,9 +16,10 @@ import fsspec
 
 from distilkit.errors import ResourceError, RunError
 from distilkit.storage.integrity import damage
+from distilkit.storage.layout import NAME
 
-PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries: a run may be sending its results at this very moment
-NAME, SPEC = "results.zarr", "spec.toml"
+PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries of what has failed: a run may be sending its results at this very moment
+SPEC = "spec.toml"
 
 
 def url_of(path: Any) -> str | None:

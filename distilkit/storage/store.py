@@ -27,14 +27,13 @@ from distilkit.errors import Change, RunError, listing
 from distilkit.storage import shipped
 from distilkit.storage.checkpoint import sync_folder
 from distilkit.storage.integrity import CHECKED, damage, write_sealed
-from distilkit.storage.layout import FORMAT_VERSION, group_of_set, require_which
+from distilkit.storage.layout import FORMAT_VERSION, NAME, group_of_set, require_which
 from distilkit.storage.remote import brought, require_here, url_of
 from distilkit.storage.sets import from_group
 
 if TYPE_CHECKING:
     from distilkit.data.distilled import DistilledSet
 
-NAME = "results.zarr"
 LARGEST_CHUNK = 64 * 2**20  # bytes; codecs refuse 2 GiB, and smaller chunks load in parallel
 
 

@@ -47,7 +47,7 @@ from distilkit.storage.workers import Workers
 from distilkit.studies.gradients_layout import VARIABLES, gradients_template
 from distilkit.studies.statistics import alignment, clipped, cosine, jackknife, relative_variance, squared_mean
 from distilkit.truncation import FullUnroll, RandomHorizon, RandomTruncation, TailTruncation, Window, probing
-from distilkit.unroll.adjoints import OuterVariables
+from distilkit.unroll.inner import OuterVariables
 from distilkit.unroller import RealBatch, Unroller
 
 

@@ -19,11 +19,11 @@ from distilkit.functional.pytrees import split_floating, tensor_map
 from distilkit.programs.programs import Programs
 from distilkit.unroll.inner import (
     HessianProduct,
-    InnerProblem as InnerProblem,
-    OuterVariables as OuterVariables,
+    InnerProblem,
+    OuterVariables,
     back_in_parts,
     product,
-    step as step,
+    step,
     summed,
     update_and_pullback,
 )

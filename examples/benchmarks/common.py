@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     import distilkit as dk
-    from distilkit.unroll.adjoints import OuterVariables
+    from distilkit.unroll.inner import OuterVariables
     from distilkit.unroller import RealBatch
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -309,7 +309,7 @@ def convnet(width: int = 128, images: int = 100, real: int = 100, device: str = 
     import torch
 
     import distilkit as dk
-    from distilkit.unroll.adjoints import OuterVariables
+    from distilkit.unroll.inner import OuterVariables
     from distilkit.unroller import RealBatch
 
     shape, stream = (3, size, size), dk.Stream(0)

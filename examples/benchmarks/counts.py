@@ -43,8 +43,8 @@ def programs(problem: common.Problem, precision: str, way: str) -> dict[str, fx.
     """The recorded programs. All that reaches into distilkit is here."""
     import distilkit as dk
     from distilkit.programs.programs import record
-    from distilkit.unroll.adjoints import OuterVariables
     from distilkit.unroll.execution import Execution
+    from distilkit.unroll.inner import OuterVariables
     from distilkit.unroll.problem import problem as inner_problem
 
     learner, leaves, batch = problem

@@ -33,8 +33,8 @@ def measure(name: str, networks: int, rounds: int, threads: int, device: str) ->
 
     import distilkit as dk
     from distilkit import process
-    from distilkit.unroll.adjoints import OuterVariables
     from distilkit.unroll.execution import operations
+    from distilkit.unroll.inner import OuterVariables
     from distilkit.unroller import RealBatch
 
     common.prepare(threads, device)

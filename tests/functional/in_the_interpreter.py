@@ -11,8 +11,8 @@ import torch
 import distilkit as dk
 from distilkit.functional.blocks import norm_relu_pool
 from distilkit.unroll import own_kernels
-from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import ProgramCache, choose
+from distilkit.unroll.inner import OuterVariables
 from distilkit.unroll.own_kernels import our_block, step_back, torchs_block
 from distilkit.unroller import RealBatch
 from tests.unroll.problems import relative

@@ -9,7 +9,7 @@ from distilkit.errors import CombinationError, DistilkitError
 from distilkit.evaluation.training import draws
 from distilkit.networks.module import Functional
 from distilkit.truncation import Window
-from distilkit.unroll.adjoints import OuterVariables
+from distilkit.unroll.inner import OuterVariables
 from distilkit.unroller import RealBatch
 
 STREAM = dk.Stream(3).fold("test of dropout")

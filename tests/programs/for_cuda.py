@@ -14,8 +14,8 @@ from torch._subclasses import fake_tensor
 import distilkit as dk
 from distilkit.programs.capture import why_not
 from distilkit.programs.programs import record
-from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import Execution
+from distilkit.unroll.inner import OuterVariables
 from distilkit.unroll.problem import problem
 
 WIDTH = SIZE = 16  # of the network, and of its images

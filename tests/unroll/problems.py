@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 import distilkit as dk
-from distilkit.unroll.adjoints import OuterVariables
+from distilkit.unroll.inner import OuterVariables
 from distilkit.unroller import RealBatch
 
 CLASSES, PER_CLASS, SHAPE = 3, 3, (1, 8, 8)

@@ -16,8 +16,8 @@ from distilkit.process import products
 from distilkit.programs.agreement import within_rounding
 from distilkit.programs.programs import Programs, record
 from distilkit.unroll import execution as execution_module, offload, own_kernels
-from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import choose
+from distilkit.unroll.inner import OuterVariables
 from distilkit.unroll.problem import problem as inner_problem
 from distilkit.unroller import RealBatch
 from tests.unroll.problems import SHAPE, learner, problem, reference, relative

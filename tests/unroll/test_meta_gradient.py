@@ -8,8 +8,8 @@ import torch
 
 import distilkit as dk
 from distilkit import process
-from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import ProgramCache
+from distilkit.unroll.inner import OuterVariables
 from tests.unroll.problems import SHAPE, learner, outer_loss, problem, reference, relative
 
 # One line here gives a new component every test below.

@@ -9,8 +9,8 @@ import distilkit as dk
 from distilkit.errors import CombinationError, GradientError
 from distilkit.programs.programs import record
 from distilkit.unroll import own_kernels
-from distilkit.unroll.adjoints import OuterVariables
 from distilkit.unroll.execution import Execution, choose
+from distilkit.unroll.inner import OuterVariables
 from distilkit.unroll.own_kernels import Tried
 from distilkit.unroll.problem import problem as inner_problem
 from tests.unroll.problems import learner, problem, relative
@@ -104,7 +104,11 @@ def test_a_cpu_run_knows_nothing_of_them(monkeypatch):
     leaves, batch, classes = problem()
     for name in ("distilkit.functional.blocks", "distilkit.functional.triton_kernels"):
         monkeypatch.setitem(sys.modules, name, None)  # an import is an error
-    dk.Unroller(compile="trace").meta_gradient(learner(dk.SGD(), activation="relu"), leaves, dk.Window(0, 1), batch, dk.Stream(0), classes)
+    with pytest.raises(ImportError):
+        own_kernels.our_block("avg")
+    inner, unroller = learner(dk.SGD(), activation="relu"), dk.Unroller(compile="trace")
+    made = unroller.meta_gradient(inner, leaves, dk.Window(0, 1), batch, dk.Stream(0), classes)
+    assert made.images.abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
