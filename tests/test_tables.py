@@ -1,12 +1,15 @@
 """Tables of pages that are made of data files: what they tell of records whose answers are known."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import distilkit as dk
 from distilkit import spec as specs
 from tests.scripts import script
 
@@ -77,6 +80,40 @@ def test_labels_stand_side_by_side(tables, tmp_path):
     assert lines[2] == "| CIFAR-10, 1 | distilled | 30.0 ± 0.0 (2) | 45.0 ± 7.1 (2) |"
     assert lines[3] == "| CIFAR-10, 1 | random real | 15.0 ± 7.1 (2) |  |"
     assert "the teacher has 80.0 % after 7 steps" in lines[5]
+
+
+def test_the_share_of_signal_stands_by_set_and_frequency(tables, tmp_path):
+    part = {"share": 0.017, "error": 0.0037, "length": 1.0}
+    one = {"set": "fast/x", "batch_size": 500, "draws": 40, "images": part, "labels": part | {"share": 0.2}, "truncation": "FullUnroll(40)"}
+    one |= {
+        "bands": [part | {"from": 0}, part | {"from": 4, "share": -0.001}],
+        "hardware": "a processor",
+        "torch": "2.14.1",
+        "date": "today",
+    }
+    (tmp_path / "signal.json").write_text(json.dumps({"sets": [one, one | {"set": "vectors", "bands": []}]}))
+    lines = tables.on_page_markdown("<!-- table: signal -->").splitlines()
+    assert lines[2] == "| `fast/x` | 500 | 40 | 1.7 ± 0.4 | 1.7 ± 0.4 | -0.1 ± 0.4 | 20.0 ± 0.4 |"
+    assert lines[3] == "| `vectors` | 500 | 40 | 1.7 ± 0.4 |  |  | 20.0 ± 0.4 |"
+
+
+def test_the_share_of_signal_is_measured(monkeypatch):
+    """Of planted signal, what was planted; on digits, of all frequencies together what all images have, as Parseval says."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    measure = importlib.import_module("signal_share")
+    random = np.random.default_rng(0)
+    found = measure.share(random.normal(size=(100, 30, 10)) + 0.1 * np.ones(10))  # 0.01 of 1.01
+    assert abs(found["share"] - 0.01 / 1.01) < 4 * found["error"] < 0.02
+    shares = [measure.share(random.normal(size=(20, 300))) for _ in range(200)]
+    assert 0.9 < np.std([one["share"] for one in shares]) / np.mean([one["error"] for one in shares]) < 1.1
+    images, labels, at = measure.drawn(specs.load(ROOT / "examples/digits.toml"), 6, dk.Silent())
+    assert (images.shape[1:], labels.shape) == (at.shape, (6, 10, 10))
+    assert len({one.tobytes() for one in images}) == 6
+    bands = measure.by_frequency(images, at)
+    assert sum(band["length"] ** 2 for band in bands) == pytest.approx(measure.share(images)["length"] ** 2)
+    assert sum(band["share"] * band["length"] ** 2 for band in bands) == pytest.approx(
+        measure.share(images)["share"] * measure.share(images)["length"] ** 2
+    )
 
 
 @pytest.mark.slow

@@ -151,6 +151,23 @@ def _labels(record: Record) -> str:
     return f"{table}\n\n*{' '.join(words)} All numbers: [labels.json](results/labels.json).*"
 
 
+def _signal(record: Record) -> str:
+    """Share of signal in one draw at each set, of its images and labels, and by frequency."""
+    rows, words = [], []
+    starts = sorted({band["from"] for one in record["sets"] for band in one["bands"]})
+    for one in record["sets"]:
+        bands = {band["from"]: _share(band) for band in one["bands"]}
+        shares = [_share(one["images"]), *(bands.get(start, "") for start in starts), _share(one["labels"])]
+        rows.append([f"`{one['set']}`", one["batch_size"], one["draws"], *shares])
+        words.append(f"`{one['set']}`, {one['batch_size']}: {one['truncation']}, {one['hardware']}, torch {one['torch']}, {one['date']}.")
+    headings = ["set", "real images", "draws", "images, %", *(f"from frequency {start}" for start in starts), "labels, %"]
+    return f"{_markdown(headings, rows)}\n\n*{' '.join(words)} All numbers: [signal.json](results/signal.json).*"
+
+
+def _share(found: Record) -> str:
+    return f"{100 * found['share']:.1f} ± {100 * found['error']:.1f}"
+
+
 def _row_of_labels(row: Record | None) -> str:
     return "" if row is None else f"{_mean(row['values'])} ({len(row['values'])})"
 
@@ -420,7 +437,7 @@ def _markdown(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 # Their files say themselves what each entry was measured on.
-PLAIN: dict[str, Callable[[Any], str]] = {"numbers": _numbers, "runs": _runs, "labels": _labels, "ablation": _ablation}
+PLAIN: dict[str, Callable[[Any], str]] = {"numbers": _numbers, "runs": _runs, "labels": _labels, "signal": _signal, "ablation": _ablation}
 TABLES: dict[str, Callable[[Record], str]] = {
     "unroll": _unroll,
     "limits": _limits,
