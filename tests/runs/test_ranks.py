@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from distilkit.evaluation import training_set
 from distilkit.evaluation.measuring import streams
 from distilkit.evaluation.training import groups
 from distilkit.ranks import Ranks
-from tests.commands import distilkit_in
+from tests.commands import distilkit_in, in_processes, script
 
 SPEC = """
 title = "tiny"
@@ -61,7 +60,7 @@ lr = 0.01
 [evaluation]
 seeds = 3
 steps = [10, 20]
-every = 10
+every = {every}
 baselines = ["random real"]
 """
 FOUR_NETWORKS = "networks_per_step = 4"
@@ -71,25 +70,12 @@ TWO_BY_TWO = "networks_per_step = 2\nmicro_batches = 2"
 
 @pytest.fixture
 def spec(tmp_path):
-    def write(unroller, steps=20, hidden=16):
+    def write(unroller, steps=20, hidden=16, every=10):
         path = tmp_path / "spec.toml"
-        path.write_text(SPEC.format(unroller=unroller, steps=steps, hidden=hidden))
+        path.write_text(SPEC.format(unroller=unroller, steps=steps, hidden=hidden, every=every))
         return path
 
     return write
-
-
-def command(processes, *arguments, options=()):
-    """Of torchrun, on a port of its own."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options, *map(str, arguments)]
-
-
-def torchrun(processes, *arguments, code=0):
-    done = subprocess.run(
-        command(processes, *arguments), capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 def run(processes, path, out, *more):
@@ -132,9 +118,10 @@ def test_every_network_is_taken_and_no_process_is_idle(size, networks, parts):
 
 
 @pytest.mark.slow
-def test_what_processes_tell_each_other():
-    said = torchrun(2, Path(__file__).with_name("ranks_at_work.py"), 2).stdout
-    assert sorted(said.split("\n"))[-2:] == ["rank 0 is through", "rank 1 is through"]
+def test_what_processes_tell_each_other(tmp_path):
+    done = in_processes(2, tmp_path, script, Path(__file__).with_name("ranks_at_work.py"), 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "rank 0 is through\nrank 1 is through\n"
 
 
 # Networks of 2,000 units are judged one by one, so that judging is shared out too.
@@ -174,54 +161,43 @@ def test_a_run_goes_on_with_another_number_of_processes(spec, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_told_to_end_stores_what_it_has(spec, tmp_path):
-    path, out = spec(FOUR_NETWORKS, steps=300), tmp_path / "ended"
-    with started(tmp_path, command(2, "-m", "distilkit", "run", path, "--out", out), "distilling, 30 of 300") as job:
+def test_a_process_that_is_lost_is_started_again_and_one_that_is_told_to_end_stores_what_it_has(spec, tmp_path):
+    """One job of torchrun: the second process is killed, both are started again, and then the job is told to end."""
+    path, out = spec(FOUR_NETWORKS, steps=150, every=100), tmp_path / "out"
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "distilkit"]
+    with (
+        open(tmp_path / "said", "w") as said,
+        subprocess.Popen([*words, "run", path, "--out", out], stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"}) as job,
+    ):
+        wait_for(tmp_path / "said", "distilling, 15 of 150")
+        next(child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == "1").kill()
+        wait_for(tmp_path / "said", "going on at outer step")
         job.send_signal(signal.SIGTERM)
         assert job.wait(timeout=100) != 0
     done = xr.open_datatree(out / "results.zarr")["history"].sizes["outer_step"]
-    assert 30 <= done < 300
+    assert 15 <= done < 150
     assert "Stopped. What was done until then is in" in (tmp_path / "said").read_text()
     run(2, path, out)
     alone(path, tmp_path / "whole")
     require_same(tmp_path / "whole", out)
 
 
-@contextmanager
-def started(folder, words, until):
-    """A process that has said something, in the file `said`."""
-    with (
-        open(folder / "said", "w") as said,
-        subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}) as job,
-    ):
-        end = time.monotonic() + 120
-        while until not in (folder / "said").read_text():
-            assert time.monotonic() < end, (folder / "said").read_text()
-            time.sleep(0.05)
-        yield job
-
-
-@pytest.mark.slow
-def test_a_process_that_is_lost_is_started_again(spec, tmp_path):
-    path, out = spec(FOUR_NETWORKS, steps=300), tmp_path / "lost"
-    words = command(2, "-m", "distilkit", "run", path, "--out", out, options=["--max-restarts=1"])
-    with started(tmp_path, words, "distilling, 30 of 300") as job:
-        next(child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == "1").kill()
-        code = job.wait(timeout=200)
-    text = (tmp_path / "said").read_text()
-    assert code == 0, text
-    assert "going on at outer step" in text
-    alone(path, tmp_path / "whole")
-    require_same(tmp_path / "whole", out)
+def wait_for(file, words):
+    end = time.monotonic() + 120
+    while words not in file.read_text():
+        assert time.monotonic() < end, file.read_text()
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_what_cannot_be_is_said_once(spec, tmp_path):
     path = spec("networks_per_step = 1")
-    said = torchrun(2, "-m", "distilkit", "run", path, "--out", tmp_path / "out", code=1).stderr
+    code, _, said = distilkit_in(2, tmp_path, "run", path, "--out", tmp_path / "out")
+    assert code == 2
     assert said.count("2 processes are too many for networks_per_step = 1 and micro_batches = 1") == 1
     assert "--set unroller.networks_per_step=2" in said
     assert not (tmp_path / "out").exists()  # so that what it says to type begins there
     path = spec('networks_per_step = 2\nside_by_side = "on"')
-    said = torchrun(2, "-m", "distilkit", "run", path, "--out", tmp_path / "out2", code=1).stderr
+    code, _, said = distilkit_in(2, tmp_path, "run", path, "--out", tmp_path / "out2")
+    assert code == 2
     assert said.count("--set unroller.side_by_side=off") == 1
