@@ -166,6 +166,7 @@ def test_workers_find_the_same(name: str, ten: DistilledSet, digits: DataBundle,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_of_the_command(run: Path) -> None:
     words = (run, "--networks", "MLP,ConvNet")
     _, shared, table = cli(*words, "--workers", "2").partition(f"{run.name}: accuracy on")

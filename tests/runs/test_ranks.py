@@ -1,10 +1,5 @@
 """Several processes take one run: the same bits whatever their number, also where it changes on the way or one of them is lost."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from itertools import chain
 from pathlib import Path
 
@@ -13,6 +8,7 @@ import psutil
 import pytest
 import xarray as xr
 from hypothesis import given, strategies as st
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import distilkit as dk
 from distilkit import spec as specs
@@ -21,7 +17,7 @@ from distilkit.evaluation import training_set
 from distilkit.evaluation.measuring import streams
 from distilkit.evaluation.training import groups
 from distilkit.ranks import Ranks
-from tests.commands import distilkit_in, in_processes, script
+from tests.commands import Forked, command, distilkit_in, in_processes, script
 
 SPEC = """
 title = "tiny"
@@ -160,33 +156,29 @@ def test_a_run_goes_on_with_another_number_of_processes(spec, tmp_path):
     require_same(tmp_path / "whole", out)
 
 
+def job(*words):
+    """What torchrun does, with processes that are copies of this one; `examples/benchmarks/processes.py` starts torchrun itself."""
+    settings = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    elastic_launch(LaunchConfig(**settings, run_id="job", max_restarts=1, monitor_interval=0.1, start_method="fork"), command)(*words)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_lost_is_started_again_and_one_that_is_told_to_end_stores_what_it_has(spec, tmp_path):
-    """One job of torchrun: the second process is killed, both are started again, and then the job is told to end."""
+    """The second of two processes is killed, both are started again, and then the job is told to end."""
     path, out = spec(FOUR_NETWORKS, steps=150, every=100), tmp_path / "out"
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "distilkit"]
-    with (
-        open(tmp_path / "said", "w") as said,
-        subprocess.Popen([*words, "run", path, "--out", out], stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"}) as job,
-    ):
-        wait_for(tmp_path / "said", "distilling, 15 of 150")
-        next(child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == "1").kill()
-        wait_for(tmp_path / "said", "going on at outer step")
-        job.send_signal(signal.SIGTERM)
-        assert job.wait(timeout=100) != 0
+    one = Forked(job, "run", path, "--out", out, folder=tmp_path / "said", OMP_NUM_THREADS="1")
+    one.has_said("distilling, 15 of 150")
+    max(psutil.Process(one.job.pid).children(), key=lambda child: child.pid).kill()
+    one.has_said("going on at outer step")
+    one.job.terminate()
+    code, said, _ = one.done(100)
+    assert code != 0
     done = xr.open_datatree(out / "results.zarr")["history"].sizes["outer_step"]
     assert 15 <= done < 150
-    assert "Stopped. What was done until then is in" in (tmp_path / "said").read_text()
+    assert "Stopped. What was done until then is in" in said + one.err.read_text()
     run(2, path, out)
     alone(path, tmp_path / "whole")
     require_same(tmp_path / "whole", out)
-
-
-def wait_for(file, words):
-    end = time.monotonic() + 120
-    while words not in file.read_text():
-        assert time.monotonic() < end, file.read_text()
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

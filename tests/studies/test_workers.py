@@ -93,6 +93,7 @@ def test_submitit_jobs(made, pipeline, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_shards_of_the_command(tmp_path):
     run = tmp_path / "run"
     tiny(threads=1).run(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,5 +62,6 @@ def _rows() -> NDArray[np.float64]:
         return np.loadtxt(path, delimiter=",")
     from sklearn.datasets import load_digits
 
-    rows: NDArray[np.float64] = np.column_stack(load_digits(return_X_y=True))
+    made: Any = load_digits(return_X_y=True)
+    rows: NDArray[np.float64] = np.column_stack(made)
     return rows
