@@ -1,6 +1,7 @@
 """One thread for every test, since two that spin on two busy cores are slower than one; a cache for all; and what many tests take."""
 
 import os
+from functools import partial
 
 import hypothesis
 import pytest
@@ -36,6 +37,16 @@ def digits_run(tmp_path_factory):
         title="digits",
     ).run(folder)
     return folder
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Workers of this machine are copies of a process that has imported all, where what they do is looked at and not how they start."""
+    import loky
+
+    from tests.commands import FORKS
+
+    monkeypatch.setattr(loky, "ProcessPoolExecutor", partial(loky.ProcessPoolExecutor, context=FORKS))
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,12 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from tests.commands import Forked, script
 
 ROOT = Path(__file__).resolve().parents[1]
 # gpu_first runs `ways`.
@@ -16,12 +15,11 @@ SCRIPTS = sorted(path for path in (ROOT / "examples/benchmarks").glob("*.py") if
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_runs_in_small(script, tmp_path):
-    command = [sys.executable, str(script), "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)})
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_runs_in_small(path, tmp_path):
+    done = Forked(script, path, "--quick", "--out", tmp_path, folder=tmp_path / "said", PYTHONPATH=str(ROOT)).done()
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in (script.stem, *(["gpu_first-ways"] if script.stem == "gpu_first" else [])):
+    for name in (path.stem, *(["gpu_first-ways"] if path.stem == "gpu_first" else [])):
         record = json.loads((tmp_path / f"{name}.json").read_text())
         assert record["rows"]
         assert {"question", "n", "versions", "hardware", "date"} <= set(record)
@@ -31,11 +29,11 @@ def test_runs_in_small(script, tmp_path):
 @pytest.mark.slow
 def test_the_ablation_goes_on(tmp_path):
     """Three runs in two calls: what is there is not run again. A seed more takes fewer steps or more, and is drawn in the same figure."""
-    script, out = ROOT / "examples/ablation.py", tmp_path / "ablation.json"
-    command = [sys.executable, str(script), "--data", "digits", "--seconds", "0.5", "--networks", "2", "--threads", "1", "--out", str(out)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    out = tmp_path / "ablation.json"
+    given = ["--data", "digits", "--seconds", "0.2", "--networks", "1", "--threads", "1", "--out", out]
     for ways, *more in (["RaT-BPTT"], "--seeds", "0", "1"), (["RaT-BPTT", "short inner runs first"], "--workers", "2"):
-        done = subprocess.run([*command, *more, "--only", *ways], capture_output=True, text=True, check=False, env=env)
+        words = [ROOT / "examples/ablation.py", *given, *more, "--only", *ways]
+        done = Forked(script, *words, folder=tmp_path / f"said {len(ways)}", PYTHONPATH=str(ROOT)).done()
         assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
     assert [(one["way"], one["seed"]) for one in found] == [("RaT-BPTT", 0), ("RaT-BPTT", 1), ("short inner runs first", 0)]

@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 
 import distilkit as dk
 from distilkit import spec as specs
+from tests import commands
 from tests.scripts import script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,10 +121,10 @@ def test_what_the_labels_give_is_measured(tmp_path):
     spec = ROOT / "examples/digits.toml"
     run, out = tmp_path / "run", tmp_path / "labels.json"
     specs.load(spec, ["outer.steps=30", "evaluation.every=0", "evaluation.seeds=2", "evaluation.baselines=[]"]).run(run)
-    command = [sys.executable, ROOT / "examples/labels.py", run, "--row", "digits, 1", "--teacher-steps", "300", "--out", out]
+    words = [ROOT / "examples/labels.py", run, "--row", "digits, 1", "--teacher-steps", "300", "--out", out]
     others = [{"row": "digits, 1", "set": str(run), "rows": []}, {"row": "digits, 10", "set": str(run), "rows": []}]
     out.write_text(json.dumps({"sets": others}))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.Forked(commands.script, *words, folder=tmp_path / "said").done()
     assert done.returncode == 0, done.stdout + done.stderr
     other, found = json.loads(out.read_text())["sets"]
     assert other == others[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -135,6 +134,8 @@ def _random_rows(images: Tensor, members: Tensor, count: int, stream: Stream) ->
 
 
 def _kmeans_rows(images: Tensor, members: Tensor, count: int, stream: Stream) -> Tensor:
+    from sklearn.cluster import KMeans  # here: it takes a second to import
+
     points = _directions(images[members.to(images.device)]).cpu().double().numpy()
     make: Any = KMeans  # whose types come from its defaults
     centres = make(count, n_init=1, random_state=stream.integer_seed() % 2**32).fit(points).cluster_centers_

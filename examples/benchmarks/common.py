@@ -13,6 +13,7 @@ import datetime
 import gc
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -23,9 +24,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
@@ -89,7 +91,7 @@ def parse(made: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.N
 
 
 def run(cases: Sequence[Row], settings: Row, given: argparse.Namespace, env: Mapping[str, str] | None = None) -> list[Row]:
-    """Run every case `given.repeats` times, in turn, each time in a fresh process; with --quick, all but the first in this one.
+    """Run every case `given.repeats` times, in turn, each time in a fresh process; with --quick, in this one.
 
     Args:
         cases: what differs.
@@ -105,7 +107,7 @@ def run(cases: Sequence[Row], settings: Row, given: argparse.Namespace, env: Map
     def one(number: int) -> Row:
         if number not in failed:
             try:
-                return here(cases[number] | settings) if given.quick and number else fresh(cases[number] | settings, env)
+                return here(cases[number] | settings) if given.quick else fresh(cases[number] | settings, env)
             except CaseError as error:
                 failed[number] = str(error)
         return {}
@@ -141,8 +143,11 @@ def fresh(case: Row, env: Mapping[str, str] | None = None) -> Row:
 
 
 def here(case: Row) -> Row:
-    """Run one case of this script in this process, which spares the start of another: a time that is found so has no meaning."""
-    result: Row = json.loads(json.dumps(sys.modules["__main__"].measure(**case)))
+    """Run one case of this script in this process, by the same words, which spares the start of another: its times have no meaning."""
+    said = io.StringIO()
+    with mock.patch.object(sys, "argv", [sys.argv[0], "--case", json.dumps(case)]), redirect_stdout(said):
+        sys.modules["__main__"].main()
+    result: Row = json.loads(said.getvalue().splitlines()[-1])
     return result
 
 

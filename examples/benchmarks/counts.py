@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry
 
 QUESTION = "operations, bytes and FLOP of the programs of a GPU, recorded without one, and a model of their time"
-QUICK = {"width": 8, "real": 4, "per_class": [1]}
+QUICK = {"width": 8, "real": 4, "per_class": [1], "precision": ["bfloat16"]}
 # Assumed, none of them measured: of an H100's library convolutions in NCHW, of its memory, and of a kernel in a graph.
 RATES = {"flop": {"float32": 40e12, "bfloat16": 250e12}, "bytes": 2.6e12, "launch": 2e-6}
 # An outer step of the paper's recipe: inner steps, the mean over places of its window of 60 in 200; steps back; thousands of real images.
@@ -219,11 +219,12 @@ def main() -> None:
     """Count every case, print, write and draw."""
     parser = common.parser(__doc__, repeats=1)
     parser.add_argument("--per-class", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--precision", nargs="+", default=list(RATES["flop"]), choices=list(RATES["flop"]))  # type: ignore[call-overload]
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--real", type=int, default=1000, help="real images of one call of the end")
     given = common.parse(parser, QUICK)
     settings = {name: getattr(given, name) for name in ("width", "real", "threads", "device")}
-    cases = [{"per_class": k, "precision": dtype, "way": way} for k in given.per_class for dtype in RATES["flop"] for way in WAYS]  # type: ignore[attr-defined]
+    cases = [{"per_class": k, "precision": dtype, "way": way} for k in given.per_class for dtype in given.precision for way in WAYS]
     rows: list[common.Row] = []
     for case in cases:  # in this process: there is nothing to time
         row = case | measure(**case, **settings)

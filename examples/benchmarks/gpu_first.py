@@ -52,7 +52,8 @@ def parts(given: argparse.Namespace) -> dict[str, Part]:
     run = given.out.parent / "headline" if given.quick else ROOT / "runs" / "gpu_first"
     device = [f"--device={given.device}", f"--stop-after={STOP}", f"--out={run}"]
     headline = [sys.executable, "-m", "distilkit", "run", "digits" if given.quick else given.headline, *device]
-    headline += [word for change in given.set or [] for word in ("--set", change)]
+    small = ["outer.steps=2", "evaluation.seeds=1", "evaluation.steps=[5]", "evaluation.every=0", "evaluation.baselines=[]"]
+    headline += [word for change in [*(small if given.quick else []), *(given.set or [])] for word in ("--set", change)]
     precision = ["--precision", "float32", "tf32", "bfloat16"]
     return {
         "tests": Part(tests, 9),

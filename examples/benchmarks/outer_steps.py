@@ -18,7 +18,7 @@ import argparse
 import common
 
 QUESTION = "outer steps a second on CIFAR-10's shapes with the paper's settings"
-QUICK = {"width": 8, "window": 2, "horizon": 4, "batch": 20, "precision": ["float32"], "compile": "trace"}
+QUICK = {"ipc": [1, 10], "steps": 1, "width": 8, "window": 2, "horizon": 4, "batch": 20, "precision": ["float32"], "compile": "trace"}
 AT_A_TIME = 100  # real images on a CPU
 
 

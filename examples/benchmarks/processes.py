@@ -36,8 +36,11 @@ ONE, MORE_PARTS, MORE_NETWORKS = (1, 1), (1, 2), (2, 1)
 def measure(
     processes: int, networks: int, parts: int, width: int, window: int, horizon: int, real: int, steps: int, threads: int, device: str
 ) -> common.Row:
-    """Start torchrun, whose first process says what it found."""
+    """Work in this process, or start torchrun, whose first process says what it found."""
     case = {"networks": networks, "parts": parts, "width": width, "window": window, "horizon": horizon, "real": real, "steps": steps}
+    if processes == 1:
+        common.prepare(threads, device)
+        return work(**case, device=device)
     words = ["--standalone", f"--nproc-per-node={processes}", sys.argv[0], "--worker", json.dumps(case | {"device": device})]
     env = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], capture_output=True, text=True, env=env, check=False)
@@ -48,7 +51,7 @@ def measure(
     return found
 
 
-def work(networks: int, parts: int, width: int, window: int, horizon: int, real: int, steps: int, device: str) -> None:
+def work(networks: int, parts: int, width: int, window: int, horizon: int, real: int, steps: int, device: str) -> common.Row:
     """One of the processes: the same meta-gradient several times, and one exchange of as many numbers, several times."""
     import torch
 
@@ -78,8 +81,10 @@ def work(networks: int, parts: int, width: int, window: int, horizon: int, real:
             world.exchange_rows(rows, known)
             common.wait(device)
             passing.append(time.perf_counter() - began)
+        found = {"seconds": seconds, "exchange_seconds": passing}
         if world.first:
-            print(MARK + json.dumps({"seconds": seconds, "exchange_seconds": passing}), flush=True)
+            print(MARK + json.dumps(found), flush=True)
+    return found
 
 
 def predicted(row: common.Row, rows: list[common.Row]) -> float:

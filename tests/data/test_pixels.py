@@ -1,10 +1,7 @@
 """Images that stay uint8 until they are taken: the numbers of those that are preprocessed beforehand."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import attrs
 import numpy as np
@@ -19,8 +16,8 @@ from distilkit.evaluation.baselines import CORESETS, coreset, full_data
 from distilkit.evaluation.measuring import streams, trained
 from distilkit.storage.formats.spaces import fit
 from distilkit.unroll.execution import ProgramCache
+from tests.commands import Forked
 
-ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
 LABELS = np.arange(120) % 3
 IMAGES = np.clip(RNG.normal(90 + 40 * LABELS[:, None, None, None], 40, (120, 3, 6, 6)), 0, 255).astype(np.uint8)
@@ -155,24 +152,18 @@ def test_what_is_not_uint8_is_refused():
         floats.load(dk.Stream(0))
 
 
-HELD = """
-import json
-import sys
-import numpy as np
-import distilkit as dk
-
-rng = np.random.default_rng(0)
-images, labels = rng.integers(0, 256, (30_000, 3, 32, 32), np.uint8), np.arange(30_000) % 10
-data = dk.Arrays(train_images=images, train_labels=labels, store=sys.argv[1])
-found = dk.plan(dk.Distiller(data, dk.Learner(dk.MLP(hidden=(8,))), dk.FullUnroll(2), device="cpu"), probe=False)
-print(json.dumps([found.baseline_bytes, found.loading_peak]))
-"""
+def held(store):
+    """In a process of its own."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (30_000, 3, 32, 32), np.uint8), np.arange(30_000) % 10
+    data = dk.Arrays(train_images=images, train_labels=labels, store=store)
+    found = dk.plan(dk.Distiller(data, dk.Learner(dk.MLP(hidden=(8,))), dk.FullUnroll(2), device="cpu"), probe=False)
+    sys.stdout.write(json.dumps([found.baseline_bytes, found.loading_peak]))
 
 
 @pytest.mark.slow
-def test_a_plan_knows_that_less_is_held():
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    runs = [subprocess.run([sys.executable, "-c", HELD, store], check=True, env=env, capture_output=True) for store in ("float32", "uint8")]
+def test_a_plan_knows_that_less_is_held(tmp_path):
+    runs = [Forked(held, store, folder=tmp_path / store).done() for store in ("float32", "uint8")]
     (plain, at_most), (small, less) = (json.loads(run.stdout) for run in runs)
     saved = 30_000 * 3 * 32 * 32 * 3  # three bytes of four
     assert saved / 2 < plain - small < 1.2 * saved  # the allocator keeps some blocks of the loading, a hundred MB whatever the data

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_ranks.py: what the processes of a run tell each other, seen from inside of one."""
+"""Run by several processes in test_ranks.py: what the processes of a run tell each other, seen from inside of one."""
 
 import sys
 

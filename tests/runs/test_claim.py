@@ -1,7 +1,6 @@
 """One run, one folder: side by side, after a failure, and beside what lies there already."""
 
-import subprocess
-import sys
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import distilkit as dk
 from distilkit.errors import RunError
 from distilkit.runs.claim import claimed, free_folder
-from tests.commands import distilkit
+from tests.commands import Forked, command, distilkit
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.toml"
 SHORT = ["outer.steps=2", "evaluation.seeds=1", "evaluation.steps=[1]", "evaluation.every=0", "evaluation.baselines=[]"]
@@ -31,12 +30,14 @@ def test_a_folder_in_use_is_refused(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["something"]
 
 
+def die_with_it(folder):
+    held = claimed(Path(folder))
+    held.__enter__()
+    os._exit(9)
+
+
 def test_a_lock_that_a_kill_left_is_no_lock(tmp_path):
-    code = (
-        "import os, sys; from pathlib import Path; from distilkit.runs.claim import claimed;"
-        "held = claimed(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    assert Forked(die_with_it, tmp_path, folder=tmp_path / "said").done().returncode == 9
     assert (tmp_path / ".lock").exists()
     with claimed(tmp_path):
         pass
@@ -60,10 +61,10 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
 @pytest.mark.slow
 def test_three_seeds_side_by_side(tmp_path):
     """The most usual thing to do: none is lost, and none is mixed with another."""
-    command = [sys.executable, "-m", "distilkit", "run", str(DIGITS), *(f"--set={change}" for change in SHORT)]
-    running = [subprocess.Popen([*command, "--set", f"seed={seed}"], cwd=tmp_path, stderr=subprocess.PIPE) for seed in range(3)]
+    words = ["run", DIGITS, *(f"--set={change}" for change in SHORT)]
+    running = [Forked(command, *words, f"--set=seed={n}", folder=tmp_path / f"said {n}", cwd=tmp_path) for n in range(3)]
     for process in running:
-        said = process.communicate()[1]
-        assert process.returncode == 0, said
+        done = process.done()
+        assert done.returncode == 0, done.stderr
     seeds = [dk.open(folder).attrs["seed"] for folder in (tmp_path / "runs").iterdir()]
     assert sorted(seeds) == [0, 1, 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -23,6 +23,7 @@ from distilkit.data.pixels import Pixels
 from distilkit.errors import CombinationError, DistilkitError, FieldError, RunError
 from distilkit.evaluation import measure, training_set
 from distilkit.storage import formats
+from tests.commands import FORKS
 
 LEARNER = dk.Learner(dk.MLP(hidden=(16,)), dk.Adam(lr=0.02))
 PROTOCOL = dk.Evaluation(seeds=2, steps=(5, 20))
@@ -148,7 +149,8 @@ def shared(ten: DistilledSet, digits: DataBundle, **how: object) -> xr.Dataset:
 
 @pytest.mark.parametrize("name", ["threads", "lost", pytest.param("processes", marks=pytest.mark.slow)])
 def test_workers_find_the_same(name: str, ten: DistilledSet, digits: DataBundle, tmp_path: Path) -> None:
-    executor = {"threads": lambda: ThreadPoolExecutor(2), "lost": Lost, "processes": lambda: 2}[name]()
+    makers = {"threads": lambda: ThreadPoolExecutor(2), "lost": Lost, "processes": lambda: ProcessPoolExecutor(2, mp_context=FORKS)}
+    executor = makers[name]()
     steps: list[tuple[int, int]] = []
 
     class Steps(dk.Silent):
@@ -156,12 +158,15 @@ def test_workers_find_the_same(name: str, ten: DistilledSet, digits: DataBundle,
             steps.append((done, total))
 
     found = shared(ten, digits, workers=executor, folder=tmp_path / "work" if name == "lost" else None, progress=Steps())
+    if not isinstance(executor, Lost):
+        executor.shutdown()
     assert found.identical(shared(ten, digits))
     assert steps[-1] == (1 + 3 + 1 + 1, 6)  # small networks and those of the baselines together, large ones each
     assert not [*tmp_path.rglob("*.work")]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_of_the_command(run: Path) -> None:
     words = (run, "--networks", "MLP,ConvNet")
     _, shared, table = cli(*words, "--workers", "2").partition(f"{run.name}: accuracy on")

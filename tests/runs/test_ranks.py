@@ -1,11 +1,5 @@
 """Several processes take one run: the same bits whatever their number, also where it changes on the way or one of them is lost."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +8,7 @@ import psutil
 import pytest
 import xarray as xr
 from hypothesis import given, strategies as st
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import distilkit as dk
 from distilkit import spec as specs
@@ -22,7 +17,7 @@ from distilkit.evaluation import training_set
 from distilkit.evaluation.measuring import streams
 from distilkit.evaluation.training import groups
 from distilkit.ranks import Ranks
-from tests.commands import distilkit_in
+from tests.commands import Forked, command, distilkit_in, in_processes, script
 
 SPEC = """
 title = "tiny"
@@ -61,7 +56,7 @@ lr = 0.01
 [evaluation]
 seeds = 3
 steps = [10, 20]
-every = 10
+every = {every}
 baselines = ["random real"]
 """
 FOUR_NETWORKS = "networks_per_step = 4"
@@ -71,25 +66,12 @@ TWO_BY_TWO = "networks_per_step = 2\nmicro_batches = 2"
 
 @pytest.fixture
 def spec(tmp_path):
-    def write(unroller, steps=20, hidden=16):
+    def write(unroller, steps=20, hidden=16, every=10):
         path = tmp_path / "spec.toml"
-        path.write_text(SPEC.format(unroller=unroller, steps=steps, hidden=hidden))
+        path.write_text(SPEC.format(unroller=unroller, steps=steps, hidden=hidden, every=every))
         return path
 
     return write
-
-
-def command(processes, *arguments, options=()):
-    """Of torchrun, on a port of its own."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options, *map(str, arguments)]
-
-
-def torchrun(processes, *arguments, code=0):
-    done = subprocess.run(
-        command(processes, *arguments), capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 def run(processes, path, out, *more):
@@ -132,9 +114,10 @@ def test_every_network_is_taken_and_no_process_is_idle(size, networks, parts):
 
 
 @pytest.mark.slow
-def test_what_processes_tell_each_other():
-    said = torchrun(2, Path(__file__).with_name("ranks_at_work.py"), 2).stdout
-    assert sorted(said.split("\n"))[-2:] == ["rank 0 is through", "rank 1 is through"]
+def test_what_processes_tell_each_other(tmp_path):
+    done = in_processes(2, tmp_path, script, Path(__file__).with_name("ranks_at_work.py"), 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "rank 0 is through\nrank 1 is through\n"
 
 
 # Networks of 2,000 units are judged one by one, so that judging is shared out too.
@@ -173,44 +156,27 @@ def test_a_run_goes_on_with_another_number_of_processes(spec, tmp_path):
     require_same(tmp_path / "whole", out)
 
 
+def job(*words):
+    """What torchrun does, with processes that are copies of this one; `examples/benchmarks/processes.py` starts torchrun itself."""
+    settings = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    elastic_launch(LaunchConfig(**settings, run_id="job", max_restarts=1, monitor_interval=0.1, start_method="fork"), command)(*words)
+
+
 @pytest.mark.slow
-def test_a_job_that_is_told_to_end_stores_what_it_has(spec, tmp_path):
-    path, out = spec(FOUR_NETWORKS, steps=300), tmp_path / "ended"
-    with started(tmp_path, command(2, "-m", "distilkit", "run", path, "--out", out), "distilling, 30 of 300") as job:
-        job.send_signal(signal.SIGTERM)
-        assert job.wait(timeout=100) != 0
+def test_a_process_that_is_lost_is_started_again_and_one_that_is_told_to_end_stores_what_it_has(spec, tmp_path):
+    """The second of two processes is killed, both are started again, and then the job is told to end."""
+    path, out = spec(FOUR_NETWORKS, steps=150, every=100), tmp_path / "out"
+    one = Forked(job, "run", path, "--out", out, folder=tmp_path / "said", OMP_NUM_THREADS="1")
+    one.has_said("distilling, 15 of 150")
+    max(psutil.Process(one.job.pid).children(), key=lambda child: child.pid).kill()
+    one.has_said("going on at outer step")
+    one.job.terminate()
+    code, said, _ = one.done(100)
+    assert code != 0
     done = xr.open_datatree(out / "results.zarr")["history"].sizes["outer_step"]
-    assert 30 <= done < 300
-    assert "Stopped. What was done until then is in" in (tmp_path / "said").read_text()
+    assert 15 <= done < 150
+    assert "Stopped. What was done until then is in" in said + one.err.read_text()
     run(2, path, out)
-    alone(path, tmp_path / "whole")
-    require_same(tmp_path / "whole", out)
-
-
-@contextmanager
-def started(folder, words, until):
-    """A process that has said something, in the file `said`."""
-    with (
-        open(folder / "said", "w") as said,
-        subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}) as job,
-    ):
-        end = time.monotonic() + 120
-        while until not in (folder / "said").read_text():
-            assert time.monotonic() < end, (folder / "said").read_text()
-            time.sleep(0.05)
-        yield job
-
-
-@pytest.mark.slow
-def test_a_process_that_is_lost_is_started_again(spec, tmp_path):
-    path, out = spec(FOUR_NETWORKS, steps=300), tmp_path / "lost"
-    words = command(2, "-m", "distilkit", "run", path, "--out", out, options=["--max-restarts=1"])
-    with started(tmp_path, words, "distilling, 30 of 300") as job:
-        next(child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == "1").kill()
-        code = job.wait(timeout=200)
-    text = (tmp_path / "said").read_text()
-    assert code == 0, text
-    assert "going on at outer step" in text
     alone(path, tmp_path / "whole")
     require_same(tmp_path / "whole", out)
 
@@ -218,10 +184,12 @@ def test_a_process_that_is_lost_is_started_again(spec, tmp_path):
 @pytest.mark.slow
 def test_what_cannot_be_is_said_once(spec, tmp_path):
     path = spec("networks_per_step = 1")
-    said = torchrun(2, "-m", "distilkit", "run", path, "--out", tmp_path / "out", code=1).stderr
+    code, _, said = distilkit_in(2, tmp_path, "run", path, "--out", tmp_path / "out")
+    assert code == 2
     assert said.count("2 processes are too many for networks_per_step = 1 and micro_batches = 1") == 1
     assert "--set unroller.networks_per_step=2" in said
     assert not (tmp_path / "out").exists()  # so that what it says to type begins there
     path = spec('networks_per_step = 2\nside_by_side = "on"')
-    said = torchrun(2, "-m", "distilkit", "run", path, "--out", tmp_path / "out2", code=1).stderr
+    code, _, said = distilkit_in(2, tmp_path, "run", path, "--out", tmp_path / "out2")
+    assert code == 2
     assert said.count("--set unroller.side_by_side=off") == 1

@@ -17,10 +17,10 @@ import torch
 import distilkit as dk
 from distilkit import process, spec, storage
 from distilkit.errors import GradientError, ResourceError, RunError
-from distilkit.runs import checkpoints, record, stop
+from distilkit.runs import checkpoints, record, run, stop
 from distilkit.storage import checkpoint
 from tests import alike
-from tests.commands import distilkit
+from tests.commands import Forked, command, distilkit
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.toml"
 
@@ -458,27 +458,34 @@ def test_where_an_inner_run_stops_being_finite(several):
     assert "All parameters of the inner run are finite" in calm.where_not_finite(calm.init())
 
 
-SHORT = "--set outer.steps=4 --set evaluation.seeds=1 --set evaluation.steps=[2] --set evaluation.every=0 --set device=cpu"
+SHORT = "--set outer.steps=4 --set evaluation.seeds=1 --set evaluation.steps=[2] --set evaluation.every=0 --set evaluation.baselines=[]"
 
 
-def command(out, *more):
+def words(out):
     settings = ["outer.steps=30", "evaluation.seeds=1", "evaluation.steps=[20]", "evaluation.every=10", "device=cpu", "threads=1"]
-    return [sys.executable, "-m", "distilkit", "run", str(DIGITS), "--out", str(out), *(f"--set={one}" for one in settings), *more]
+    return ["run", DIGITS, "--out", out, *(f"--set={one}" for one in settings)]
+
+
+def soon_written(*arguments):
+    """The command, which writes after its first step and not after some seconds."""
+    run.FIRST_WRITE = 0.0
+    command(*arguments)
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     """kill -9: the store opens after every one, and the last run is as one that nobody killed. examples/reliability.py kills more often."""
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    assert distilkit(*words(tmp_path / "whole")).returncode == 0
     chance, out = random.Random(0), tmp_path / "run"
-    for _ in range(2):
-        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(3, 8))
-        process.kill()
-        process.wait()
-        if (out / "results.zarr").exists():
+    for number, moment in enumerate(("loading data", "distilling, 20 of 30", "testing the distilled set")):
+        one = Forked(soon_written, *words(out), folder=tmp_path / f"said {number}")
+        one.has_said(moment)
+        time.sleep(chance.uniform(0, 0.1))
+        one.job.kill()
+        assert one.done().returncode == -signal.SIGKILL
+        if number:
             dk.open(out)
-    done = subprocess.run(command(out), check=False, capture_output=True, text=True)
+    done = distilkit(*words(out))
     assert done.returncode == 0, done.stderr
     same(tmp_path / "whole", out)
 
@@ -486,19 +493,15 @@ def test_killed_at_random_moments(tmp_path):
 @pytest.mark.slow
 def test_terminated_and_resumed_by_the_command(tmp_path):
     """As a scheduler does it: SIGTERM, exit code 130 with what to type, which then ends with 0."""
-    process = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("distilling, "):
-            break
-    process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    said = process.communicate()[1]
-    assert time.monotonic() - began < 10
-    assert process.returncode == 130
+    one = Forked(command, *words(tmp_path / "run"), folder=tmp_path / "said")
+    one.has_said("distilling, ")
+    one.job.terminate()
+    code, _, said = one.done(10)
+    assert code == 130
     assert f"distilkit resume {tmp_path / 'run'}" in said
     done = distilkit("resume", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    assert distilkit(*words(tmp_path / "whole")).returncode == 0
     same(tmp_path / "whole", tmp_path / "run")
 
 

@@ -1,13 +1,10 @@
 """Grids on disk: they go on after a kill, and two processes share one, to the same bits as one that was left alone."""
 
-import multiprocessing
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +15,7 @@ from distilkit.errors import RunError
 from distilkit.progress import Silent
 from distilkit.storage import grid, require_writable, verify
 from distilkit.storage.grid import done, fill
+from tests.commands import FORKS, Forked
 
 TEMPLATE = xr.Dataset(
     {
@@ -84,26 +82,23 @@ def test_another_grid_is_refused(tmp_path):
         fill(TEMPLATE, UNITS, compute, identity={}, folder=tmp_path / "run")
 
 
-# A grid whose units take a while, say which process did them, and can be done by several.
-SCRIPT = """
-import sys, time
-import numpy as np, xarray as xr
-from pathlib import Path
-from distilkit.storage.grid import fill
-folder, who, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-template = xr.Dataset({"value": (("a", "b"), np.full((12, 5), np.nan))}, {"a": np.arange(12), "b": np.arange(5)})
-def compute(region):
-    with open(folder / "log", "a") as log:
-        log.write(f"{who} {region['a'].start}\\n")
-    time.sleep(seconds)
-    return {"value": np.cos(template.a.values[region["a"]][:, None] * 7 + np.arange(5))}
-fill(template, {"a": 1}, compute, identity={}, folder=folder)
-"""
+def work(folder, who, seconds):
+    """In a process of its own: a grid whose units take a while, say which process did them, and can be done by several."""
+    folder = Path(folder)
+    template = xr.Dataset({"value": (("a", "b"), np.full((12, 5), np.nan))}, {"a": np.arange(12), "b": np.arange(5)})
+
+    def compute(region):
+        with open(folder / "log", "a") as log:
+            log.write(f"{who} {region['a'].start}\n")
+        time.sleep(float(seconds))
+        return {"value": np.cos(template.a.values[region["a"]][:, None] * 7 + np.arange(5))}
+
+    fill(template, {"a": 1}, compute, identity={}, folder=folder)
 
 
 def start(folder, who, seconds):
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, "-W", "error", "-c", SCRIPT, str(folder), who, str(seconds)])
+    return Forked(work, folder, who, seconds, folder=folder.with_name(f"{folder.name} {who} said"))
 
 
 def value(folder):
@@ -121,14 +116,14 @@ def wait_for(condition, seconds=60):
 @pytest.mark.slow
 def test_a_killed_grid_goes_on(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, "x", 0).wait(60) == 0
+    assert start(whole, "x", 0).done(60).returncode == 0
     first = start(killed, "first", 0.05)
     wait_for(lambda: done(killed) >= 5)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    first.job.kill()
+    assert first.done(60).returncode == -signal.SIGKILL
     kept = done(killed)
     assert 5 <= kept < 12
-    assert start(killed, "second", 0).wait(60) == 0
+    assert start(killed, "second", 0).done(60).returncode == 0
     lines = [line.split() for line in (killed / "log").read_text().splitlines()]
     assert sum(who == "second" for who, _ in lines) == 12 - kept
     assert np.array_equal(value(killed), value(whole))
@@ -137,9 +132,9 @@ def test_a_killed_grid_goes_on(tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_a_grid(tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert start(alone, "x", 0).wait(60) == 0
-    both = [start(shared, who, 0.2) for who in ("left", "right")]
-    assert [process.wait(120) for process in both] == [0, 0]
+    assert start(alone, "x", 0).done(60).returncode == 0
+    both = [start(shared, who, 0.1) for who in ("left", "right")]
+    assert [process.done(120).returncode for process in both] == [0, 0]
     lines = [line.split() for line in (shared / "log").read_text().splitlines()]
     assert sorted(int(unit) for _, unit in lines) == list(range(12))  # none lost, none doubled
     assert {who for who, _ in lines} == {"left", "right"}
@@ -184,7 +179,7 @@ def folders_at_once(folder):
 
 
 def test_looking_whether_a_folder_can_be_made_takes_none_away(tmp_path):
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(3, mp_context=FORKS) as pool:
         for done in [pool.submit(folders_at_once, tmp_path) for _ in range(3)]:
             done.result()
     assert len(list(tmp_path.iterdir())) == 40

@@ -101,6 +101,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_what_the_work_raises_comes_back(tmp_path):
     def wrong(region):
         if region["a"].start == 1:

@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import distilkit as dk
 from distilkit.errors import FieldError
 from distilkit.storage.grid import done
 from distilkit.studies.influence import influence
-from tests.commands import distilkit
+from tests.commands import FORKS, Forked, distilkit
 from tests.studies.test_studies import tiny
 
 
@@ -45,17 +46,22 @@ STUDIES = {
 @pytest.mark.parametrize("name", STUDIES)
 def test_two_processes_do_what_one_does(name, made, pipeline, tmp_path):
     one = STUDIES[name](made, pipeline, tmp_path / "one")
-    two = STUDIES[name](made, pipeline, tmp_path / "two", workers=2)
+    with ProcessPoolExecutor(2, mp_context=FORKS) as pool:
+        two = STUDIES[name](made, pipeline, tmp_path / "two", workers=pool)
     for variable in set(one.variables) - {"seconds", "peak_memory"}:
         np.testing.assert_array_equal(one[variable].values, two[variable].values, err_msg=variable)
 
 
 @pytest.mark.slow
 def test_dask_workers_one_of_which_is_killed(made, pipeline, tmp_path):
-    distributed = pytest.importorskip("distributed")
+    distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
     whole, folder = grid_of(made, pipeline, None), tmp_path / "grid"
+    started = Forked(print, "here", folder=tmp_path / "said").done()  # so that the workers are copies of a process with all imports
+    assert started.stdout == "here\n"
     with (
-        distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster,
+        mock.patch.dict(os.environ),  # in which Dask leaves what it sets for its workers, such as malloc's behaviour
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
         killed = []
@@ -87,6 +93,7 @@ def test_submitit_jobs(made, pipeline, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_shards_of_the_command(tmp_path):
     run = tmp_path / "run"
     tiny(threads=1).run(run)

@@ -301,7 +301,8 @@ def test_same_gradient_when_the_window_is_the_horizon():
     inner = learner(dk.Adam(lr=0.01), batch_per_class=2)
     leaves, batch, classes = problem()
     policies = (dk.FullUnroll(6), dk.TailTruncation(6, 6), dk.RandomTruncation(6, 6), dk.RandomHorizon(6, 6), dk.FixedStart(0, 6))
-    gradients = [dk.Unroller().meta_gradient(inner, leaves, window_of(p), batch, dk.Stream(5), classes).images for p in policies]
+    unroller, stream = dk.Unroller(), dk.Stream(5)
+    gradients = [unroller.meta_gradient(inner, leaves, window_of(p), batch, stream, classes, PROGRAMS).images for p in policies]
     assert all(torch.equal(g, gradients[0]) for g in gradients)
 
 
