@@ -54,7 +54,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *("distilkit.cli.app", "distilkit.runs.run", "distilkit.runs.open", "tests.commands"),
-        *("torch.distributed", "sklearn.cluster"),
+        *("torch.distributed", "sklearn.cluster", "sklearn.datasets"),
         *("torch._dynamo", "dask.array"),  # torch.func.grad imports the one, and xarray the other, at their first use
     ]
 )

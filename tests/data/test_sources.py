@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from distilkit.data.preprocessing import Identity, Standardize, Whiten
-from distilkit.data.sources import digits
 from distilkit.data.sources.arrays import Arrays
 from distilkit.data.sources.assemble import stratified
 from distilkit.data.sources.digits import Digits
@@ -410,9 +409,3 @@ def test_a_path_is_taken_as_its_text(tmp_path):
     assert CIFAR10(root=tmp_path) == CIFAR10(root=str(tmp_path))
     with pytest.raises(FieldError, match="takes a text"):
         Arrays(3)
-
-
-def test_digits_are_those_that_scikit_learn_gives(monkeypatch):
-    own = digits._rows()
-    monkeypatch.setattr(digits, "find_spec", lambda name: None)
-    np.testing.assert_array_equal(own, digits._rows())

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from distilkit import fields
 from distilkit.data.bundle import DataBundle
@@ -48,20 +43,9 @@ class Digits:
         Returns:
             The bundle; images float32 (N, 1, 8, 8).
         """
-        rows = torch.from_numpy(_rows())
-        images = (rows[:, :-1] / 16.0).to(torch.float32).reshape(-1, 1, 8, 8)
-        raw = Raw(images, rows[:, -1].long(), tuple(str(d) for d in range(10)))
+        from sklearn.datasets import load_digits  # here: it takes a second to import
+
+        pixels, labels = load_digits(return_X_y=True)
+        images = torch.from_numpy((pixels / 16.0).astype(np.float32)).reshape(-1, 1, 8, 8)
+        raw = Raw(images, torch.from_numpy(labels), tuple(str(d) for d in range(10)))
         return assemble("Digits", raw, preprocessing=self.preprocessing, validation=self.validation, stream=stream, test=self.test)
-
-
-def _rows() -> NDArray[np.float64]:
-    """The pixels of each digit, and what it is (1797, 65), float64: from scikit-learn's file, since to import it takes a second."""
-    found = find_spec("sklearn")
-    path = Path(found.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if found else None
-    if path is not None and path.exists():
-        return np.loadtxt(path, delimiter=",")
-    from sklearn.datasets import load_digits
-
-    made: Any = load_digits(return_X_y=True)
-    rows: NDArray[np.float64] = np.column_stack(made)
-    return rows
