@@ -22,7 +22,7 @@ from distilkit.ahead import Ahead
 from distilkit.boosting import BoostSchedule, Stage, require_minibatch, sampling_groups, single_stage, with_batch_that_fits
 from distilkit.data.bundle import DataBundle, DataSource
 from distilkit.data.distilled import DistilledSet
-from distilkit.errors import CombinationError
+from distilkit.errors import Change, CombinationError
 from distilkit.evaluation import Evaluation
 from distilkit.functional.pytrees import to_device
 from distilkit.functional.streams import Stream
@@ -107,7 +107,7 @@ class Distiller:
             raise CombinationError(
                 f"images.per_class = {self.images.per_class}, and boost.blocks = {list(self.boost.blocks)} add up to "
                 f"{self.boost.per_class}. The blocks decide; leave per_class out, or make the two equal.",
-                fix=f"per_class = {self.boost.per_class}",
+                changes=[Change("images.per_class", self.boost.per_class)],
             )
         require_minibatch(self.stages[-1], self.boost, self.learner)
         for piece in self.pieces:
@@ -116,7 +116,7 @@ class Distiller:
         if horizon is not None and self.learner.lr_steps > horizon:
             raise CombinationError(
                 f"learner.lr_steps = {self.learner.lr_steps}, and inner runs have {horizon} steps: later rates would not be learned.",
-                fix=f"lr_steps = {horizon}",
+                changes=[Change("learner.lr_steps", horizon)],
             )
         if self.device != "auto":
             process.named_device(self.device)

@@ -16,7 +16,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 # Arguments of functions that commands have as options: what is `label_space="logit"` in Python is `--label-space logit` there.
-OPTIONS = ("which", "format", "label_space", "preprocessing")
+OPTIONS = ("which", "format", "label_space", "preprocessing", "budgets", "strategy", "outer_steps")
 
 
 @dataclass(frozen=True)

@@ -180,10 +180,21 @@ def slot(name: str, *, default: Any = attrs.NOTHING, optional: bool = False) -> 
             return
         made = value.built if getattr(type(value), "stands_for_built", False) else value  # kind = "python" in a spec
         if isinstance(value, type) or value is None or not all(callable(getattr(made, m, None)) for m in methods):
-            hint = f"{value.__name__}()" if isinstance(value, type) else None
+            hint = _in_place(name, value)
             raise FieldError(attribute.name, value, allowed, fix=f"{attribute.name}={hint}" if hint else None)
 
     return _field(default, check, {"allowed": allowed, "slot": name, "optional": optional})
+
+
+def _in_place(slot: str, value: object) -> str | None:
+    """What to type in place of what people give who know torch: a module, a dataset; a path; a class that was not called."""
+    if slot == "network" and hasattr(value, "load_state_dict"):
+        return f"dk.Functional(lambda: {value.__name__ if isinstance(value, type) else 'MyNet'}())"
+    if slot == "data" and isinstance(value, (str, os.PathLike)):
+        return f'dk.Arrays("{os.fspath(value)}")'
+    if slot == "data" and hasattr(value, "__getitem__") and not isinstance(value, type):
+        return "dk.Arrays(train_images=images, train_labels=labels)  # all of it, as two tensors"
+    return f"{value.__name__}()" if isinstance(value, type) else None
 
 
 def part(cls: type, *, default: Any = attrs.NOTHING, optional: bool = False) -> Any:

@@ -76,7 +76,7 @@ def random_rows(split: Split, class_names: tuple[str, ...], per_class: int, stre
         if len(rows) < per_class:
             raise CombinationError(
                 f"per_class = {per_class}, but class {name!r} has {len(rows)} training images to start from.",
-                fix=f"per_class = {len(rows)}" if len(rows) else 'start = "noise"',
+                changes=[Change("images.per_class", len(rows)) if len(rows) else Change("images.start", "noise")],
             )
         picked.append(rows[stream.fold(c).permutation(len(rows))[:per_class]])
     return torch.cat(picked)

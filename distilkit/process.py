@@ -24,7 +24,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from distilkit.errors import CombinationError
+from distilkit.errors import Change, CombinationError
 
 Result = TypeVar("Result")
 
@@ -193,7 +193,7 @@ def named_device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise CombinationError(f"device = {name!r} is none that torch knows.", fix='device = "auto"') from error
+        raise CombinationError(f"device = {name!r} is none that torch knows.", changes=[Change("device", "auto")]) from error
 
 
 def usable_device(name: str) -> torch.device:
@@ -208,7 +208,9 @@ def usable_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CombinationError(f"device = {name!r} cannot be used here: {str(error).splitlines()[0]}", fix='device = "auto"') from error
+        raise CombinationError(
+            f"device = {name!r} cannot be used here: {str(error).splitlines()[0]}", changes=[Change("device", "auto")]
+        ) from error
     return device
 
 

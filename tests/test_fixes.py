@@ -97,7 +97,10 @@ def check(fix, case):
 
 
 def check_options(words, command):
-    known = typer.main.get_command(app).commands[command].params
+    found = typer.main.get_command(app)
+    for word in command.split():
+        found = found.commands[word]
+    known = found.params
     options = {option for parameter in known for option in parameter.opts}
     taken = [word for word in words if word.startswith("--")]
     assert taken
@@ -417,6 +420,10 @@ CASES = {
     "parts of a whole window": Case(lambda _: in_parts(dk.AutogradAdjoint())),
     "parts of networks side by side": Case(lambda _: in_parts(networks_per_step=2, side_by_side="on")),
     "no learning rate": Case(lambda _: dk.Learner(dk.MLP(), learn_lr=True).update(None, None), dk.Learner.update),
+    "a module for a network": Case(lambda _: dk.Learner(nn.Sequential(nn.Flatten())), dk.Learner),
+    "a module's class": Case(lambda _: dk.Learner(nn.Linear), dk.Learner, names={"Linear": nn.Linear}),
+    "a dataset of torch": Case(lambda _: distiller(data=torch.utils.data.TensorDataset(torch.zeros(2))), dk.Distiller),
+    "a path for data": Case(lambda _: distiller(data="mine.npz"), dk.Distiller),
     "a class for a value": Case(lambda _: dk.Learner(dk.MLP), dk.Learner),
     "Nesterov without momentum": Case(lambda _: dk.SGD(nesterov=True), dk.SGD),
     "no root": Case(lambda _: optimizers.init(NoRoot(), torch.zeros(2))),
@@ -487,8 +494,8 @@ CASES = {
     "steps that fall": Case(lambda _: dk.Evaluation(steps=(3, 1)), dk.Evaluation),
     "augmentation turned off": Case(lambda _: dk.Evaluation(augment=dk.FlipRotate(), augmented=False), dk.Evaluation),
     "real images": Case(lambda _: members_of_classes(bundle(), 9), "run"),
-    "large subset": Case(lambda _: dk.subset_grid(distilled(), [2], pipeline=distiller(evaluation=SHORT)), dk.subset_grid),
-    "strategy": Case(lambda _: orders("prefxi", distilled(), 1, dk.Stream(0)), dk.subset_grid),
+    "large subset": Case(lambda _: dk.subset_grid(distilled(), [2], pipeline=distiller(evaluation=SHORT)), "subsets"),
+    "strategy": Case(lambda _: orders("prefxi", distilled(), 1, dk.Stream(0)), "subsets"),
     "draws of one": Case(lambda _: orders("prefix", distilled(), 2, dk.Stream(0)), dk.subset_grid),
     "another grid": Case(two_grids, "subsets"),
     "a run for a grid": Case(
@@ -498,7 +505,7 @@ CASES = {
     "a run of Python parts": Case(lambda path: with_pipeline(write_run(path)), dk.subset_grid),
     "no boost": Case(lambda path: intercorrelation_study(distiller(), path)),
     "few replicates": Case(lambda _: gradient_study(distiller(), replicates=2), gradient_study),
-    "beyond the end": Case(lambda _: gradient_study(distiller(), outer_steps=[5000]), gradient_study),
+    "beyond the end": Case(lambda _: gradient_study(distiller(), outer_steps=[5000]), "study gradients"),
     "not a run": Case(lambda path: assemble(text(path / "a.npz")), "evaluate"),
     "networks": Case(lambda _: parse_networks(["Convnet"], [], dk.Learner(dk.MLP()), SHORT), "evaluate"),
     "data": Case(lambda path: assemble(text(path / "a.npz"), recipe="paper/cifar10-ipc1", data="CIFAR-10"), "evaluate"),
@@ -565,6 +572,7 @@ CASES = {
     "newer": Case(lambda path: storage.open(write_run(path, format_version=99))),
     "older": Case(lambda path: storage.open(with_checkpoints(write_run(path, format_version=1)))),
     "which": Case(lambda path: storage.load(path, "bst"), "sheet"),
+    "results that are gone": Case(lambda path: storage.load(with_checkpoints(path))),
     "no best": Case(lambda path: storage.load(write_run(path), "best"), "sheet"),
     "checkpoints": Case(spoilt_checkpoint),
     # data
@@ -574,6 +582,10 @@ CASES = {
     "two spaces": Case(lambda _: require_same(distilled().preprocessing, bundle().preprocessing)),
     "augmented vectors": Case(lambda _: dk.FlipRotate().sample(dk.Stream(0), (2, 5)), dk.Learner),
     "strategies": Case(lambda _: dk.DSA("flip_corp"), dk.DSA),
+    "no npz": Case(lambda path: dk.Arrays(str(text(path / "x.npz", "no"))).load(dk.Stream(0)), names={"numpy": np}),
+    "no images": Case(lambda _: dk.Arrays(train_images=np.zeros((2, 3))).load(dk.Stream(0)), names={"numpy": np}),
+    "negative labels": Case(lambda _: bundle(train_labels=np.arange(6) % 2 - 1), names={"numpy": np}),
+    "labels with gaps": Case(lambda _: bundle(train_labels=np.arange(6) % 2 * 2), names={"numpy": np}),
     "both or neither": Case(lambda _: dk.Arrays()),
     "last dimension": Case(lambda _: bundle(train_images=np.zeros((6, 8, 8, 3), np.float32)), dk.Arrays),
     "labels with points": Case(lambda _: bundle(train_labels=np.zeros(6)), names={"train_labels": np.zeros(2)}),

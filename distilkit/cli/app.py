@@ -151,7 +151,8 @@ app.add_typer(looking.commands)
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A run or its URL, a set that comes with distilkit, or one of others.")],
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Real data: arrays such as CIFAR10.npz, or a kind such as CIFAR10.")
+        str | None,
+        typer.Option(metavar="FILE", help="Real data: arrays such as CIFAR10.npz, a folder of images, or a kind: CIFAR10."),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="How to train: a spec, or a name such as paper/cifar10-ipc1.")
@@ -199,7 +200,8 @@ def sheet(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Real data: arrays such as CIFAR10.npz, or a kind such as CIFAR10.")
+        str | None,
+        typer.Option(metavar="FILE", help="Real data: arrays such as CIFAR10.npz, a folder of images, or a kind: CIFAR10."),
     ] = None,
     rows: Annotated[int | None, typer.Option(metavar="10", help="The most images of a class to show.", min=1)] = None,
     real: Annotated[

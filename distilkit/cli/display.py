@@ -21,13 +21,16 @@ def option(change: Change) -> str:
     --set images.per_class=3
     >>> print(option(Change("label_space", "logit")))
     --label-space logit
+    >>> print(option(Change("budgets", [1, 2])))
+    --budgets 1,2
     >>> print(option(Change("label_space", None)))
     the same without --label-space
     """
     if change.value is None:
         return f"the same without --{change.option or change.name.replace('_', '-')}"
     if change.name in ("out", *OPTIONS):
-        return f"--{change.option or change.name.replace('_', '-')} {shlex.quote(str(change.value))}"
+        value = ",".join(map(str, change.value)) if isinstance(change.value, list) else str(change.value)
+        return f"--{change.option or change.name.replace('_', '-')} {shlex.quote(value)}"
     value = change.value if isinstance(change.value, str) else to_toml(change.value)
     return f"--set {shlex.quote(f'{change.name}={value}')}"
 

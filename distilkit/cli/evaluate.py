@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,8 @@ from distilkit.cli.rows import evaluation_values
 from distilkit.cli.tables import evaluation_table, evaluation_words
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import Refittable
-from distilkit.data.sources.arrays import Arrays
+from distilkit.data.sources.arrays import Arrays, holds_arrays
+from distilkit.data.sources.folders import ImageFolder
 from distilkit.distiller import Distiller
 from distilkit.errors import Change, CombinationError, DistilkitError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation
@@ -30,6 +32,7 @@ from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats, is_run, says_all
 from distilkit.storage.remote import brought
+from distilkit.storage.store import can_go_on, find
 
 
 def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path | None, output: Output) -> None:
@@ -106,13 +109,15 @@ def assemble(
         DistilkitError: something is missing or does not fit.
     """
     whole = says_all(path)
+    if not whole and (can_go_on(path) or not Path(path).exists()):
+        find(path)  # tells what is not there, and how to go on
     if whole:
         refuse_to_be_told(path, format=format, label_space=label_space, preprocessing=preprocessing)
     pipeline: Distiller
     if recipe is not None:
         pipeline = specs.loads(_recipe_text(recipe), overrides, trust=trust, source=recipe)
     elif whole:
-        pipeline = pipeline_of(path, overrides, trust=trust)
+        pipeline = pipeline_of(path, overrides, trust=trust, instead=f"--recipe SPEC.toml {shlex.quote(os.fspath(path))}")
     elif (stated := stated_provenance(path)) is not None:
         known = data if data in kinds.KINDS["data"] else STANDS_IN if data is not None else None
         pipeline = stated_pipeline(stated, data=known, overrides=overrides, of=os.fspath(path), trust=trust)
@@ -137,7 +142,7 @@ def assemble(
                 source = in_space(source, distilled, held_out=True)
             bundle = source.load(stream)
         else:
-            everything = evolved(source, validation=0)
+            everything = evolved(sized(source, storage.load(path)) if storage.is_set(path) else source, validation=0)
             bundle = everything.load(stream)
             distilled = formats.read(path, format, data=bundle, label_space=label_space, preprocessing=preprocessing)
             if distilled.preprocessing.fingerprint() != bundle.preprocessing.fingerprint():
@@ -201,13 +206,21 @@ def source_of(words: str, like: Any = None) -> Any:
             f"--data {words} is neither a file or folder nor a kind of data: {listing(list(kinds.KINDS['data']))}.",
             fix=f"--data {near}" if near else None,
         )
+    if not holds_arrays(Path(words).expanduser()):
+        return evolved(like, root=words) if isinstance(like, ImageFolder) else evolved(ImageFolder(words), **given)
     return evolved(Arrays(words), **given)
 
 
 def in_space(source: Any, distilled: DistilledSet, *, held_out: bool) -> Any:
-    """The source in the set's own space; without a validation split, unless it is to be held out."""
-    changed = evolved(source, preprocessing=distilled.preprocessing)
+    """The source in the set's own space, and image files in its size; without a validation split, unless it is to be held out."""
+    changed = evolved(sized(source, distilled), preprocessing=distilled.preprocessing)
     return changed if held_out else evolved(changed, validation=0)
+
+
+def sized(source: Any, distilled: DistilledSet) -> Any:
+    """A folder of images, read in the size and the colours of the set."""
+    shape = distilled.images.shape[1:]
+    return evolved(source, size=shape[-1], channels=shape[0]) if isinstance(source, ImageFolder) and len(shape) == 3 else source
 
 
 def evolved(source: Any, **changes: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def write_spec(path: Path, data: str, per_class: int, steps: int | None) -> str:
         MissingDataError: it is a place where nothing is.
     """
     if path.exists():
-        raise CombinationError(f"{path} is there already, and is not written over.", fix=f"distilkit new {path.stem}-2.toml")
+        words = ["distilkit", "new", str(path.with_stem(f"{path.stem}-2")), "--data", data]
+        words += [] if per_class == 1 else ["--per-class", str(per_class)]
+        words += [] if steps is None else ["--steps", str(steps)]
+        raise CombinationError(f"{path} is there already, and is not written over.", fix=shlex.join(words))
     source, side, count = _source(data)
     base = _recipe(side, per_class)
     document = tomlkit.parse(re.sub(r"\A(#.*\n|\s*\n)*", "", recipes.read(base)))  # without what the recipe says of itself
@@ -78,8 +82,9 @@ def _source(data: str) -> tuple[dict[str, Any], int | None, int | None]:
         near = nearest(data, list(SIDES))
         fix = f"--data {near}" if near else "--data photos.npz"
         raise FieldError("--data", data, f"{listing(list(SIDES))}, or a file or folder", fix=fix)
-    arrays = path.suffix == ".zarr" or (path / "zarr.json").exists() or any(path.glob("*.npy")) if path.is_dir() else True
-    return _arrays(data) if arrays else ({"kind": "ImageFolder", "root": data} | HELD_OUT, None, None)
+    from distilkit.data.sources.arrays import holds_arrays
+
+    return _arrays(data) if holds_arrays(path) else ({"kind": "ImageFolder", "root": data} | HELD_OUT, None, None)
 
 
 def _arrays(data: str) -> tuple[dict[str, Any], int, int]:

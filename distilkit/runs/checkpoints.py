@@ -136,7 +136,7 @@ def begun(
         meta = {name: value for name, value in found.meta.items() if name != "partial"}
         return distiller, attrs.evolve(found, meta=meta | {"scores": kept, "finished": False})
     if changed:
-        lines = [f"    {name}: {json.dumps(old)} there, {json.dumps(new)} here" for name, (old, new) in changed.items()]
+        lines = [f"    {name}: {old} there, {new} here" for name, (old, new) in ((name, _cut(*pair)) for name, pair in changed.items())]
         words = "\n".join(
             [f"{directory} holds a run of another spec:", *lines, "Only outer.steps may grow, of a run without [boost] and [growth]."]
         )
@@ -187,6 +187,21 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> Any:
             yield from _flat(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def _cut(old: Any, new: Any, longest: int = 200) -> tuple[str, str]:
+    """Two values in words; of long ones, such as pipelines, what is around the first difference.
+
+    >>> _cut("Adam(lr=0.1), seed=0, and more", "Adam(lr=0.1), seed=3, and more", 20)
+    ('...seed=0, an...', '...seed=3, an...')
+    """
+    there, here = json.dumps(old), json.dumps(new)
+    if max(len(there), len(here)) <= longest:
+        return there, here
+    first = next((at for at, (one, other) in enumerate(zip(there, here, strict=False)) if one != other), 0)
+    begin = max(0, first - longest // 4)
+    cut = [words[begin : begin + longest // 2] for words in (there, here)]
+    return f"...{cut[0]}...", f"...{cut[1]}..."
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

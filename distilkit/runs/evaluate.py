@@ -119,7 +119,8 @@ def evaluate(
     (('training_steps', 'seed'), (2, 2))
     """
     with shown(progress) as progress:
-        progress.phase("loading data")
+        if not isinstance(distilled, EvaluationInput):  # whose data is there
+            progress.phase("loading data")
         case = _case(distilled, data, learner, evaluation, seed, trust, device)
         if device is not None:
             case = attrs.evolve(case, data=case.data.to(device))

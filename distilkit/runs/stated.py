@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def stated_pipeline(
     how = provenance["training"]
     kind = provenance.get("data") if data is None else data
     if kind not in kinds.KINDS["data"]:
-        raise CombinationError(f"{of} was made of data named {kind!r}, and does not know where those lie.", fix="--data CIFAR10.npz")
+        raise CombinationError(
+            f"{of} was made of data named {kind!r}, and does not know where those lie.",
+            fix=f"--data {shlex.quote(f'{kind}.npz')}  # or their folder",
+        )
     learner = {name: _component(how.get(name), slot, of) for name, slot in SLOTS.items()}
     learner |= {name: how.get(name) for name in ("batch_per_class", "classes_per_step")}
     evaluation = {

@@ -29,7 +29,7 @@ from distilkit.spec.hints import (
 from distilkit.spec.overrides import Overrides
 from distilkit.spec.problems import Problem, shorten
 from distilkit.spec.python import TARGET, PythonComponent
-from distilkit.spec.text import to_set, to_toml
+from distilkit.spec.text import from_toml, to_set, to_toml
 
 FAILED = attrs.NOTHING
 
@@ -72,7 +72,7 @@ class Builder:
             return self.fail(join(path, error.field), error.given, error.allowed, error.fix)
         except DistilkitError as error:  # a check that involves several fields
             why = f"{path}: {error.message}" if path else error.message
-            return self.fail(path, dict(table), "values that go together", error.fix, why=why)
+            return self.fail(path, dict(table), "values that go together", self.mended(cls, path, error), why=why)
 
     def field(self, field: Field, given: Any, path: str) -> Any:
         """Return what the field holds for the value given in the spec."""
@@ -97,7 +97,8 @@ class Builder:
             return converted(field, built)
         except DistilkitError as error:
             allowed = error.allowed if isinstance(error, FieldError) else error.message
-            return self.fail(path, given, allowed, why=f"{path} cannot be used: this place takes {allowed}.")
+            instead = error.fix.partition("=")[2] if error.fix else None  # what a factory is to give
+            return self.fail(path, given, allowed, instead, why=f"{path} cannot be used: this place takes {allowed}.")
 
     def plain(self, field: Field, given: Any, path: str) -> Any:
         """Check a value that is not a table."""
@@ -204,6 +205,15 @@ class Builder:
     def line(self, path: str, value: Any) -> str:
         """The text to type for `path = value`: on the command line if that is where it came from, else in the file."""
         return to_set(path, value) if path in self.overrides.given else f"{path.rpartition('.')[2]} = {to_toml(value)}"
+
+    def mended(self, cls: type, path: str, error: DistilkitError) -> str | None:
+        """The text to type where values of a table do not go together: by `--set` if one of them came from there."""
+        if error.changes:
+            lines = [(change.name, change.value) for change in error.changes]
+            return "\n  Or:  ".join(to_set(*line) if self.overrides.given else self.line(*line) for line in lines)
+        name, _, value = (error.fix or "").partition(" = ")
+        own = any(full.startswith(f"{path}.") for full in self.overrides.given)
+        return to_set(join(path, name), from_toml(value)) if own and name in settable(cls) else error.fix
 
     def fail(self, path: str, given: Any, allowed: str, fix: str | None = None, close: str | None = None, *, why: str = "") -> Any:
         """Record a problem."""

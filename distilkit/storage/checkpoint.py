@@ -82,7 +82,7 @@ def save(folder: str | os.PathLike[str], step: int, tensors: Mapping[str, Tensor
     if odd := [name for name, tensor in plain.items() if tensor.is_complex()]:
         raise RunError(f"A checkpoint holds real numbers, and {odd[0]} is {plain[odd[0]].dtype}.", fix="torch.view_as_real(tensor)")
     header = {"format": "distilkit checkpoint 1", "step": str(step), "meta": text, "digest": _digest(step, plain, text)}
-    target = _path(Path(folder), step)
+    target = path_of(Path(folder), step)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     with part.open("wb") as file:
@@ -94,7 +94,7 @@ def save(folder: str | os.PathLike[str], step: int, tensors: Mapping[str, Tensor
     found = steps(folder)
     for number in [n for n in found if n > step] + [n for n in found if n <= step][: -keep or None]:
         log.debug("deleting checkpoint %d in %s", number, folder)
-        _path(Path(folder), number).unlink(missing_ok=True)
+        path_of(Path(folder), number).unlink(missing_ok=True)
     for left in target.parent.glob("step-*.part"):  # of a save that was killed
         left.unlink(missing_ok=True)
     return target
@@ -152,7 +152,7 @@ def load(folder: str | os.PathLike[str], step: int) -> Checkpoint:
 
     from distilkit.functional.pytrees import aligned
 
-    path = _path(Path(folder), step)
+    path = path_of(Path(folder), step)
     if not path.is_file():
         raise RunError(f"There is no checkpoint {path}; the folder has the steps {steps(folder)}.")
     try:
@@ -251,7 +251,8 @@ def _contiguous(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
 
 
-def _path(folder: Path, step: int) -> Path:
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
     return folder / f"step-{step:09d}.safetensors"
 
 

@@ -135,7 +135,7 @@ def _verified(store: Path) -> tuple[list[str], list[str]]:
     for step in checkpoint.steps(folder):
         try:
             checkpoint.load(folder, step)
-            checked.append(f"checkpoint {step}")
+            checked.append(str(checkpoint.path_of(folder, step)))
         except Exception as error:  # as above
             wrong.append(str(error))
     return checked, wrong

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
 
-from distilkit.errors import Change, RunError, listing
+from distilkit.errors import Change, RunError, listing, nearest
 from distilkit.storage import shipped
 from distilkit.storage.checkpoint import sync_folder
 from distilkit.storage.integrity import CHECKED, damage, write_sealed
@@ -108,7 +108,7 @@ def open(run: str | os.PathLike[str]) -> xr.DataTree:
         raise RunError(f"{store} is a Zarr store, but not one of distilkit: it has no attribute format_version.")
     if version < FORMAT_VERSION:
         folder = store.parent
-        goes_on = (folder / "spec.toml").is_file() and any((folder / "checkpoints").glob("step-*.safetensors"))
+        goes_on = can_go_on(folder)
         raise RunError(
             f"{store} has format version {version}, of an early distilkit ({tree.attrs.get('distilkit_version')}); this one reads "
             f"version {FORMAT_VERSION}. "
@@ -233,8 +233,18 @@ def find(run: str | os.PathLike[str]) -> Path:
             return new if new.is_dir() else old
     require_here(run)
     if not Path(run).exists():
-        raise RunError(f"There is no run at {os.fspath(run)!r}: the path does not exist (looked for {store}).")
-    raise RunError(f"There are no results at {os.fspath(run)!r}: looked for {store} and {old.name}, which an interrupted write leaves.")
+        near = nearest(os.fspath(run), shipped.names())
+        mean = f" Did you mean {near}, which comes with distilkit?" if near else ""
+        raise RunError(f"There is no run at {os.fspath(run)!r}: the path does not exist (looked for {store}).{mean}")
+    raise RunError(
+        f"There are no results at {os.fspath(run)!r}: looked for {store} and {old.name}, which an interrupted write leaves.",
+        fix=f"distilkit resume {shlex.quote(os.fspath(run))}" if can_go_on(run) else None,
+    )
+
+
+def can_go_on(folder: str | os.PathLike[str]) -> bool:
+    """Whether `distilkit resume` would find a spec and a checkpoint in a folder."""
+    return (Path(folder) / "spec.toml").is_file() and any((Path(folder) / "checkpoints").glob("step-*.safetensors"))
 
 
 def _finish_move(store: Path) -> None:

@@ -37,7 +37,7 @@ from torch import Tensor
 from distilkit import fields, process
 from distilkit.display import shown
 from distilkit.distiller import Distiller, DistillerState
-from distilkit.errors import CombinationError, FieldError, listing
+from distilkit.errors import Change, CombinationError, FieldError, listing
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import Progress
@@ -168,7 +168,8 @@ def gradient_study(
             raise FieldError("outer_steps", list(outer_steps), "one or more whole numbers, each at least 0", fix="outer_steps=[0, 50]")
         if points[-1] > pipeline.outer_steps:
             raise CombinationError(
-                f"outer step {points[-1]} is beyond the run's {pipeline.outer_steps}.", fix=f"outer_steps={[0, pipeline.outer_steps]}"
+                f"outer step {points[-1]} is beyond the run's {pipeline.outer_steps}.",
+                changes=[Change("outer_steps", [0, pipeline.outer_steps], "at")],
             )
         streams = [pipeline.stream.fold("gradient study").fold(k) for k in range(replicates)]
         asked = [one.truncation if isinstance(one, Distiller) else one for one in (*chosen.values(), pipeline)]

@@ -19,7 +19,7 @@ from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing.base import hash_tensor, hash_words
 from distilkit.display import shown
 from distilkit.distiller import Distiller
-from distilkit.errors import CombinationError, FieldError, listing, nearest
+from distilkit.errors import Change, CombinationError, FieldError, listing, nearest
 from distilkit.evaluation import Evaluation, score_sets, training_set
 from distilkit.evaluation.baselines import full_data
 from distilkit.evaluation.measuring import streams, trained
@@ -189,7 +189,9 @@ def subset_rows(classes: Tensor, budget: int, order: Tensor) -> Tensor:
     sorted_classes = classes[order]
     fewest = int(classes.bincount().min())
     if not 1 <= budget <= fewest:
-        raise CombinationError(f"A subset of {budget} images of each class cannot be: the set has {fewest}.", fix=f"budgets=[{fewest}]")
+        raise CombinationError(
+            f"A subset of {budget} images of each class cannot be: the set has {fewest}.", changes=[Change("budgets", [fewest])]
+        )
     return torch.cat([order[sorted_classes == c][:budget] for c in range(int(classes.max()) + 1)])
 
 
@@ -210,7 +212,8 @@ def orders(strategy: str, distilled: DistilledSet, draws: int, stream: Stream, d
     """
     if strategy not in STRATEGIES:
         near = nearest(strategy, STRATEGIES)
-        raise FieldError("strategy", strategy, listing([f'"{s}"' for s in STRATEGIES]), fix=f'strategy="{near}"' if near else None)
+        changes = [Change("strategy", near)] if near else []
+        raise FieldError("strategy", strategy, listing([f'"{s}"' for s in STRATEGIES]), changes=changes)
     if draws < 1:
         raise FieldError("draws", draws, "a whole number, at least 1", fix="draws=10")
     if strategy == "random":

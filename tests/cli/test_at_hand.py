@@ -68,7 +68,7 @@ def test_what_new_writes_can_be_run(data, place):
 def test_new_refuses_what_cannot_be(place):
     (place / "mine.toml").write_text("mine")
     for words, said in [
-        (["mine.toml"], "is there already"),
+        (["mine.toml", "--data", "photos.npz"], "Try: distilkit new mine-2.toml --data photos.npz"),
         (["other.toml", "--data", "CIFAR1O"], "--data CIFAR10"),
         (["other.toml", "--data", "nowhere.npz"], "nowhere.npz is not there"),
         (["other.toml", "--data", "mine.toml"], "mine.toml"),

@@ -243,6 +243,7 @@ def test_set_goes_through_the_same_checks(spec):
     done = distilkit("validate", spec, "--set", "outer.stepz=3", "--set", "truncation.window=7")
     assert done.returncode == 2
     assert "outer.steps" in done.stderr
+    assert "Try: --set truncation.window=6" in done.stderr
     assert "Traceback" not in done.stderr
 
 

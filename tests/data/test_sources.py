@@ -280,6 +280,7 @@ MISSING = {
     "TinyImageNet": (lambda root: TinyImageNet(root), ["tiny-imagenet-200", "wnids.txt", "cs231n.stanford.edu"]),
     "CUB200": (lambda root: CUB200(root), ["CUB_200_2011", "images.txt", "vision.caltech.edu"]),
     "ImageFolder": (lambda root: ImageFolder(root), ["train", "CLASS"]),
+    "ImageFolder that is not there": (lambda root: ImageFolder(root + "/fotos"), ["fotos is not there"]),
     "Arrays": (lambda root: Arrays(root + "/x.npz"), ["x.npz"]),
 }
 
@@ -315,12 +316,12 @@ def test_relative_and_home_paths(tmp_path, monkeypatch):
 # One line a mistake in arrays: (arrays, fields, words of the message)
 X, Y = np.zeros((8, 3, 4, 4), np.float32), np.arange(8) % 2
 MISTAKES = {
-    "no labels": ({"train_images": X, "extra": Y}, {}, ["train_labels", "found: extra, train_images"]),
+    "no labels": ({"train_images": X, "extra": Y}, {}, ["train_labels", "found: extra, train_images", "numpy.savez"]),
     "half a test": ({"images": X, "labels": Y, "test_images": X}, {}, ["test_labels", "come together"]),
     "lengths": ({"images": X, "labels": Y[:5]}, {}, ["8 images", "(5,)"]),
     "float labels": ({"images": X, "labels": Y + 0.5}, {}, ["float64", "whole"]),
     "one-hot labels": ({"images": X, "labels": np.eye(2, dtype=int)[Y]}, {}, ["(8, 2)"]),
-    "negative label": ({"images": X, "labels": Y - 1}, {}, ["from -1"]),
+    "negative label": ({"images": X, "labels": Y - 1}, {}, ["from -1", "begin at 0", "return_inverse=True"]),
     "too few names": ({"images": X, "labels": Y, "class_names": np.array(["a"])}, {}, ["1 class names"]),
     "channels last": ({"images": np.zeros((8, 16, 16, 3)), "labels": Y}, {}, ["(N, H, W, C)", 'layout="NHWC"']),
     "signed pixels": ({"images": X.astype(np.int64), "labels": Y}, {}, ["int64", "uint8"]),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 from typer.testing import CliRunner
 
 import distilkit as dk
@@ -252,6 +253,20 @@ def test_other_data_is_kept_as_the_recipe_says(tmp_path: Path) -> None:
     bytes_ = dk.CIFAR10(store="uint8", preprocessing=dk.Whiten())
     assert source_of("CIFAR100", bytes_) == dk.CIFAR100(store="uint8", preprocessing=dk.Whiten())
     assert source_of("Digits", bytes_) == dk.Digits(preprocessing=dk.Whiten())
+
+
+def test_a_folder_of_images_is_data_too(tmp_path: Path) -> None:
+    """Read in the size and the colours of the set."""
+    for number, name in enumerate(["cat", "dog"] * 6):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 9), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    bundle = dk.ImageFolder(str(tmp_path / "photos"), size=6, channels=1, validation=0).load(dk.Stream(0))
+    made = DistilledSet(bundle.train.images[:2], torch.eye(2), torch.arange(2), ("cat", "dog"), preprocessing=bundle.preprocessing)
+    file, recipe = formats.write(made, tmp_path / "set.safetensors"), written(tmp_path)[2]
+    case = assemble(file, data=str(tmp_path / "photos"), recipe=str(recipe))
+    assert case.data.image_shape == (1, 6, 6)
+    assert torch.equal(case.data.test.images, bundle.test.images)
 
 
 def test_soft_labels_of_the_authors(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,6 +29,7 @@ ROLES: dict[str, tuple[str, ...]] = {  # what each array may be called; the firs
 }
 
 MOST_CLASSES = 2**20
+ZARR = ("zarr.json", ".zgroup")  # one of which a Zarr group holds
 
 ArrayLayout = Literal["auto", "NCHW", "NHWC"]
 
@@ -102,7 +105,10 @@ class Arrays:
         picked = {role: next((found[n] for n in names if n in found), None) for role, names in ROLES.items()}
         for role in ("train_images", "train_labels"):
             if picked[role] is None:
-                raise CombinationError(f"{where}: there is no {' or '.join(ROLES[role])}; found: {', '.join(sorted(found)) or 'nothing'}.")
+                raise CombinationError(
+                    f"{where}: there is no {' or '.join(ROLES[role])}; found: {', '.join(sorted(found)) or 'nothing'}.",
+                    fix='numpy.savez("my_data.npz", images=images, labels=labels)',
+                )
         if (picked["test_images"] is None) != (picked["test_labels"] is None):
             raise CombinationError(f"{where}: test_images and test_labels come together; found: {', '.join(sorted(found))}.")
         labels = {part: _labels(where, part, picked[part]) for part in ("train_labels", "test_labels") if picked[part] is not None}
@@ -134,22 +140,31 @@ class Arrays:
         return images
 
 
+def holds_arrays(place: Path) -> bool:
+    """Whether a file or folder is read as arrays, and not as a folder of images."""
+    return not place.is_dir() or place.suffix == ".zarr" or any((place / f).exists() for f in ZARR) or any(place.glob("*.npy"))
+
+
 def _read(place: Path) -> dict[str, Any]:
     readers: list[tuple[Callable[[Path], bool], Callable[[Path], Mapping[str, Any]]]] = [
         (lambda p: p.suffix == ".npz", _read_npz),
-        (lambda p: p.is_dir() and any((p / f).exists() for f in ("zarr.json", ".zgroup")), _read_zarr),
+        (lambda p: p.is_dir() and any((p / f).exists() for f in ZARR), _read_zarr),
         (lambda p: p.is_dir(), lambda p: {f.stem: np.load(f, allow_pickle=False) for f in sorted(p.glob("*.npy"))}),
     ]
     for fits, read in readers:
         if fits(place):
             try:
                 return dict(read(place))
-            except (OSError, ValueError) as error:
+            except CombinationError:
+                raise
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 raise CombinationError(f"{place} cannot be read: {error}. Arrays of Python objects (pickles) are refused.") from error
     raise FieldError("path", str(place), "a .npz file, a Zarr group, or a folder of .npy files")
 
 
 def _read_npz(place: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(place):
+        raise CombinationError(f"{place} is no npz file, or a part of one.", fix='numpy.savez("my_data.npz", images=images, labels=labels)')
     with place.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
         known = {name for names in ROLES.values() for name in names}
         return {name: kept[name] if name in known else None for name in kept.files}

@@ -29,6 +29,7 @@ from distilkit.functional.streams import Stream
 Store = Literal["float32", "uint8"]
 # What is fitted by blocks of images, or is fitted already; somebody's own gets all of them as one tensor.
 OURS = (Identity, Standardize, Standardized, Whiten, Whitened, KorniaZCA, KorniaWhitened, Refittable)
+NUMBERED = "numpy.unique(labels, return_inverse=True)[1]"  # numbers from 0, whatever the labels are
 TEST_STREAM = Stream(20231123).fold("test split")  # fixed: the test images must never depend on the seed of a run
 
 
@@ -223,7 +224,9 @@ def _check(name: str, images: torch.Tensor, labels: torch.Tensor, class_names: t
             fix="images.astype('uint8')  # or images / 255",
         )
     low, high, last = int(labels.min()), int(labels.max()), len(class_names) - 1
-    if low < 0 or high > last:
+    if low < 0:
+        raise CombinationError(f"{name}: labels run from {low} to {high}; class numbers begin at 0.", fix=NUMBERED)
+    if high > last:
         raise CombinationError(f"{name}: labels run from {low} to {high}, but {last + 1} class names allow 0 to {last}.")
 
 
@@ -241,5 +244,6 @@ def _require_all_classes(name: str, labels: torch.Tensor, class_names: tuple[str
     empty = [class_names[int(c)] for c in (counts == 0).nonzero()[:, 0]]
     if int(labels.min()) == 1 and len(empty) == 1:
         raise CombinationError(f"{name}: labels run from 1 to {int(labels.max())}; class numbers begin at 0.", fix="labels - 1")
-    words = listing([repr(one) for one in empty[:5]], "and") + (" and others" if len(empty) > 5 else "")
-    raise CombinationError(f"{name}: there is no training image of {words}; every class needs one.")
+    words = listing([*(repr(one) for one in empty[:5]), *(["others"] if len(empty) > 5 else [])], "and")
+    unnamed = class_names == tuple(str(c) for c in range(len(class_names)))
+    raise CombinationError(f"{name}: there is no training image of {words}; every class needs one.", fix=NUMBERED if unnamed else None)

@@ -63,6 +63,8 @@ class ImageFolder:
             CombinationError: when the test folder has classes that training has not.
         """
         root = folder(self.root)
+        if not root.is_dir():
+            raise MissingDataError(f"ImageFolder: {root} is {'not a folder' if root.exists() else 'not there'}.")
         train = root / "train" if (root / "train").is_dir() else root
         outer = {"train", self.test_folder} if train == root else set()
         names = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and p.name not in outer)) if train.is_dir() else ()
