@@ -153,14 +153,14 @@ def _labels(record: Record) -> str:
 
 def _signal(record: Record) -> str:
     """Share of signal in one draw at each set, of its images and labels, and by frequency."""
-    rows, words = [], []
+    rows = []
     starts = sorted({band["from"] for one in record["sets"] for band in one["bands"]})
     for one in record["sets"]:
         bands = {band["from"]: _share(band) for band in one["bands"]}
-        shares = [_share(one["images"]), *(bands.get(start, "") for start in starts), _share(one["labels"])]
+        shares = [_share(one["images"]), _share(one["labels"]), *(bands.get(start, "") for start in starts)]
         rows.append([f"`{one['set']}`", one["batch_size"], one["draws"], *shares])
-        words.append(f"`{one['set']}`, {one['batch_size']}: {one['truncation']}, {one['hardware']}, torch {one['torch']}, {one['date']}.")
-    headings = ["set", "real images", "draws", "images, %", *(f"from frequency {start}" for start in starts), "labels, %"]
+    words = dict.fromkeys(f"{one['truncation']}, {one['hardware']}, torch {one['torch']}, {one['date']}." for one in record["sets"])
+    headings = ["set", "batch", "draws", "images, %", "labels, %", *(f"from {start}" for start in starts)]
     return f"{_markdown(headings, rows)}\n\n*{' '.join(words)} All numbers: [signal.json](results/signal.json).*"
 
 
