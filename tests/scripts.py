@@ -8,10 +8,11 @@ import pytest
 
 
 def script(path, name):
-    """A script's names; no bytecode is left beside it."""
+    """A script's names; it finds the files beside it, and no bytecode is left there."""
     spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(path)))
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "dont_write_bytecode", True)
+        patch.syspath_prepend(str(path.parent))
         spec.loader.exec_module(module)
     return module

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +26,22 @@ def test_runs_in_small(path, tmp_path):
         assert record["rows"]
         assert {"question", "n", "versions", "hardware", "date"} <= set(record)
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_a_case_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
+    """Without --quick. What it says last is the result, and how it ended is told."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples/benchmarks"))
+    common = importlib.import_module("common")
+    lines = ["import json, os, sys", "case = json.loads(sys.argv[2])", "exec(case['first'])", "print('on the way')"]
+    (tmp_path / "measure.py").write_text("\n".join([*lines, "print(json.dumps([sys.argv[1], os.getpid(), os.environ['SET']]))"]))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "measure.py")])
+    word, number, setting = common.fresh({"first": ""}, {"SET": "so"})
+    assert (word, setting) == ("--case", "so")
+    assert number != os.getpid()
+    with pytest.raises(common.CaseError, match="ValueError: too large"):
+        common.fresh({"first": "raise ValueError('too large')"})
+    with pytest.raises(common.CaseError, match="killed by SIGKILL"):
+        common.fresh({"first": "os.kill(os.getpid(), 9)"})
 
 
 @pytest.mark.slow

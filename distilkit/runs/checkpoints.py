@@ -136,7 +136,8 @@ def begun(
         meta = {name: value for name, value in found.meta.items() if name != "partial"}
         return distiller, attrs.evolve(found, meta=meta | {"scores": kept, "finished": False})
     if changed:
-        lines = [f"    {name}: {old} there, {new} here" for name, (old, new) in ((name, _cut(*pair)) for name, pair in changed.items())]
+        pairs = [(name, *_cut(old, new)) for name, (old, new) in changed.items()]
+        lines = [f"    {name}: {there} there, {here} here" for name, there, here in pairs]
         words = "\n".join(
             [f"{directory} holds a run of another spec:", *lines, "Only outer.steps may grow, of a run without [boost] and [growth]."]
         )

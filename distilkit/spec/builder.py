@@ -29,7 +29,7 @@ from distilkit.spec.hints import (
 from distilkit.spec.overrides import Overrides
 from distilkit.spec.problems import Problem, shorten
 from distilkit.spec.python import TARGET, PythonComponent
-from distilkit.spec.text import from_toml, to_set, to_toml
+from distilkit.spec.text import TomlSyntaxError, parse, to_set, to_toml
 
 FAILED = attrs.NOTHING
 
@@ -211,9 +211,13 @@ class Builder:
         if error.changes:
             lines = [(change.name, change.value) for change in error.changes]
             return "\n  Or:  ".join(to_set(*line) if self.overrides.given else self.line(*line) for line in lines)
-        name, _, value = (error.fix or "").partition(" = ")
+        try:
+            lines = list(parse(error.fix or "").items())
+        except TomlSyntaxError:  # it is not of a spec
+            return error.fix
         own = any(full.startswith(f"{path}.") for full in self.overrides.given)
-        return to_set(join(path, name), from_toml(value)) if own and name in settable(cls) else error.fix
+        told = own and lines and all(name in settable(cls) for name, _ in lines)
+        return "  ".join(to_set(join(path, name), value) for name, value in lines) if told else error.fix
 
     def fail(self, path: str, given: Any, allowed: str, fix: str | None = None, close: str | None = None, *, why: str = "") -> Any:
         """Record a problem."""

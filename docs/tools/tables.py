@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmark_tables import TABLES, Record, as_table
+
 from distilkit.storage.spread import plus_minus
 from distilkit.studies.statistics import gain
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SCHEMA = Path(__file__).resolve().parents[2] / "distilkit/storage/formats/set.schema.json"
-Record = dict[str, Any]
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -32,7 +33,7 @@ def table(name: str, source: str) -> str:
     if name == "gradients":
         return _gradients(source)
     if name == "set_fields":
-        return _markdown(["field", "type", "meaning"], _fields(json.loads(SCHEMA.read_text(encoding="utf-8")), ""))
+        return as_table(["field", "type", "meaning"], _fields(json.loads(SCHEMA.read_text(encoding="utf-8")), ""))
     record = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
     if name == "matrix":
         return f"{_matrix(record)}\n\n*All checks and versions: [{source}.json](results/{source}.json).*"
@@ -70,7 +71,7 @@ def _matrix(record: Record) -> str:
         remarks += [f"- {name}, its {len(narrow)} checks in bfloat16: {narrow[0]['note'].split('; ')[-1]}"] if narrow else []
     headings = ["cell", "Python", "torch", "numpy", "xarray", "zarr", "checks passed", "of these slower", "failed", "date"]
     processors = dict.fromkeys(_processor(cell["processor"]) for cell in record["cells"].values())
-    return "\n\n".join([_markdown(headings, rows), *(["\n".join(remarks)] if remarks else []), f"*Run on {'; '.join(processors)}.*"])
+    return "\n\n".join([as_table(headings, rows), *(["\n".join(remarks)] if remarks else []), f"*Run on {'; '.join(processors)}.*"])
 
 
 def _gradients(source: str) -> str:
@@ -91,7 +92,7 @@ def _gradients(source: str) -> str:
         rows.setdefault((one["optimizer"], one["policy"]), []).extend(cells)
     columns = ("variance", "clipped", "cosine", *(GAIN if "alignment" in found[0] else ()))
     headings = [f"{words}, step {step}" if len(steps) > 1 else words for step in steps for words in columns]
-    table = _markdown(["inner optimiser", "way", *headings], ([*key, *cells] for key, cells in rows.items()))
+    table = as_table(["inner optimiser", "way", *headings], ([*key, *cells] for key, cells in rows.items()))
     return f"{table}\n\n*All numbers: [{path.name}](results/{path.name}).*"
 
 
@@ -113,7 +114,7 @@ def _numbers(record: Record) -> str:
         best = [_percent(ours[-1]["by_validation"]), _hundred(ours[-1]["by_the_papers_protocol"])] if ours else ["", ""]
         rows.append([one["row"], one["BPTT"], one["RaT-BPTT"], one["AT-BPTT"], *best, one["whole"]])
     headings = ["data, images per class", "plain BPTT", "RaT-BPTT", "AT-BPTT", "ours, by validation", "ours, by the paper's protocol"]
-    return _markdown([*headings, "whole dataset"], rows)
+    return as_table([*headings, "whole dataset"], rows)
 
 
 def _runs(record: Record) -> str:
@@ -132,7 +133,7 @@ def _runs(record: Record) -> str:
     ]
     headings = ["run", "data, images per class", "by validation (networks)", "by the paper's protocol", "random real", "k-means real"]
     notes = [f"- `{one['title']}`: {one['hardware']}, torch {one['torch']}, {one['date']}. {one['note']}" for one in record["ours"]]
-    return "\n\n".join([_markdown([*headings, "outer steps", "their time"], rows), "\n".join(notes)])
+    return "\n\n".join([as_table([*headings, "outer steps", "their time"], rows), "\n".join(notes)])
 
 
 def _labels(record: Record) -> str:
@@ -147,7 +148,7 @@ def _labels(record: Record) -> str:
             f"{one['row']}: `{one['set']}`; the teacher has {_hundred(teacher['accuracy'])} % after {teacher['steps']} steps; "
             f"{one['hardware']}, torch {one['torch']}, {one['date']}."
         )
-    table = _markdown(["data, images per class", "images", "hard labels", "soft labels"], rows)
+    table = as_table(["data, images per class", "images", "hard labels", "soft labels"], rows)
     return f"{table}\n\n*{' '.join(words)} All numbers: [labels.json](results/labels.json).*"
 
 
@@ -161,7 +162,7 @@ def _signal(record: Record) -> str:
         rows.append([f"`{one['set']}`", one["batch_size"], one["draws"], *shares])
     words = dict.fromkeys(f"{one['truncation']}, {one['hardware']}, torch {one['torch']}, {one['date']}." for one in record["sets"])
     headings = ["set", "batch", "draws", "images, %", "labels, %", *(f"from {start}" for start in starts)]
-    return f"{_markdown(headings, rows)}\n\n*{' '.join(words)} All numbers: [signal.json](results/signal.json).*"
+    return f"{as_table(headings, rows)}\n\n*{' '.join(words)} All numbers: [signal.json](results/signal.json).*"
 
 
 def _share(found: Record) -> str:
@@ -211,7 +212,7 @@ def _ablation(record: list[Record]) -> str:
         each = "one image" if per_class == 1 else f"{per_class} images"
         words = f"{data}, {each} a class: {budget:.0f} s of outer steps planned, width {width}; {first['hardware']}, {threads}, "
         words += f"torch {first['torch']}."
-        parts.append(f"{_markdown(headings, rows)}\n\n*{words}*")
+        parts.append(f"{as_table(headings, rows)}\n\n*{words}*")
     return "\n\n".join([*parts, "*All runs: [ablation.json](results/ablation.json).*"])
 
 
@@ -250,206 +251,5 @@ def _escaped(words: str) -> str:
     return "`" + words.replace("`", "'") + "`"
 
 
-def _unroll(record: Record) -> str:
-    rows = []
-    for row in record["rows"]:
-        if not row.get("seconds"):
-            rows.append([row["window"], row["side"], row.get("reason") or row["failed"], "", "", "", ""])
-            continue
-        beside = [r for r in record["rows"] if r["window"] == row["window"] and r["side"] == "higher" and r.get("seconds")]
-        times, part = "-", "-"
-        if beside:
-            times = f"{beside[0]['seconds']['median'] / row['seconds']['median']:.1f}"
-            part = f"{row['peak_bytes']['median'] / beside[0]['peak_bytes']['median']:.2f}"
-        seconds = row["seconds"]
-        rows.append([row["window"], row["side"], f"{seconds['median']:.2f}", _gib(row["peak_bytes"]), times, part, seconds["n"]])
-    return _markdown(["window", "side", "seconds", "peak GiB", "times faster than higher", "of its memory", "n"], rows)
-
-
-def _limits(record: Record) -> str:
-    rows = [
-        [
-            row["program"],
-            row["precision"],
-            f"{1e3 * row['seconds']['median']:.0f}",
-            f"{1e3 * row['as_recorded_seconds']['median']:.0f}",
-            f"{row['operations'] / 1e9:.1f}",
-            f"{row['operations_per_second'] / 1e9:.0f}",
-            f"{row['over_matrix_product']:.2f}",
-            f"{row['over_convolution']:.2f}",
-            f"{row['limit_over_seconds']:.2f}",
-        ]
-        for row in record["rows"]
-    ]
-    headings = ["program", "precision", "ms", "ms, only recorded", "GFLOP", "GFLOP/s"]
-    headings += ["of a matrix product", "of its convolution", "of the limit"]
-    rates = [
-        [machine["precision"], *(f"{machine[name]['median'] / 1e9:.0f}" for name in ("matrix_product", "convolution", "copy"))]
-        for machine in record["machine"]
-    ]
-    machine = _markdown(["precision", "matrix product, GFLOP/s", "convolution, GFLOP/s", "copy, GB/s"], rates)
-    return f"{_markdown(headings, rows)}\n\n{machine}"
-
-
-def _operators(record: Record) -> str:
-    """Shares of the time of a step back, as recorded, by operator and precision."""
-    backs = {row["precision"]: row["operators"] for row in record["rows"] if row["program"] == "step back"}
-    names = list(dict.fromkeys(each["operator"] for operators in backs.values() for each in operators))
-    share = {(p, each["operator"]): f"{100 * each['share']:.1f}" for p, operators in backs.items() for each in operators}
-    return _markdown(["operator", *(f"{p}, percent" for p in backs)], [[f"`{n}`", *(share.get((p, n), "") for p in backs)] for n in names])
-
-
-def _slopes(record: Record) -> str:
-    units = {"window": "a step of the window", "prefix": "a step before it", "images_per_class": "an image per class", "width": "width"}
-    rows = []
-    for name, fits in record["fits"].items():
-        seconds, alive = fits["seconds"], fits["alive_bytes"]
-        if "exponent" in seconds:
-            rows.append([units[name], f"width to the {seconds['exponent']:.2f}", f"width to the {alive['exponent']:.2f}"])
-        else:
-            rows.append([units[name], f"{1e3 * seconds['slope']:.1f} ms", f"{alive['slope'] / 2**20:.1f} MiB"])
-    return _markdown(["of", "time", "memory alive"], rows)
-
-
-def _evaluation(record: Record) -> str:
-    rows = [[*_two_ways(row, row["network"], row["ratio"]), row["picked"]] for row in record["rows"] if "ratio" in row]
-    return _markdown([*TWO_WAYS, "picked"], rows)
-
-
-def _judging(record: Record) -> str:
-    first, rows = record["rows"][0], []
-    for row in record["rows"]:
-        step, tests = row["step_seconds"], row["seconds_of_10000_tests"]
-        times = [f"{first[name]['median'] / row[name]['median']:.2f}" for name in ("step_seconds", "seconds_of_10000_tests")]
-        rows.append([row["side"], f"{1e3 * step['median']:.1f}", times[0], f"{tests['median']:.1f}", times[1], step["n"]])
-    return _markdown(["way", "ms a training step", "times faster", "s for 10,000 tests", "times faster", "n"], rows)
-
-
-def _processes(record: Record) -> str:
-    rows = []
-    for row in record["rows"]:
-        seconds, model = row["seconds"]["median"], row["predicted_seconds"]
-        count = [row["processes"], row["networks"], row["parts"]]
-        rows.append([*count, f"{seconds:.2f}", f"{model:.2f}", f"{seconds / model:.2f}", row["seconds"]["n"]])
-    return _markdown(["processes", "networks", "parts", "s a meta-gradient", "the model", "ratio", "n"], rows)
-
-
-def _micro_batches(record: Record) -> str:
-    total, rows = record["settings"]["images"], []
-    for row in record["rows"]:
-        first, held = (f"{row[key]['median'] / 2**30:.2f}" for key in ("first_bytes", "held_bytes"))
-        rows.append([f"{row['size'] or total} of {total}", first, held, row["held_bytes"]["n"]])
-    return _markdown(["images at a time", "GiB while programs are built", "GiB after that", "n"], rows)
-
-
-def _networks(record: Record) -> str:
-    return _markdown(TWO_WAYS, [_two_ways(row, row["name"], row["times_faster"]) for row in record["rows"] if "times_faster" in row])
-
-
-TWO_WAYS = ["network", "operations", "one by one, ms", "side by side, ms", "times faster"]
-
-
-def _two_ways(row: Record, name: str, ratio: Record) -> list[str]:
-    times = [f"{1e3 * row[key]['median']:.1f}" for key in ("one_by_one_seconds", "side_by_side_seconds")]
-    return [name, f"{row['operations']:.1e}", *times, f"{ratio['median']:.2f}"]
-
-
-def _plan(record: Record) -> str:
-    rows = [
-        [
-            row["spec"],
-            *(_gib(row[side]["bytes"]) for side in ("planned", "ran")),
-            f"{row['memory_ratio']:.2f}",
-            *(f"{row[side]['seconds']['median']:.3g}" for side in ("planned", "ran")),
-            f"{row['time_ratio']:.2f}",
-        ]
-        for row in record["rows"]
-    ]
-    headings = ["spec", "planned GiB", "measured GiB", "ratio", "planned seconds a step", "measured", "ratio"]
-    return _markdown(headings, rows)
-
-
-def _outer_steps(record: Record) -> str:
-    rows = [
-        [
-            row["ipc"],
-            row["precision"],
-            f"{row['window'][1]}",
-            row["window"][1] - row["window"][0],
-            row["real_batch"],
-            f"{row['seconds']['median']:.1f}",
-            f"{row['inner_steps_per_second']['median']:.2f}",
-            _gib(row["peak_bytes"]),
-        ]
-        for row in record["rows"]
-        if "seconds" in row
-    ]
-    headings = ["images per class", "precision", "inner steps", "window", "real batch", "seconds an outer step"]
-    headings += ["inner steps/s", "peak GiB"]
-    return _markdown(headings, rows)
-
-
-def _counts(record: Record) -> str:
-    """What the programs of a GPU hold: of each kind and size, before its faults were mended, now, and with kernels of our own."""
-    rows = []
-    cases = {(row["per_class"], row["precision"], row["way"]): row for row in record["rows"]}
-    for name in ("step", "back", "end"):
-        for images, precision in dict.fromkeys(key[:2] for key in cases):
-            ways = [cases[images, precision, way][name] for way in ("before", "recorded", "kernels")]
-            flop = f"{ways[-1]['flop'] / 1e9:.3g}" + (f" ({ways[0]['large_flop'] / 1e9:.2g} before)" if ways[0]["large_flop"] else "")
-            cells = [" / ".join(f"{way['operations']:.0f}" for way in ways), " / ".join(f"{way['bytes'] / 1e9:.2f}" for way in ways)]
-            cells += [" / ".join(f"{way['joined_operations']:.0f}" for way in ways[1:])]
-            cells += [" / ".join(f"{way['joined_bytes'] / 1e9:.2f}" for way in ways[1:])]
-            rows.append([name, images, precision, flop, *cells])
-    headings = ["program", "images per class", "precision", "GFLOP (in large kernels)", "operations: before / now / with ours", "GB"]
-    return _markdown([*headings, "joined, operations: now / with ours", "joined, GB"], rows)
-
-
-FORMS = {
-    ("before", "recorded"): "before, as recorded",
-    ("recorded", "recorded"): "now, as recorded",
-    ("recorded", "joined_"): "now, joined",
-    ("kernels", "joined_"): "with ours, joined",
-}
-
-
-def _model(record: Record) -> str:
-    """Milliseconds of an outer step by the terms of a model."""
-    rows = []
-    for (way, form), words in FORMS.items():
-        for row in record["rows"]:
-            if row["way"] == way:
-                terms = row["model"][form]
-                spent = [f"{1e3 * x:.1f}" for x in (*terms.values(), sum(terms.values()))]
-                rows.append([row["per_class"], row["precision"], words, *spent])
-    rows.sort(key=lambda row: (row[0], row[1] == "bfloat16"))
-    return _markdown(["images per class", "precision", "programs", "products", "memory", "launches", "copies", "ms in all"], rows)
-
-
-def _gib(values: Record) -> str:
-    return f"{values['median'] / 2**30:.2f}"
-
-
-def _markdown(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    headings = list(headings)
-    lines = [headings, ["---"] * len(headings), *([str(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 # Their files say themselves what each entry was measured on.
 PLAIN: dict[str, Callable[[Any], str]] = {"numbers": _numbers, "runs": _runs, "labels": _labels, "signal": _signal, "ablation": _ablation}
-TABLES: dict[str, Callable[[Record], str]] = {
-    "unroll": _unroll,
-    "limits": _limits,
-    "operators": _operators,
-    "plan": _plan,
-    "outer_steps": _outer_steps,
-    "networks": _networks,
-    "slopes": _slopes,
-    "evaluation": _evaluation,
-    "judging": _judging,
-    "processes": _processes,
-    "micro_batches": _micro_batches,
-    "counts": _counts,
-    "model": _model,
-}
