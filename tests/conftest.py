@@ -1,6 +1,7 @@
 """One thread for every test, since two that spin on two busy cores are slower than one; a cache for all; and what many tests take."""
 
 import os
+import shutil
 from functools import partial
 
 import hypothesis
@@ -10,6 +11,10 @@ import torch
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("distilkit", deadline=None)  # a busy machine is no fault of an example
 hypothesis.settings.load_profile("distilkit")
+
+MEMORY = "/dev/shm"  # of Linux; a container may have little of it
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)  # hundreds of small files a run, for which a disk takes its time
 
 
 def pytest_collection_modifyitems(items):

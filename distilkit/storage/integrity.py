@@ -26,7 +26,12 @@ from distilkit.storage import checkpoint
 from distilkit.storage.checkpoint import sync_folder
 
 ROOT = "zarr.json"
-CHECKED = {"compressors": (ZstdCodec(level=0, checksum=True),)}  # the encoding of every array
+# The encoding of every array. Chunks lie beside its zarr.json, `c.0.0` and not `c/0/0`: on some disks most of the time of a small store
+# goes into folders.
+CHECKED: dict[str, Any] = {
+    "compressors": (ZstdCodec(level=0, checksum=True),),
+    "chunk_key_encoding": {"name": "default", "separator": "."},
+}
 
 
 def write_sealed(data: xr.DataTree | xr.Dataset, store: Path, encoding: Mapping[str, Any], **options: Any) -> None:

@@ -258,7 +258,7 @@ def test_a_run_that_was_stopped_says_so(place):
 
 
 def test_damage_is_in_the_document(place):
-    chunk = next(path for path in (place / "run" / "results.zarr" / "distilled" / "image" / "c").rglob("*") if path.is_file())
+    chunk = next((place / "run" / "results.zarr" / "distilled" / "image").glob("c.*"))
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"\x00")
     done = distilkit("verify", "run", "--json", cwd=place)
     found = read(done.stdout)

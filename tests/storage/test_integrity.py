@@ -73,7 +73,7 @@ def test_a_flipped_byte_is_told_or_harmless(run, half):
 
 def test_xarray_alone_sees_a_damaged_chunk(run):
     for path in stored(run):
-        if "c" in path.relative_to(run).parts:
+        if path.name.startswith("c."):
             content = path.read_bytes()
             path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
             with pytest.raises(Exception), xr.open_datatree(run / "results.zarr", engine="zarr") as tree:  # noqa: B017, PT011
@@ -81,7 +81,7 @@ def test_xarray_alone_sees_a_damaged_chunk(run):
             path.write_bytes(content)
 
 
-@pytest.mark.parametrize("lost", ["results.zarr/distilled/label_class/c/0", "results.zarr/evaluation/accuracy/zarr.json"])
+@pytest.mark.parametrize("lost", ["results.zarr/distilled/label_class/c.0", "results.zarr/evaluation/accuracy/zarr.json"])
 def test_a_lost_file_is_told(run, lost):
     content = (run / lost).read_bytes()
     (run / lost).unlink()
@@ -95,7 +95,7 @@ def test_a_lost_file_is_told(run, lost):
 
 
 def test_a_truncated_chunk_is_no_traceback(run):
-    path = next(path for path in Path(run).glob("results.zarr/distilled/image/c/**/0") if path.is_file())
+    path = next(path for path in Path(run).glob("results.zarr/distilled/image/c.*"))
     content = path.read_bytes()
     path.write_bytes(b"")
     with pytest.raises(RunError, match="cannot be read"):

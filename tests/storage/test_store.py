@@ -299,5 +299,5 @@ def test_large_arrays_are_cut_into_chunks(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(store, "LARGEST_CHUNK", 64)
     made = small_set()
     path = storage.write(run_tree(made), tmp_path)
-    assert len(list((path / "distilled" / "image" / "c").rglob("0"))) > 1
+    assert len(list((path / "distilled" / "image").glob("c.*"))) > 1
     assert_same(storage.load(tmp_path), made)
