@@ -96,6 +96,12 @@ def test_another_run_is_not_written_over(tmp_path, url):
         tiny(seed=1).run(tmp_path / "three", mirror=url)
     assert files_at(url) == kept
     assert files_in(tmp_path / "two") == own
+    # Parts made in Python have no spec: then the checkpoints tell.
+    fsspec.filesystem("memory").rm_file(f"{url}/spec.toml")
+    (tmp_path / "two" / "spec.toml").unlink()
+    with pytest.raises(RunError, match="holds a run of another spec"):
+        tiny().run(tmp_path / "two", mirror=url)
+    assert files_in(tmp_path / "two").keys() == own.keys() - {"spec.toml"}
 
 
 class Failing:
