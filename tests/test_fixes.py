@@ -27,12 +27,13 @@ from torch import nn
 import distilkit as dk
 from distilkit import recipes, spec, storage
 from distilkit.cli import sharing
-from distilkit.cli.app import app
+from distilkit.cli.app import app, resume
 from distilkit.cli.display import option
 from distilkit.cli.evaluate import assemble, parse_networks, show_evaluation
 from distilkit.cli.new import write_spec
 from distilkit.cli.options import shard_of
 from distilkit.cli.output import Output
+from distilkit.cli.run import show_copy
 from distilkit.cli.sheet import show_sheet
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
@@ -526,6 +527,10 @@ CASES = {
     "a spec that is there": Case(lambda path: write_spec(text(path / "mine.toml"), "Digits", 1, None)),
     "a spec of no data": Case(lambda path: write_spec(path / "mine.toml", "CIFAR1O", 1, None), "new"),
     "a spec of a file that is not there": Case(lambda path: write_spec(path / "mine.toml", "no.npz", 1, None), "new"),
+    "a URL to write to": Case(lambda _: dk.subset_grid(of_the_data(), [1], out="s3://bucket/grid"), "subsets"),
+    "a folder to go on elsewhere": Case(lambda path: resume(path / "mine", out=path), "resume"),
+    "a copy of a copy": Case(lambda path: show_copy("memory://one", usual(), path, Output(), mirror="memory://two"), "resume"),
+    "a copy of another run": Case(lambda path: copy_of_another(path), "resume"),
     "a run is there": Case(lambda path: distiller().run(write_run(path)), "run"),
     "no folder": Case(lambda path: distiller().run(text(path / "file") / "run"), "run"),
     "no recipe": Case(lambda _: recipes.read("paper/cifar10-ipc2")),
@@ -627,6 +632,13 @@ def newer_folder(path):
 
 def read_with_data(path):
     return sharing.read(dc(path, labels=HARD), None, format=None, label_space=None, preprocessing="Whiten")
+
+
+def copy_of_another(path):
+    for name in ("one", "two"):
+        (path / name).mkdir()
+        text(path / name / "spec.toml", f'title = "{name}"')
+    show_copy(f"file://{path}/one", usual(), path / "two", Output())
 
 
 def sheet_of(path, data=None, **options):

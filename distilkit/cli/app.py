@@ -12,8 +12,6 @@ import io
 import os
 import sys
 import traceback
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -79,30 +77,20 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a spec: distil, judge on real test images, and store everything in a folder. A run that was stopped goes on."""
-    from distilkit import ranks, spec as specs
-    from distilkit.cli.run import show_run
-    from distilkit.runs.claim import folder_for, free_folder
+    from distilkit import spec as specs
+    from distilkit.cli.run import placed, show_run
 
     distiller, seconds = specs.load(spec, overrides(set_, seed, device), trust=trust), seconds_of(stop_after)
-    folder = out or runs_folder(distiller.title)
-    with ranks.joined(distiller.torch_device) as world:
-        if fresh and world.joined:
-            raise CombinationError("--fresh would begin anew at every restart of torchrun.", fix=f"--out {folder}-2")
-        if fresh:
-            folder = world.first_does(partial(free_folder, folder))
-        elif out is None:
-            folder = world.first_does(partial(folder_for, distiller, folder))
-        try:
-            show_run(distiller, folder, Output(quiet, as_json), log, stop_after=seconds, mirror=mirror)
-        finally:
-            if world.first and (fresh or out is None):  # a folder made here, if the run was refused before it wrote anything
-                with suppress(OSError):  # it is not empty
-                    folder.rmdir()
+    with placed(distiller, out, runs_folder(distiller.title), fresh=fresh) as folder:
+        show_run(distiller, folder, Output(quiet, as_json), log, stop_after=seconds, mirror=mirror)
 
 
 @app.command()
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that was stopped.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that was stopped, or the URL of its copy.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where a copy at a URL is brought to, and goes on; by default runs/NAME.")
+    ] = None,
     set_: Overrides = [],  # noqa: B006
     device: Device = None,
     trust: Trust = False,
@@ -112,17 +100,24 @@ def resume(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run. With --set outer.steps=N it goes further than was planned."""
-    from distilkit.cli.run import show_run
-    from distilkit.errors import RunError
+    """Go on with a run, from its folder or from the copy that --mirror has made. With --set outer.steps=N it goes further than planned."""
+    from distilkit.cli.run import show_copy, show_run
+    from distilkit.errors import Change, RunError
     from distilkit.runs.open import pipeline_of
+    from distilkit.storage.remote import run_at
     from distilkit.storage.shipped import comes_with_distilkit
 
     folder = run.parent if run.suffix == ".zarr" else run
     if comes_with_distilkit(folder):
         raise RunError(f"{folder} names a set that comes with distilkit, not a run that was stopped.", fix=f"distilkit run {folder}")
-    pipeline = pipeline_of(folder, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC")
-    show_run(pipeline, folder, Output(quiet, as_json), log, stop_after=seconds_of(stop_after), mirror=mirror)
+    url, seconds, output = run_at(run), seconds_of(stop_after), Output(quiet, as_json)
+    if url is None and out is not None:
+        raise CombinationError(f"{folder} goes on where it is.", changes=[Change("out", None)])
+    pipeline = pipeline_of(folder if url is None else url, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC")
+    if url is None:
+        show_run(pipeline, folder, output, log, stop_after=seconds, mirror=mirror)
+    else:
+        show_copy(url, pipeline, out, output, log, stop_after=seconds, mirror=mirror)
 
 
 @app.command()

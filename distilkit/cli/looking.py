@@ -30,7 +30,7 @@ def show(
         found |= {"folder": url, "files": [url]}
     shown: list[Any] = []
     if "status" in found:
-        goes_on = f"stopped; distilkit resume {shlex.quote(str(folder))} goes on" if url is None else "under way, or stopped"
+        goes_on = f"{'stopped' if url is None else 'under way, or stopped'}; distilkit resume {shlex.quote(url or str(folder))} goes on"
         state = "finished" if found["status"] == "finished" else goes_on
         shown.append(f"{found['title']}: {found['outer_steps']} outer steps, {state}")
     if "tests" in found:
@@ -41,17 +41,21 @@ def show(
 
 @commands.command()
 def verify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")], quiet: Quiet = False, as_json: Json = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or the URL of its copy.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Check that nothing of a run is damaged: results, and what it would go on from."""
     from distilkit.errors import RunError
     from distilkit.storage import verify as check
+    from distilkit.storage.remote import url_of
 
+    name = url_of(run) or run
     checked, wrong = check(run)
-    found = {"run": run, "whole": not wrong, "checked": checked, "damage": wrong}
+    found = {"run": name, "whole": not wrong, "checked": checked, "damage": wrong}
     Output(quiet, as_json).answer(found, *(f"whole: {line}" for line in checked))
     if wrong:
-        raise RunError("\n  ".join([f"{run} is damaged:", *wrong]))
+        raise RunError("\n  ".join([f"{name} is damaged:", *wrong]))
 
 
 @commands.command()

@@ -3,18 +3,80 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distilkit.cli.display import option, places
+from distilkit.cli.options import runs_folder
 from distilkit.cli.output import Output
 from distilkit.cli.rows import plan_values, run_values
 from distilkit.cli.tables import gib, plan_table, recipes_table, recipes_values, results_table, training_words
-from distilkit.errors import StoppedError
+from distilkit.errors import Change, CombinationError, RunError, StoppedError
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
+
+
+@contextmanager
+def placed(distiller: Distiller, out: Path | None, usual: Path, *, fresh: bool = False) -> Generator[Path, None, None]:
+    """The folder of a run.
+
+    Args:
+        distiller: of the run.
+        out: a folder that was asked for, or None.
+        usual: where it lies otherwise: the first of `usual`, `usual`-2 and so on that holds this run, or else is free.
+        fresh: take one that is free in any case.
+
+    Raises:
+        CombinationError: `fresh` in a job of torchrun.
+    """
+    from distilkit import ranks
+    from distilkit.runs.claim import folder_for, free_folder
+
+    folder = out or usual
+    with ranks.joined(distiller.torch_device) as world:
+        if fresh and world.joined:
+            raise CombinationError("--fresh would begin anew at every restart of torchrun.", fix=f"--out {folder}-2")
+        if fresh:
+            folder = world.first_does(partial(free_folder, folder))
+        elif out is None:
+            folder = world.first_does(partial(folder_for, distiller, folder))
+        try:
+            yield folder
+        finally:
+            if world.first and (fresh or out is None):  # a folder made here, if the run was refused before it wrote anything
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
+
+
+def show_copy(
+    url: str,
+    distiller: Distiller,
+    out: Path | None,
+    output: Output,
+    log: Sequence[str] = (),
+    *,
+    stop_after: float | None = None,
+    mirror: str | None = None,
+) -> None:
+    """Go on here with the run whose copy lies at a URL, and copy it there still.
+
+    Raises:
+        CombinationError: it is to be copied elsewhere.
+        RunError: `out` holds another run.
+    """
+    from distilkit import ranks
+    from distilkit.storage.mirror import Mirror
+
+    if mirror is not None and mirror.rstrip("/") != url:
+        raise CombinationError(f"A run that goes on from {url} has its copy there.", changes=[Change("mirror", None)])
+    with placed(distiller, out, runs_folder(url.rpartition("/")[2])) as folder, ranks.joined(distiller.torch_device) as world:
+        if world.first_does(Mirror(url, folder).differs):
+            raise RunError(f"{folder} holds another run than {url}.", changes=[Change("out", f"{folder}-2")])
+        show_run(distiller, folder, output, log, stop_after=stop_after, mirror=url)
 
 
 def show_run(
@@ -35,7 +97,7 @@ def show_run(
     from distilkit.runs.loggers import named
     from distilkit.runs.run import run
 
-    go_on = f"distilkit resume {shlex.quote(str(directory))}"
+    go_on = f"distilkit resume {shlex.quote(str(directory))}" + (f" --mirror {shlex.quote(mirror)}" if mirror is not None else "")
     with ranks.joined(distiller.torch_device) as world:
         several = world.joined
         try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-AnySet = Annotated[Path, typer.Argument(metavar="PATH", help="A run, a set that comes with distilkit, or one in a format of others.")]
+AnySet = Annotated[Path, typer.Argument(metavar="PATH", help="A run or its URL, a set that comes with distilkit, or one of others.")]
 FormatOf = Annotated[str | None, typer.Option("--format", metavar="FORMAT", help="Format of PATH, if it is no run and cannot be told.")]
 LabelSpace = Annotated[str | None, typer.Option("--label-space", help="What the labels of PATH are, if it does not say.")]
 Preprocessing = Annotated[str | None, typer.Option("--preprocessing", help="What the images of PATH went through, if it does not say.")]
@@ -83,7 +83,11 @@ def read(path: Path, data: str | None, *, format: str | None, label_space: str |
     from distilkit.functional.streams import Stream
     from distilkit.runs.open import read_set, refuse_to_be_told
     from distilkit.storage import formats, is_run, is_set, says_all
+    from distilkit.storage.remote import brought, url_of
 
+    if url_of(path) is not None:
+        with brought(path) as here:
+            return read(here, data, format=format, label_space=label_space, preprocessing=preprocessing)
     said: dict[str, Any] = {"format": format, "label_space": label_space, "preprocessing": preprocessing}
     if data is None:
         try:

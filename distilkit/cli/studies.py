@@ -31,8 +31,10 @@ def show_subsets(
     """Fill a subset grid and draw it; `how` are the workers and the shard. See `distilkit.subset_grid`."""
     from distilkit.cli.evaluate import parse_networks
     from distilkit.runs.open import with_pipeline
+    from distilkit.storage import require_writable
     from distilkit.studies.subsets import subset_grid
 
+    require_writable(out)
     made, pipeline = with_pipeline(run, trust=trust)
     if not budgets:
         whole = int(made.class_counts().min())

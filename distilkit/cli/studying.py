@@ -31,7 +31,7 @@ commands = typer.Typer()
 
 @commands.command()
 def subsets(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run or the URL of its copy, or a set that comes with distilkit.")],
     budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,
     draws: Annotated[int, typer.Option(help="Random subsets of each size.", min=1)] = 10,
     strategy: Annotated[str, typer.Option(help="random, prefix, easiest or hardest; the last three have one draw.")] = "random",
@@ -40,7 +40,7 @@ def subsets(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Folder of the grid; by default RUN/subsets-STRATEGY, in runs/ for a set of distilkit's own."
+            "--out", metavar="DIR", help="Folder of the grid; by default RUN/subsets-STRATEGY, in runs/ for a URL and a set of distilkit's."
         ),
     ] = None,
     workers: WorkersHere = None,

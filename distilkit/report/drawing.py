@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from distilkit.errors import Change, RunError
+from distilkit.storage.remote import require_here
 
 INK, MUTED = "#1f2328", "#6b7280"
 KINDS = ("png", "pdf", "svg")
@@ -37,8 +38,9 @@ def require_picture(path: str | os.PathLike[str]) -> str:
     """The kind of a picture, "png", "pdf" or "svg", by its name.
 
     Raises:
-        RunError: it has another name.
+        RunError: it has another name, or is a URL.
     """
+    require_here(path)
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in KINDS:
         folder = Path(path).is_dir() or not Path(path).name
@@ -53,7 +55,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Save a figure as its name says; the folder is made when it is not there.
 
     Raises:
-        RunError: its name does not end as that of a picture does.
+        RunError: its name does not end as that of a picture does, or is a URL.
     """
     target, kind = Path(path), require_picture(path)
     target.parent.mkdir(parents=True, exist_ok=True)

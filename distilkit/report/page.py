@@ -29,6 +29,7 @@ from distilkit.report.influence import influence_figure
 from distilkit.report.sheet import Pictures
 from distilkit.report.vectors import vectors_figure
 from distilkit.storage.layout import group_of_set, tested
+from distilkit.storage.remote import require_here
 from distilkit.storage.spread import plus_minus
 
 NONE: Mapping[str, Any] = {}
@@ -100,6 +101,7 @@ def page(
     Raises:
         RunError: the name ends otherwise, or there is nothing to tell of.
     """
+    require_here(path)
     target = Path(path)
     if target.suffix.lower() != ".html":
         raise RunError(f"{os.fspath(path)!r} is no name of a page.", changes=[Change("out", str(target.with_suffix(".html")))])

@@ -12,6 +12,7 @@ from distilkit.distiller import Distiller
 from distilkit.errors import Change, RunError
 from distilkit.runs.checkpoints import FOLDER, same_spec
 from distilkit.storage.layout import NAME
+from distilkit.storage.remote import require_here
 from distilkit.storage.store import require_writable
 
 LOCK = ".lock"
@@ -40,8 +41,9 @@ def free_folder(first: Path) -> Path:
     """Make the folder `first`, or `first`-2 and so on where that is taken. Of several processes at once, each gets one of its own.
 
     Raises:
-        RunError: a folder cannot be made.
+        RunError: a folder cannot be made, or is a URL.
     """
+    require_here(first)
     folder, number = first, 2
     while True:
         try:

@@ -11,7 +11,7 @@ from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, RunError, listing
 from distilkit.storage import formats, shipped
-from distilkit.storage.remote import require_here
+from distilkit.storage.remote import SPEC, brought, names_at, run_at
 
 
 def refuse_to_be_told(path: Any, **options: str | None) -> None:
@@ -26,7 +26,7 @@ def read_set(path: Any, *, format: str | None = None, label_space: str | None = 
     """The distilled set of a run, one that comes with distilkit, or of a file or folder in a format of `distilkit.storage.formats`.
 
     Args:
-        path: of the run, file or folder, or the name of a set that comes with distilkit.
+        path: of the run, file or folder; the URL of a run's copy; or the name of a set that comes with distilkit.
         format: of what is no run, where it cannot be told.
         label_space: what its labels are, where it does not say.
         preprocessing: what its images went through, where it does not say.
@@ -34,6 +34,9 @@ def read_set(path: Any, *, format: str | None = None, label_space: str | None = 
     Raises:
         DistilkitError: it cannot be read; the message asks for what is missing.
     """
+    if run_at(path) is not None:
+        with brought(path) as here:
+            return read_set(here, format=format, label_space=label_space, preprocessing=preprocessing)
     if storage.says_all(path):
         refuse_to_be_told(path, format=format, label_space=label_space, preprocessing=preprocessing)
         return storage.load(path)
@@ -44,7 +47,7 @@ def with_pipeline(distilled: Any, pipeline: Distiller | None = None, *, trust: b
     """A distilled set on the CPU and the pipeline that says how it is judged.
 
     Args:
-        distilled: the set, the folder of its run, or the name of a set that comes with distilkit.
+        distilled: the set, the folder of its run or the URL of its copy, or the name of a set that comes with distilkit.
         pipeline: that of the run when left out.
         trust: allow the run's spec to name Python code.
 
@@ -66,23 +69,27 @@ def pipeline_of(
     """The pipeline of a run, from its `spec.toml`, or of a set that comes with distilkit, from its recipe.
 
     Args:
-        path: of the run, or that set's name.
+        path: of the run, the URL of its copy, or that set's name.
         overrides: of its spec, as for `--set`.
         trust: allow the spec to name Python code.
         instead: what to type where there is no spec.
 
     Raises:
-        RunError: it has none, since parts of it were made in Python.
+        RunError: it has none, since parts of it were made in Python; or there is no run at the URL.
     """
     if shipped.comes_with_distilkit(path):
         return specs.load(path, overrides, trust=trust)
-    require_here(path)
-    place = Path(path)
-    written = (place.parent if place.suffix == ".zarr" else place) / "spec.toml"
-    if not written.is_file():
+    written: str | Path
+    if (url := run_at(path)) is not None:
+        written, there = f"{url}/{SPEC}", SPEC in names_at(url)
+    else:
+        place = Path(path)
+        written = (place.parent if place.suffix == ".zarr" else place) / SPEC
+        there = written.is_file()
+    if not there:
         what = "set" if storage.is_set(path) else "run"
         raise RunError(
-            f"The {what} {str(path)!r} has no spec.toml, so its data, learner and protocol are not known.",
+            f"The {what} {url or str(path)!r} has no spec.toml, so its data, learner and protocol are not known.",
             fix=instead,
         )
     pipeline: Distiller = specs.load(written, overrides, trust=trust)

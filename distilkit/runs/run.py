@@ -105,9 +105,12 @@ def run(
             nonlocal distiller
             held.enter_context(claimed(directory))
             held.callback(told.finish)  # while nobody else writes here
+            here = checkpoint.latest(directory / checkpoints.FOLDER)
             if copy is not None:
-                copy.fetch()
-            distiller, found = checkpoints.begun(distiller, directory, checkpoint.latest(directory / checkpoints.FOLDER), resume)
+                if here is not None:
+                    checkpoints.begun(distiller, directory, here, resume)  # or what is there would replace another run
+                here = checkpoint.latest(directory / checkpoints.FOLDER) if copy.fetch() else here
+            distiller, found = checkpoints.begun(distiller, directory, here, resume)
             stored = _finished(directory, distiller.outer_steps) if found is not None and found.meta["finished"] else None
             return distiller.unroller.precision, found, stored
 

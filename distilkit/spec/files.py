@@ -17,12 +17,21 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """Return the text of a spec's file, or of a recipe.
 
     Args:
-        path: the file, in UTF-8; where there is none, the name of a recipe such as `paper/cifar10-ipc10`.
+        path: the file, in UTF-8; where there is none, the name of a recipe such as `paper/cifar10-ipc10`; or the URL of a file.
 
     Raises:
         SpecError: the file cannot be read; the message names the nearest recipe or the nearest `.toml` files of that folder.
+        RunError: a URL cannot be read.
     """
     file = Path(path)
+    if ":/" in os.fspath(path) and not file.exists():
+        from distilkit.storage.remote import text_at, url_of  # loads what a file of this machine does not need
+
+        if (url := url_of(path)) is not None:
+            try:
+                return text_at(url)
+            except FileNotFoundError:
+                raise SpecError([Problem(url, None, "a TOML file", None, why=f"There is no file {url}.")], url) from None
     if not file.exists() and file.as_posix() in recipes.names():
         return recipes.read(file.as_posix())
     try:

@@ -24,6 +24,7 @@ from zarr.storage import MemoryStore
 
 from distilkit.storage import checkpoint
 from distilkit.storage.checkpoint import sync_folder
+from distilkit.storage.layout import NAME
 
 ROOT = "zarr.json"
 # The encoding of every array. Chunks lie beside its zarr.json, `c.0.0` and not `c/0/0`: on some disks most of the time of a small store
@@ -107,13 +108,28 @@ def _lost(path: Path) -> list[str]:
 def verify(run: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     """Check all that lies in the folder of a run: every chunk is decoded, every digest computed.
 
+    Args:
+        run: the folder, or its `results.zarr`; or the URL of its copy, which is brought here first.
+
     Returns:
         what was checked, and what is wrong, a sentence for each.
+
+    Raises:
+        RunError: there are no results there.
+        ResourceError: a URL cannot be read.
     """
+    from distilkit.storage.remote import as_it_lies, run_at
     from distilkit.storage.store import find
 
     checked: list[str] = []
     wrong: list[str] = []
+    if (url := run_at(run)) is not None:
+        with as_it_lies(url) as folder:
+            checked, wrong = _verified(folder / NAME)
+            if not (folder / NAME / ROOT).is_file():  # it is sent last
+                wrong[0] = f"{url}/{NAME} is not whole: it is being sent, or its machine was lost before all was sent."
+            checked, wrong = ([line.replace(str(folder), url) for line in lines] for lines in (checked, wrong))
+        return checked, wrong
     for _ in range(10):  # a run that writes at this very moment takes the store away under our hands: look again
         store = find(run)
         before = store.stat().st_ino

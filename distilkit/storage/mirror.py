@@ -12,14 +12,16 @@ import logging
 import posixpath
 import re
 import time
-from collections.abc import Callable, Iterable
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from distilkit.errors import ResourceError, RunError
 from distilkit.storage.layout import NAME
-from distilkit.storage.remote import PAUSES, SPEC, file_system
+from distilkit.storage.remote import CHECKPOINTS, PAUSES, ROOT, SPEC, file_system, is_final, tried
 
 logger = logging.getLogger("distilkit")
 
@@ -27,8 +29,6 @@ Result = TypeVar("Result")
 
 RESULTS_EVERY = 60.0  # seconds at least between two times that results are sent while a run goes on
 RESULTS_SHARE = 20  # of the time, one part in so many at most
-ROOT = f"{NAME}/zarr.json"
-CHECKPOINTS = "checkpoints/"
 OURS = (SPEC, CHECKPOINTS, f"{NAME}/")
 BESIDE = (".png", ".name")  # figures, and the names under which trackers know the run
 
@@ -37,6 +37,21 @@ def _newest(names: Iterable[str]) -> int:
     """The step of the newest checkpoint among files; -1 where there is none."""
     found = [re.fullmatch(r"checkpoints/step-(\d+)\.safetensors", name) for name in names]
     return max((int(one[1]) for one in found if one), default=-1)
+
+
+def _same_run(one: str, other: str) -> bool:
+    """Whether two texts of spec.toml are of one run, which may have been told to go further in between.
+
+    >>> _same_run("outer.steps = 10", "outer.steps = 20"), _same_run("seed = 0", "seed = 1")
+    (True, False)
+    """
+    try:
+        trees: list[dict[str, Any]] = [tomllib.loads(text) for text in (one, other)]
+        for tree in trees:
+            tree["outer"] = {name: value for name, value in tree.get("outer", {}).items() if name != "steps"}
+    except (ValueError, AttributeError):  # cut off in the middle, or a person's own
+        return one == other
+    return trees[0] == trees[1]
 
 
 class Mirror:
@@ -64,15 +79,14 @@ class Mirror:
             RunError: there is another run there.
         """
         here, names = self._here(), self._names()
+        if self._differs(here, names):
+            raise RunError(f"{self.url} holds a copy of another run than {self.folder}.", fix=f"--mirror {self.url}-2")
         if here and _newest(names) <= _newest(here):
-            spec = f"{self._root}/{SPEC}"
-            if SPEC in names and SPEC in here and self._tried("look", lambda: self._there.cat_file(spec)) != here[SPEC].read_bytes():
-                raise RunError(f"{self.url} holds a copy of another run than {self.folder}.", fix=f"--mirror {self.url}-2")
             self._sent = dict.fromkeys(names, (-1, -1))  # there, and perhaps not as it is here
             return False
         if ROOT not in names:  # a store that was being sent when its machine was lost: the checkpoints have all of it
             names = [name for name in names if not name.startswith(f"{NAME}/")]
-        for name in names:
+        for name in sorted(names, key=lambda name: name != SPEC):  # first what says which run it is, should this be cut off
             target = self.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.part")
@@ -82,6 +96,20 @@ class Mirror:
         if names:
             logger.info("fetched %d files from %s", len(names), self.url)
         return bool(names)
+
+    def differs(self) -> bool:
+        """Whether another run is there than here.
+
+        Raises:
+            ResourceError: it cannot be read.
+        """
+        return self._differs(self._here(), self._names())
+
+    def _differs(self, here: Mapping[str, Path], names: Iterable[str]) -> bool:
+        if SPEC not in names or not any(name.startswith(OURS) for name in here):
+            return False
+        there = self._tried("look", lambda: self._there.cat_file(f"{self._root}/{SPEC}")).decode(errors="replace")
+        return SPEC not in here or not _same_run(there, here[SPEC].read_text(encoding="utf-8", errors="replace"))
 
     def send(self, *, ended: bool = False) -> None:
         """Send what has changed: spec and checkpoints; where it is time, or the run has ended, all of it. What is gone here goes there too.
@@ -118,7 +146,10 @@ class Mirror:
 
         def find() -> list[str]:
             self._there.invalidate_cache()
-            return [] if not self._there.exists(self._root) else list(self._there.find(self._root))
+            try:
+                return list(self._there.find(self._root))
+            except FileNotFoundError:
+                return []
 
         found = [posixpath.relpath(path, self._root) for path in self._tried("look", find)]
         return sorted(name for name in found if name.startswith(OURS) or name.endswith(BESIDE))
@@ -133,8 +164,7 @@ class Mirror:
 
     def _remove(self, name: str) -> None:
         def remove() -> None:
-            self._there.invalidate_cache()
-            if self._there.exists(f"{self._root}/{name}"):
+            with suppress(FileNotFoundError):  # not `exists`, which many file systems answer with no where they cannot tell
                 self._there.rm_file(f"{self._root}/{name}")
 
         self._tried(f"remove {name}", remove)
@@ -147,17 +177,11 @@ class Mirror:
 
     def _tried(self, what: str, work: Callable[[], Result]) -> Result:
         """Do something over a network, several times if need be."""
-        for pause in PAUSES:
-            try:
-                return work()
-            except Exception as error:  # each file system has kinds of its own
-                logger.debug("could not %s at %s: %r", what, self.url, error)
-                time.sleep(pause)
         try:
-            return work()
-        except Exception as error:
+            return tried(work)
+        except Exception as error:  # each file system has kinds of its own
             words: Any = str(error).splitlines()[:1] or [type(error).__name__]
+            tries = "" if is_final(error) else f", after {len(PAUSES) + 1} tries"
             raise ResourceError(
-                f"Could not {what} at {self.url}, after {len(PAUSES) + 1} tries: {words[0]}. What is in {self.folder} is whole; the same "
-                "call goes on from there."
+                f"Could not {what} at {self.url}{tries}: {words[0]}. What is in {self.folder} is whole; the same call goes on from there."
             ) from error

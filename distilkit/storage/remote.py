@@ -2,45 +2,70 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import re
+import shlex
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
-from distilkit.errors import ResourceError, RunError
+from distilkit.errors import Change, ResourceError, RunError
 from distilkit.storage.integrity import damage
 from distilkit.storage.layout import NAME
 
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries of what has failed: a run may be sending its results at this very moment
 SPEC = "spec.toml"
+ROOT = f"{NAME}/zarr.json"
+CHECKPOINTS = "checkpoints/"
+
+logger = logging.getLogger("distilkit")
+
+Result = TypeVar("Result")
 
 
 def url_of(path: Any) -> str | None:
-    """The URL that is meant by a path; None for a path of this machine. A `Path` has swallowed a slash, which is put back.
+    """The URL that is meant by a path; None for a path of this machine. A `Path` has swallowed slashes, which are put back.
 
-    >>> url_of(Path("s3://bucket/runs/mine")), url_of("runs/mine")
-    ('s3://bucket/runs/mine', None)
+    >>> url_of(Path("s3://bucket/runs/mine")), url_of(Path("file:///mnt/mine")), url_of("runs/mine")
+    ('s3://bucket/runs/mine', 'file:///mnt/mine', None)
     """
     if not isinstance(path, (str, os.PathLike)):
         return None
     text = os.fspath(path)
     found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.+)", text) if isinstance(text, str) and not os.path.lexists(text) else None
-    return f"{found[1]}://{found[2]}" if found else None
+    if found is None:
+        return None
+    return text if "://" in text else f"{found[1]}:{'///' if found[1] in ('file', 'local') else '//'}{found[2]}"
 
 
-def require_here(run: Any) -> None:
-    """Refuse a URL, where something is done that needs a folder of this machine."""
-    if (url := url_of(run)) is not None:
+def run_at(path: Any) -> str | None:
+    """The URL of a run, of which a path may name the results; None for a path of this machine.
+
+    >>> run_at("s3://bucket/runs/mine/results.zarr")
+    's3://bucket/runs/mine'
+    """
+    url = url_of(path)
+    return None if url is None else url.rstrip("/").removesuffix(f"/{NAME}").rstrip("/")
+
+
+def require_here(place: Any) -> None:
+    """Refuse a URL, where something is written to a folder of this machine.
+
+    Raises:
+        RunError: it is one.
+    """
+    if (url := url_of(place)) is not None:
         raise RunError(
-            f"{url} is a URL, and this needs a folder of this machine. dk.open, dk.load and dk.evaluate take URLs, and so do the commands "
-            "show, report, sheet and evaluate."
+            f"{url} is a URL, and this is written to a folder of this machine. A run has a copy at a URL by --mirror, in Python mirror=.",
+            changes=[Change("out", f"runs/{posixpath.basename(url.rstrip('/')) or 'mine'}")],
         )
 
 
@@ -57,6 +82,58 @@ def file_system(url: str) -> tuple[Any, str]:
     return there, str(root).rstrip("/")
 
 
+def tried(work: Callable[[], Result]) -> Result:
+    """What work at a URL gives; it is tried several times, since networks fail now and then.
+
+    Raises:
+        Exception: of the last try, each file system has kinds of its own; at once, where no other try would help.
+    """
+    for pause in PAUSES:
+        try:
+            return work()
+        except Exception as error:
+            if is_final(error):
+                raise
+            logger.debug("trying again: %r", error)
+            time.sleep(pause)
+    return work()
+
+
+def is_final(error: Exception) -> bool:
+    """Whether what has failed at a URL fails each time: something is not there, or not for us."""
+    return isinstance(error, (FileNotFoundError, PermissionError)) or "Credentials" in type(error).__name__
+
+
+def names_at(url: str) -> list[str]:
+    """The files at a URL, by their names below it.
+
+    Raises:
+        RunError: there are none, or what the kind of URL needs is not installed.
+        ResourceError: it cannot be read.
+    """
+    found = sorted(_listing(*file_system(url), url))
+    if not found:
+        raise RunError(f"There is no run at {url}.")
+    return found
+
+
+def text_at(url: str) -> str:
+    """A file at a URL, in UTF-8.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        RunError: it cannot be read, as above.
+    """
+    there, place = file_system(url)
+    try:
+        content: bytes = tried(partial(there.cat_file, place))
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise _unreadable(url, error) from error
+    return content.decode("utf-8")
+
+
 @contextmanager
 def brought(run: Any) -> Generator[Any, None, None]:
     """A run as a folder of this machine: it itself, or, of a URL, a temporary one with its spec and results.
@@ -65,46 +142,90 @@ def brought(run: Any) -> Generator[Any, None, None]:
         RunError: there are no results there, or what the kind of URL needs is not installed.
         ResourceError: it cannot be read.
     """
-    url = url_of(run)
-    if url is None:
+    base = run_at(run)
+    if base is None:
         yield run
         return
-    base, ending = (posixpath.dirname(url), NAME) if url.endswith(f"/{NAME}") else (url.rstrip("/"), "")
     with tempfile.TemporaryDirectory(prefix="distilkit-") as parent:
         folder = Path(parent) / (posixpath.basename(base) or "run")
         _bring(base, folder)
-        yield folder / ending if ending else folder
+        yield folder / NAME if str(url_of(run)).rstrip("/").endswith(f"/{NAME}") else folder
+
+
+@contextmanager
+def as_it_lies(url: str) -> Generator[Path, None, None]:
+    """Results and checkpoints of a run at a URL in a temporary folder, damaged or not, as they lay there at one moment.
+
+    Raises:
+        RunError: there is none, or it is being written all the time.
+        ResourceError: it cannot be read.
+    """
+    there, root = file_system(url)
+    for pause in (*PAUSES, 0.0):
+        with tempfile.TemporaryDirectory(prefix="distilkit-") as parent:
+            before = _listing(there, root, url)
+            names = [name for name in before if name.startswith((CHECKPOINTS, f"{NAME}/"))]
+            if not names:
+                raise RunError(f"There is no run at {url}.")
+            try:
+                _get(there, root, Path(parent), names)
+                quiet = _listing(there, root, url) == before
+            except FileNotFoundError:  # it was there a moment ago
+                quiet = False
+            except Exception as error:
+                raise _unreadable(url, error) from error
+            if quiet:
+                yield Path(parent)
+                return
+        time.sleep(pause)
+    raise RunError(f"{url} was being written each time it was looked at.")
 
 
 def _bring(url: str, folder: Path) -> None:
     there, root = file_system(url)
-    wrong = f"There are no results at {url}, but checkpoints: a run is about to send them, or its machine was lost."
+    wrong = (
+        f"There are no results at {url}, but checkpoints: a run is about to send them, or its machine was lost. Then `distilkit resume "
+        f"{shlex.quote(url)}` goes on with it."
+    )
     for pause in (*PAUSES, 0.0):
-        try:
-            there.invalidate_cache()
-            names = sorted(posixpath.relpath(str(path), root) for path in there.find(root))
-        except Exception as error:  # each file system has kinds of its own
-            raise _unreadable(url, error) from error
-        if f"{NAME}/zarr.json" in names:
+        names = sorted(_listing(there, root, url))
+        if ROOT in names:
             try:
                 _get(there, root, folder, [name for name in names if name == SPEC or name.startswith(f"{NAME}/")])
+            except FileNotFoundError as error:  # as above
+                wrong = _unreadable(url, error).message
+            except Exception as error:
+                raise _unreadable(url, error) from error
+            else:
                 found = damage(folder / NAME)
                 if not found:
                     return
                 wrong = f"{url}/{NAME} is damaged, or was being sent each time it was looked at: {found[0]}"
-            except Exception as error:  # as above; what was there a moment ago may have been taken away
-                wrong = _unreadable(url, error).message
-        elif not any(name.startswith("checkpoints/") for name in names):
+        elif not any(name.startswith(CHECKPOINTS) for name in names):
             raise RunError(f"There is no run at {url}.")
         time.sleep(pause)
     raise RunError(wrong)
+
+
+def _listing(there: Any, root: str, url: str) -> dict[str, Any]:
+    """What a file system tells of each file below a place, by its name."""
+
+    def find() -> dict[str, Any]:
+        there.invalidate_cache()
+        found: dict[str, Any] = there.find(root, detail=True)
+        return found
+
+    try:
+        return {posixpath.relpath(str(path), root): told for path, told in tried(find).items()}
+    except Exception as error:
+        raise _unreadable(url, error) from error
 
 
 def _get(there: Any, root: str, folder: Path, names: Iterable[str]) -> None:
     for name in names:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        there.get_file(f"{root}/{name}", str(target))
+        tried(partial(there.get_file, f"{root}/{name}", str(target)))
 
 
 def _unreadable(url: str, error: Exception) -> RunError:

@@ -194,8 +194,9 @@ def require_writable(folder: str | os.PathLike[str]) -> None:
     """See that a folder can be made and written into, before hours of work; nothing is left of it.
 
     Raises:
-        RunError: it cannot.
+        RunError: it cannot, or is a URL.
     """
+    require_here(folder)
     folder = Path(os.path.abspath(folder))
     try:
         there = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
@@ -231,7 +232,6 @@ def find(run: str | os.PathLike[str]) -> Path:
             return store
         if old.is_dir():  # a kill between the two renames: `new` is whole, unless a person took it away
             return new if new.is_dir() else old
-    require_here(run)
     if not Path(run).exists():
         near = nearest(os.fspath(run), shipped.names())
         mean = f" Did you mean {near}, which comes with distilkit?" if near else ""

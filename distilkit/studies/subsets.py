@@ -55,7 +55,7 @@ def subset_grid(
     """Test accuracy of subsets of a distilled set, by how many images of each class are left.
 
     Args:
-        distilled: the set, or the folder of its run.
+        distilled: the set, or the folder of its run, or the URL of its copy.
         budgets: images of each class.
         draws: subsets of each size, for strategy "random"; the subsets of one draw are nested. The others have one.
         networks: what to train, by name: networks or whole learners. None takes the pipeline's learner.

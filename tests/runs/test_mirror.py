@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -16,10 +17,10 @@ import torch
 import xarray as xr
 
 import distilkit as dk
-from distilkit import storage
+from distilkit import spec, storage
 from distilkit.errors import ResourceError, RunError
 from distilkit.runs.open import pipeline_of
-from distilkit.storage import mirror as module, remote
+from distilkit.storage import remote
 from distilkit.storage.mirror import Mirror
 from tests.commands import distilkit
 from tests.studies.test_studies import tiny
@@ -43,7 +44,7 @@ def url(tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(module, "PAUSES", (0.0,) * 5)
+    monkeypatch.setattr(remote, "PAUSES", (0.0,) * 5)
 
 
 def test_a_run_is_there_as_it_is_here(tmp_path, url):
@@ -87,12 +88,20 @@ def test_where_it_is_further_there_it_goes_on_from_there(tmp_path, url):
 def test_another_run_is_not_written_over(tmp_path, url):
     tiny().run(tmp_path / "one", mirror=url)
     kept = files_at(url)
-    tiny(seed=1).run(tmp_path / "two")
+    tiny(seed=1).run(tmp_path / "two", stop_after=0.001)
+    own = files_in(tmp_path / "two")
     with pytest.raises(RunError, match="holds a copy of another run"):
         tiny(seed=1).run(tmp_path / "two", mirror=url)
     with pytest.raises(RunError, match="holds a run of another spec"):
         tiny(seed=1).run(tmp_path / "three", mirror=url)
     assert files_at(url) == kept
+    assert files_in(tmp_path / "two") == own
+    # Parts made in Python have no spec: then the checkpoints tell.
+    fsspec.filesystem("memory").rm_file(f"{url}/spec.toml")
+    (tmp_path / "two" / "spec.toml").unlink()
+    with pytest.raises(RunError, match="holds a run of another spec"):
+        tiny().run(tmp_path / "two", mirror=url)
+    assert files_in(tmp_path / "two").keys() == own.keys() - {"spec.toml"}
 
 
 class Failing:
@@ -166,6 +175,9 @@ def test_a_url_of_no_kind_is_told(tmp_path):
 def readable(url, folder, cwd):
     """What is read from a URL is what lies in the folder that it is a copy of."""
     xr.testing.assert_identical(dk.open(url), dk.open(folder))
+    checked, wrong = storage.verify(url)
+    assert not wrong
+    assert [line.replace(str(folder), url) for line in storage.verify(folder)[0]] == checked
     assert torch.equal(dk.load(f"{url}/results.zarr").images, dk.load(folder).images)
     assert dk.evaluate(url, evaluation=dk.Evaluation(seeds=1, steps=(2,))).accuracy.shape == (1, 1)
     shown = distilkit("show", url, "--json", cwd=cwd)
@@ -176,6 +188,7 @@ def test_it_is_read_from_there(tmp_path, url):
     """Finished, and as it goes on: results are sent with the first checkpoint, and later when they have become cheap beside the run."""
     tiny().run(tmp_path / "run", mirror=f"{url}/run")
     readable(f"{url}/run", tmp_path / "run", tmp_path)
+    assert dk.subset_grid(f"{url}/run", [1], seeds=1).equals(dk.subset_grid(tmp_path / "run", [1], seeds=1))
     judged = distilkit("evaluate", f"{url}/run", "--steps", "2", "--seeds", "1", cwd=tmp_path)
     assert judged.returncode == 0, judged.stderr
     assert distilkit("report", f"{url}/run", cwd=tmp_path).returncode == 0
@@ -197,14 +210,19 @@ def test_what_cannot_be_read_is_told(tmp_path, url, monkeypatch):
     fsspec.filesystem("memory").pipe_file(f"{url}/checkpoints/step-000000001.safetensors", b"")
     with pytest.raises(RunError, match=r"no results at .* but checkpoints"):
         dk.open(url)
+    assert storage.verify(url)[1][0].startswith(f"{url}/results.zarr is not whole")
     fsspec.filesystem("memory").pipe_file(f"{url}/results.zarr/zarr.json", b"{}")
     with pytest.raises(RunError, match="damaged, or was being sent"):
         dk.open(url)
     with pytest.raises(RunError, match="nothing://there cannot be reached"):
         dk.load("nothing://there")
-    for refuses in (storage.verify, pipeline_of):
-        with pytest.raises(RunError, match="is a URL, and this needs a folder"):
-            refuses(url)
+    _, wrong = storage.verify(url)
+    assert [line.partition(" ")[0] for line in wrong[:1]] == [f"{url}/results.zarr/zarr.json"]
+    assert f"The checkpoint {url}/checkpoints/step-000000001.safetensors cannot be read" in wrong[-1]
+    with pytest.raises(RunError, match=f"The run '{url}' has no spec.toml"):
+        pipeline_of(url)
+    with pytest.raises(spec.SpecError, match=f"There is no file {url}/spec.toml"):
+        spec.load(f"{url}/spec.toml")
     for error, words in ((FileNotFoundError("The specified bucket does not exist"), "bucket"), (PermissionError("Access Denied"), "AWS_")):
         monkeypatch.setattr(fsspec.filesystem("memory"), "find", partial(raising, error))
         told = distilkit("show", url, cwd=tmp_path)
@@ -212,7 +230,7 @@ def test_what_cannot_be_read_is_told(tmp_path, url, monkeypatch):
         assert "Traceback" not in told.stderr
 
 
-def raising(error, *_):
+def raising(error, *_, **__):
     raise error
 
 
@@ -228,40 +246,93 @@ def test_half_a_store_is_not_fetched(tmp_path, url):
 
 def test_the_command_has_it(tmp_path, url):
     words = ["digits", "--set", "outer.steps=2", "--set", "evaluation.seeds=1", "--set", "evaluation.baselines=[]", "--mirror", url]
-    assert distilkit("run", *words, "--out", "one", cwd=tmp_path).returncode == 0
+    begun = distilkit("run", *words, "--out", "one", "--stop-after", "0.001", cwd=tmp_path)
+    assert f"distilkit resume one --mirror {url}" in begun.stderr
+    assert f"distilkit resume {url} goes on" in distilkit("show", url, cwd=tmp_path).stdout
+    resumed = distilkit("resume", url, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"fetched {len(files_in(tmp_path / 'one'))} files" in resumed.stdout
+    folder = tmp_path / "runs" / url.rpartition("/")[2]
+    assert dk.open(folder).attrs["finished"]
+    assert files_at(url) == files_in(folder)
     again = distilkit("run", *words, "--out", "two", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "fetched" in again.stdout
     assert "two is finished" in again.stdout
+    assert f"{folder.relative_to(tmp_path)} is finished" in distilkit("resume", f"{url}/results.zarr", cwd=tmp_path).stdout
+    few = distilkit("subsets", url, "--budgets", "1", "--draws", "1", cwd=tmp_path)
+    assert few.returncode == 0, few.stderr
+    assert (folder / "subsets-random" / "budgets.png").exists()
+    fsspec.filesystem("memory").put(str(folder / "subsets-random"), f"{url}-grid", recursive=True)
+    assert dk.open(f"{url}-grid").equals(dk.open(folder / "subsets-random"))
+    damaged = next(name for name in files_at(url) if name.startswith("results.zarr/distilled/image/c"))
+    there = fsspec.filesystem("memory")
+    there.pipe_file(f"{url}/{damaged}", b"no")
+    told = distilkit("verify", url, cwd=tmp_path)
+    assert told.returncode == 2
+    assert re.search(rf"{url} is damaged:\n *{url}/results.zarr/distilled/image is damaged", told.stderr)
+
+
+def test_what_cannot_be_resumed_is_told(tmp_path, url):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "spec.toml").write_text("seed = 1")
+    assert f"There is no run at {url}" in distilkit("resume", url, cwd=tmp_path).stderr
+    fsspec.filesystem("memory").pipe_file(f"{url}/spec.toml", spec.dumps(tiny()).encode())
+    for words, told in {
+        f"resume {url} --out mine": f"mine holds another run than {url}.\n  Try: --out mine-2",
+        f"resume {url} --mirror {url}-2": "the same without --mirror",
+        "resume mine --out other": "the same without --out",
+        f"run digits --out {url}": f"{url} is a URL, and this is written to a folder of this machine.",
+        f"run digits --fresh --out {url}": "--out runs/test",
+        f"sheet digits --out {url}.png": "--out runs/test",
+        f"subsets {url} --out {url}/grid": "Try: --out runs/grid",
+        f"study gradients digits --out {url}/study": "Try: --out runs/study",
+        f"export fast/cifar10-ipc1 {url}/set.safetensors": "Try: set.safetensors",
+    }.items():
+        done = distilkit(*words.split(), cwd=tmp_path)
+        assert told in done.stderr, words
+        assert done.returncode == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """An S3 server of moto's, in a process of its own."""
+    """An S3 server of moto's, in a process of its own, that fails one request in ten, and a botocore that does not try again by itself."""
     pytest.importorskip("s3fs")
     pytest.importorskip("moto")
     said, until, found = tmp_path / "server", time.monotonic() + 60, None
-    with open(said, "w") as log, subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stderr=log) as job:
+    words = [sys.executable, Path(__file__).with_name("failing_s3.py")]
+    with open(said, "w") as log, subprocess.Popen(words, stdout=log, stderr=subprocess.DEVNULL) as job:
         while found is None:
             assert time.monotonic() < until, said.read_text()
             time.sleep(0.05)
             found = re.search(r"http://127\.0\.0\.1:\d+", said.read_text())
-        for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": found[0]}.items():
+        own = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": found[0], "AWS_MAX_ATTEMPTS": "1"}
+        for name, value in own.items():
             monkeypatch.setenv(name, value)
-        yield
+        yield said
         job.kill()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("server")
-def test_a_bucket(tmp_path):
-    fsspec.filesystem("s3").mkdir("bucket")
+def test_a_bucket_whose_server_fails_one_request_in_ten(tmp_path, server, monkeypatch):
+    s3 = fsspec.filesystem("s3")
+    remote.tried(lambda: s3.mkdir("bucket"))
     url = "s3://bucket/runs/tiny"
     tiny().run(tmp_path / "one", mirror=url, stop_after=0.001)
     tree = tiny().run(tmp_path / "two", mirror=url)
-    assert files_at(url) == files_in(tmp_path / "two")
-    there = xr.open_datatree(f"{url}/results.zarr", engine="zarr")
-    np.testing.assert_array_equal(there["history"]["outer_loss"], tree["history"]["outer_loss"])
-    readable(url, tmp_path / "two", tmp_path)
+    xr.testing.assert_identical(dk.open(url), tree)
+    checked, wrong = storage.verify(url)
+    assert len(checked) > 1
+    assert not wrong
+    (tmp_path / "three").mkdir()
+    assert Mirror(url, tmp_path / "three").fetch()
+    assert files_in(tmp_path / "three") == files_in(tmp_path / "two")
     with pytest.raises(RunError, match="There is no run at s3://nobucket/run"):
         dk.load("s3://nobucket/run")
+    # What others read with tries again by itself.
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS")
+    s3.clear_instance_cache()
+    there = xr.open_datatree(f"{url}/results.zarr", engine="zarr")
+    np.testing.assert_array_equal(there["history"]["outer_loss"], tree["history"]["outer_loss"])
+    assert server.read_text().count("failed") > 20
+    assert "failed, behind PUT" in server.read_text()

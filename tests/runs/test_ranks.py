@@ -121,7 +121,7 @@ def test_what_processes_tell_each_other(tmp_path):
 
 
 # Networks of 2,000 units are judged one by one, so that judging is shared out too.
-SHARED = {"networks": (FOUR_NETWORKS, 16, (2,)), "parts": (FOUR_PARTS, 2000, (2,)), "both": (TWO_BY_TWO, 16, (4,))}
+SHARED = {"parts": (FOUR_PARTS, 2000, (2,)), "both": (TWO_BY_TWO, 16, (1, 2, 4))}
 
 
 @pytest.mark.slow
@@ -143,12 +143,15 @@ def test_networks_that_are_judged_one_by_one_are(spec):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(spec, tmp_path):
-    path, out = spec(FOUR_NETWORKS), tmp_path / "pieces"
+    """And elsewhere, from its copy."""
+    path, out, url = spec(FOUR_NETWORKS), tmp_path / "pieces", f"file://{tmp_path}/copy"
     alone(path, tmp_path / "whole")
-    said = run(2, path, out, "--stop-after", "0.001").stdout
+    said = run(2, path, tmp_path / "first", "--stop-after", "0.001", "--mirror", url).stdout
     assert "Stopped after 2 of 20 outer steps" in said
-    assert "distilkit resume" in said
-    assert "Stopped after 4 of 20 outer steps" in run(4, path, out, "--stop-after", "0.001").stdout
+    assert f"distilkit resume {tmp_path / 'first'} --mirror {url}" in said
+    fetched = distilkit_in(4, tmp_path, "resume", url, "--out", out, "--stop-after", "0.001")
+    assert fetched.returncode == 0, fetched.stderr
+    assert "Stopped after 4 of 20 outer steps" in fetched.stdout
     resumed = distilkit_in(1, tmp_path, "resume", out, "--stop-after", "0.001")
     assert resumed.returncode == 0
     assert "Stopped after 5 of 20 outer steps" in resumed.stdout

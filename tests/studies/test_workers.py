@@ -61,7 +61,7 @@ def test_dask_workers_one_of_which_is_killed(made, pipeline, tmp_path):
     with (
         mock.patch.dict(os.environ),  # in which Dask leaves what it sets for its workers, such as malloc's behaviour
         dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
         killed = []
