@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from distilkit.cli import looking, sharing, specs, studying
+from distilkit.cli.guesses import MEANT, guessing
 from distilkit.cli.options import (
     Device,
     Json,
@@ -45,6 +46,7 @@ from distilkit.progress import speaks
 
 app = typer.Typer(
     name="distilkit",
+    cls=guessing("run", MEANT),
     help="Dataset distillation with exact meta-gradients: make a tiny synthetic training set out of a large real one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -63,7 +65,7 @@ def _main(
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog="Example: distilkit run digits --set images.per_class=3 --out runs/three")
 def run(
     spec: SpecPath,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run; by default runs/TITLE.")] = None,
@@ -100,7 +102,7 @@ def run(
                     folder.rmdir()
 
 
-@app.command()
+@app.command(epilog="Example: distilkit resume runs/digits --stop-after 9m")
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that was stopped.")],
     set_: Overrides = [],  # noqa: B006
@@ -121,11 +123,12 @@ def resume(
     folder = run.parent if run.suffix == ".zarr" else run
     if comes_with_distilkit(folder):
         raise RunError(f"{folder} names a set that comes with distilkit, not a run that was stopped.", fix=f"distilkit run {folder}")
-    pipeline = pipeline_of(folder, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC")
+    there = f"dk.run(distiller, {str(folder)!r})  # in Python, with the pipeline that was run"
+    pipeline = pipeline_of(folder, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC", in_python=there)
     show_run(pipeline, folder, Output(quiet, as_json), log, stop_after=seconds_of(stop_after), mirror=mirror)
 
 
-@app.command()
+@app.command(epilog="Example: distilkit plan digits --set images.per_class=10")
 def plan(
     spec: SpecPath,
     set_: Overrides = [],  # noqa: B006
@@ -147,7 +150,7 @@ app.add_typer(specs.commands)
 app.add_typer(looking.commands)
 
 
-@app.command()
+@app.command(epilog="Example: distilkit evaluate runs/digits --steps 40,80 --seeds 3")
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A run or its URL, a set that comes with distilkit, or one of others.")],
     data: Annotated[
@@ -173,6 +176,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Store the results in this folder.")] = None,
     workers: WorkersHere = None,
     set_: Overrides = [],  # noqa: B006
+    device: Device = None,
     trust: Trust = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -181,7 +185,7 @@ def evaluate(
     from distilkit.cli.evaluate import show_evaluation
 
     protocol = {"evaluation.steps": steps and f"[{steps}]", "evaluation.seeds": seeds, "evaluation.select": select}
-    changes = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
+    changes = [*overrides(set_, None, device), *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
     options = {"networks": words_of(networks), "rates": lr, "baselines": words_of(baselines), "ranking": ranking, "seed": seed}
     show_evaluation(path, case | {"overrides": changes, "trust": trust}, options | {"workers": workers}, out, Output(quiet, as_json))
@@ -190,7 +194,7 @@ def evaluate(
 app.add_typer(sharing.commands)
 
 
-@app.command()
+@app.command(epilog="Example: distilkit sheet runs/digits --out digits.pdf")
 def sheet(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run or its URL, a set that comes with distilkit, or an imported one.")],
     out: Annotated[
@@ -225,7 +229,7 @@ def sheet(
     show_sheet(run, out or beside, case, Output(quiet, as_json), which=which, rows=rows, real=real, before=before, nearest=nearest)
 
 
-@app.command()
+@app.command(epilog="Example: distilkit report runs/digits --out digits.html")
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Folders or URLs of runs and studies, side by side where there are several.")

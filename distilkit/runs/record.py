@@ -142,7 +142,7 @@ def _with_training(made: DistilledSet, distiller: Distiller, score: Score | None
 
 
 def _repr(part: Any) -> str | None:
-    return None if part is None else repr(part)
+    return None if part is None else fields.described(part)
 
 
 def _how(distiller: Distiller, state: DistillerState) -> dict[str, str]:
@@ -182,7 +182,7 @@ def spec_of(distiller: Distiller) -> dict[str, Any]:
     try:
         return to_tree(distiller)
     except DistilkitError as error:
-        return {"unwritable": error.message, "pipeline": repr(distiller)}
+        return {"unwritable": error.message, "pipeline": fields.described(distiller)}
 
 
 def write_spec(distiller: Distiller, directory: Path) -> None:

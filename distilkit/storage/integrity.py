@@ -22,6 +22,7 @@ from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from distilkit.errors import counted
 from distilkit.storage import checkpoint
 from distilkit.storage.checkpoint import sync_folder
 
@@ -130,7 +131,7 @@ def _verified(store: Path) -> tuple[list[str], list[str]]:
                 array[...]
             except Exception as error:  # codecs raise many kinds; all mean the same here
                 wrong.append(f"{store / name} is damaged: {type(error).__name__}: {error}")
-        checked += [f"{store}: {len(arrays)} arrays"] if not wrong else []
+        checked += [f"{store}: {counted(len(arrays), 'array')}"] if not wrong else []
     folder = store.parent / "checkpoints"
     for step in checkpoint.steps(folder):
         try:

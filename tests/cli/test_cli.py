@@ -277,7 +277,7 @@ def test_the_same_command_goes_on_and_fresh_begins_anew(tmp_path):
     ("arguments", "words"),
     {
         "no time": (["run", "SPEC", "--stop-after", "soon"], "a time such as 90s"),
-        "no run": (["resume", "nowhere"], "has no spec.toml"),
+        "no run": (["resume", "nowhere"], "the path does not exist"),
         "no results": (["verify", "nowhere"], "the path does not exist"),
         "another run": (["resume", "runs/tiny", "--set", "seed=7"], "seed: 0 there, 7 here"),
     }.values(),
