@@ -34,6 +34,7 @@ from distilkit.cli.options import (
     Trust,
     WorkersHere,
     folder_of,
+    one_of,
     overrides,
     runs_folder,
     say,
@@ -167,7 +168,10 @@ def evaluate(
     preprocessing: Annotated[str | None, typer.Option(help="What the images went through, if the file does not say.")] = None,
     steps: Annotated[str | None, typer.Option(metavar="300,600", help="Numbers of training steps to test after.")] = None,
     seeds: Annotated[int | None, typer.Option(metavar="8", help="How many networks.")] = None,
-    select: Annotated[str | None, typer.Option(help="Select the steps on: validation, or paper for the test images.")] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(help="Select the steps on: validation, or paper for the test images.", autocompletion=one_of("validation", "paper")),
+    ] = None,
     networks: Annotated[str | None, typer.Option(metavar="ConvNet,VGG", help="Train these networks in place of the recipe's.")] = None,
     lr: Annotated[list[str], typer.Option(metavar="VGG=0.01", help="Learning rate of one of the networks.")] = [],  # noqa: B006
     baselines: Annotated[str | None, typer.Option(metavar="NAMES", help='What to compare with, such as "random real".')] = None,
@@ -215,7 +219,9 @@ def sheet(
         bool, typer.Option("--before", help="Above each image what it started from, which the run's spec and data make again.")
     ] = False,
     nearest: Annotated[bool, typer.Option("--nearest", help="Below each image the real training image that is nearest to it.")] = False,
-    which: Annotated[str, typer.Option(help="best, last, or auto: the best where there is one.")] = "auto",
+    which: Annotated[
+        str, typer.Option(help="best, last, or auto: the best where there is one.", autocompletion=one_of("auto", "best", "last"))
+    ] = "auto",
     set_: Overrides = [],  # noqa: B006
     trust: Trust = False,
     quiet: Quiet = False,

@@ -32,10 +32,10 @@ def guessing(of_spec: str, others: Mapping[str, str]) -> type[TyperGroup]:
     """
 
     class Guessing(TyperGroup):
-        def resolve_command(self, context: Any, args: list[str]) -> Any:
-            if not context.resilient_parsing and args and args[0] not in self.commands and (meant := self.meant(args[0])):
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            if not ctx.resilient_parsing and args and args[0] not in self.commands and (meant := self.meant(args[0])):
                 raise DistilkitError(f"There is no command {args[0]!r}.", fix=f"distilkit {meant}")
-            return super().resolve_command(context, args)
+            return super().resolve_command(ctx, args)
 
         def meant(self, word: str) -> str | None:
             from distilkit import recipes
@@ -51,7 +51,7 @@ def guessing(of_spec: str, others: Mapping[str, str]) -> type[TyperGroup]:
 class Recipes(TyperGroup):
     """`distilkit recipes NAME` is `distilkit recipes show NAME`."""
 
-    def resolve_command(self, context: Any, args: list[str]) -> Any:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command, and what is left for it."""
         alone = len(args) == 1 and args[0] not in self.commands and not args[0].startswith("-")
-        return super().resolve_command(context, ["show", *args] if alone else args)
+        return super().resolve_command(ctx, ["show", *args] if alone else args)

@@ -20,6 +20,7 @@ from distilkit.cli.options import (
     WorkersHere,
     folder_of,
     numbers_of,
+    one_of,
     overrides,
     runs_folder,
     shard_of,
@@ -35,7 +36,13 @@ def subsets(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a set that comes with distilkit.")],
     budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,
     draws: Annotated[int, typer.Option(help="Random subsets of each size.", min=1)] = 10,
-    strategy: Annotated[str, typer.Option(help="random, prefix, easiest or hardest; the last three have one draw.")] = "random",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="random, prefix, easiest or hardest; the last three have one draw.",
+            autocompletion=one_of("random", "prefix", "easiest", "hardest"),
+        ),
+    ] = "random",
     networks: Annotated[str | None, typer.Option(metavar="MLP,ConvNet", help="Train these networks in place of the run's.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Networks trained on each subset; by default the run's.", min=1)] = None,
     out: Annotated[

@@ -97,7 +97,7 @@ def _lost(path: Path) -> list[str]:
         there = array.nchunks_initialized
     except Exception as error:  # zarr raises many kinds; all mean the same here
         return [f"{path} cannot be read: {type(error).__name__}: {error}"]
-    return [] if there == array.nchunks else [f"{path} has lost {array.nchunks - there} of its {array.nchunks} chunks."]
+    return [] if there == array.nchunks else [f"{path} has lost {array.nchunks - there} of its {counted(array.nchunks, 'chunk')}."]
 
 
 def verify(run: str | os.PathLike[str]) -> tuple[list[str], list[str]]:

@@ -306,7 +306,13 @@ def test_seed_and_device_are_settings_like_others(tmp_path):
 
 @pytest.mark.parametrize(
     ("typed", "expected"),
-    [("run paper/cifar10-ipc5", "paper/cifar10-ipc50"), ("plan dig", "digits"), ("veri", "verify"), ("run mine.t", "")],
+    [
+        ("run paper/cifar10-ipc5", "paper/cifar10-ipc50"),
+        ("plan dig", "digits"),
+        ("veri", "verify"),
+        ("run mine.t", ""),
+        ("subsets run --strategy pre", "prefix"),
+    ],
 )
 def test_a_shell_completes_commands_and_recipes(typed, expected):
     """As bash asks for it; where nothing comes back, it completes files."""
