@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distilkit import fields
-from distilkit.errors import CombinationError, FieldError
+from distilkit.errors import CombinationError, FieldError, counted
 
 Minibatch = Literal["union", "each block"]
 
@@ -123,7 +123,7 @@ class BoostSchedule:
             given = getattr(self, name)
             if isinstance(given, tuple) and len(given) != len(self.blocks):
                 raise CombinationError(
-                    f"boost.{name} = {list(given)} has {len(given)} numbers, and there are {len(self.blocks)} blocks, "
+                    f"boost.{name} = {list(given)} has {counted(len(given), 'number')}, and blocks = "
                     f"{list(self.blocks)}: one for each is needed.",
                     fix=f"{name} = {[given[min(i, len(given) - 1)] for i in range(len(self.blocks))]}",
                 )
@@ -176,9 +176,9 @@ def require_minibatch(stage: Stage, schedule: BoostSchedule | None, learner: Any
     batch = learner.batch_per_class
     boosted = schedule is not None
     if batch is not None and batch > stage.per_class:
-        whole = "boost.blocks add up to" if boosted else "there are images.per_class ="
+        whole = "boost.blocks add up to" if boosted else "images.per_class ="
         raise CombinationError(
-            f"learner.batch_per_class = {batch}, and {whole} {stage.per_class} images of a class.",
+            f"learner.batch_per_class = {batch}, and {whole} {stage.per_class}.",
             fix=f"batch_per_class = {stage.per_class}",
         )
     if schedule is None or schedule.minibatch == "union":

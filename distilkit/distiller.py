@@ -22,7 +22,7 @@ from distilkit.ahead import Ahead
 from distilkit.boosting import BoostSchedule, Stage, require_minibatch, sampling_groups, single_stage, with_batch_that_fits
 from distilkit.data.bundle import DataBundle, DataSource
 from distilkit.data.distilled import DistilledSet
-from distilkit.errors import Change, CombinationError
+from distilkit.errors import Change, CombinationError, counted
 from distilkit.evaluation import Evaluation
 from distilkit.functional.pytrees import to_device
 from distilkit.functional.streams import Stream
@@ -115,7 +115,7 @@ class Distiller:
         horizon = getattr(self.truncation, "horizon", None)
         if horizon is not None and self.learner.lr_steps > horizon:
             raise CombinationError(
-                f"learner.lr_steps = {self.learner.lr_steps}, and inner runs have {horizon} steps: later rates would not be learned.",
+                f"learner.lr_steps = {self.learner.lr_steps}, and inner runs have {counted(horizon, 'step')}: later ones stay as they are.",
                 changes=[Change("learner.lr_steps", horizon)],
             )
         if self.device != "auto":

@@ -156,6 +156,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_lower[match[0]] if match else None
 
 
+def counted(count: object, one: str, more: str | None = None) -> str:
+    """A number of things: `more` is the word for several, that of one with an s when left out.
+
+    >>> counted(1, "network"), counted(2, "network"), counted(2, "class", "classes")
+    ('1 network', '2 networks', '2 classes')
+    """
+    return f"{count} {one if str(count) == '1' else more or f'{one}s'}"
+
+
 def listing(names: Sequence[object], last: str = "or") -> str:
     """Join names for a sentence: `a, b or c`.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, dataclass_transform, get_args
 
@@ -220,6 +221,21 @@ def component(cls: type[C]) -> type[C]:
     Cosine(final=0.1)
     """
     return attrs.frozen(cls)
+
+
+def described(component: Any, parameters: int | None = None) -> str:
+    """The `repr` of a component, without the addresses of what was made in Python, which are others in every process.
+
+    Args:
+        component: any.
+        parameters: how many its network has; told where there was an address, since a function of one name may build several networks.
+
+    >>> described([print, lambda: 0])
+    '[<built-in function print>, <function <lambda>>]'
+    """
+    words = repr(component)
+    plain = re.sub(r" at 0x[0-9a-fA-F]+", "", words)
+    return plain if plain == words or parameters is None else f"{plain} of {parameters} parameters"
 
 
 def evolve(value: C, **changes: Any) -> C:

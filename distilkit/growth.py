@@ -14,7 +14,7 @@ import attrs
 
 from distilkit import fields
 from distilkit.boosting import Stage
-from distilkit.errors import CombinationError, FieldError
+from distilkit.errors import CombinationError, FieldError, counted
 from distilkit.learner import Learner
 
 
@@ -49,8 +49,8 @@ class Growth:
             given = getattr(self, name)
             if given is not None and len(given) != len(self.until):
                 raise CombinationError(
-                    f"growth.{name} = {list(given)} has {len(given)} numbers, and growth.until = {list(self.until)} ends "
-                    f"{len(self.until)} parts: one for each is needed.",
+                    f"growth.{name} = {list(given)} has {counted(len(given), 'number')}, and growth.until = {list(self.until)} ends "
+                    f"{counted(len(self.until), 'part')}: one for each is needed.",
                     fix=f"{name} = {[given[min(i, len(given) - 1)] for i in range(len(self.until))]}",
                 )
 

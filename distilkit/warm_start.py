@@ -12,7 +12,7 @@ from distilkit import storage
 from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import REFITTABLE, Fitted, Identity, Refittable
-from distilkit.errors import Change, CombinationError, nearest
+from distilkit.errors import Change, CombinationError, counted, nearest
 from distilkit.evaluation.measuring import training_set
 from distilkit.storage import shipped
 from distilkit.unroll.inner import OuterVariables
@@ -60,7 +60,7 @@ def first_block(
         why = f"class {odd[0]!r} stands where the data {data.name!r} has {odd[1]!r}" if odd else "there are fewer or more classes"
         raise CombinationError(f"{words} has other classes than the data: {why}.")
     if (of_each := made.per_class) != count:
-        many = f"{of_each} images" if of_each is not None else "not the same number of images"
+        many = counted(of_each, "image") if of_each is not None else "not the same number of images"
         changes = [] if boosted or of_each is None else [Change("images.per_class", of_each)]
         raise CombinationError(f"{words} has {many} in each class, and the run starts with {count}.", changes=changes)
     _require_space(made, data, words, seed)
@@ -69,7 +69,7 @@ def first_block(
     rates = log_lr if training.log_lr is None or not learn_lr else training.log_lr.to(log_lr)
     if rates.ndim and rates.shape != log_lr.shape:
         raise CombinationError(
-            f"{words} has {len(rates)} learned rates, and learner.lr_steps = {log_lr.numel()}.",
+            f"{words} has {counted(len(rates), 'learned rate')}, and learner.lr_steps = {log_lr.numel()}.",
             changes=[Change("learner.lr_steps", len(rates))],
         )
     return OuterVariables(training.images[order].float(), training.labels[order].float(), rates.expand_as(log_lr).clone())

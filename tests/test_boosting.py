@@ -248,7 +248,11 @@ def test_toml(line):
 
 
 BAD = {
-    "another length": (lambda: dk.BoostSchedule((1, 2), steps=(3,)), CombinationError, r"steps = \[3\] has 1 numbers.*2 blocks"),
+    "another length": (
+        lambda: dk.BoostSchedule((1, 2), steps=(3,)),
+        CombinationError,
+        r"steps = \[3\] has 1 number, and blocks = \[1, 2\]",
+    ),
     "no block": (lambda: dk.BoostSchedule(()), FieldError, "blocks"),
     "an empty block": (lambda: dk.BoostSchedule((1, 0)), FieldError, "at least 1"),
     "steps as words": (lambda: dk.BoostSchedule((1, 2), steps="3"), FieldError, "steps"),

@@ -127,7 +127,7 @@ def test_studies_and_evaluations_show_themselves_too(tmp_path, monkeypatch):
     distiller.run(tmp_path / "run")
     dk.evaluate(tmp_path / "run")
     dk.subset_grid(tmp_path / "run", [1])
-    said = {"loading data", "working out shapes", "distilling", "training 1 networks for 2 steps", "testing subsets", "1/1"}
+    said = {"loading data", "working out shapes", "distilling", "training 1 network for 2 steps", "testing subsets", "1/1"}
     assert said <= set(seen)
     dk.gradient_study(distiller, {"full": dk.FullUnroll(2)}, outer_steps=[0], replicates=3)
     assert "taking meta-gradients" in seen

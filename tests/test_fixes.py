@@ -59,7 +59,7 @@ from distilkit.truncation import StepInfo
 MODULES = {"dk": dk, "distilkit": dk, "torch": torch, "torchopt": torchopt, "nn": nn, "attrs": attrs, "formats": formats, "layout": layout}
 # What a fix may leave for the reader to fill in.
 OPEN = {"batch", "bundle", "classes", "class_names", "data", "dims", "distilled", "evaluation", "features", "images", "in_features"}
-OPEN |= {"labels", "learner", "name", "out_features", "path", "run", "steps", "stream", "tensor", "values", "MyNet"}
+OPEN |= {"distiller", "labels", "learner", "name", "out_features", "path", "run", "steps", "stream", "tensor", "values", "MyNet"}
 
 
 @attrs.frozen
@@ -559,7 +559,9 @@ CASES = {
     "a network of somebody's own": Case(lambda _: stated_pipeline({"data": "Digits", "training": {"network": "Net()"}}), "evaluate"),
     "data that no name stands for": Case(lambda _: stated_pipeline({"data": "mine", "training": {}}), "evaluate"),
     "no start for a sheet": Case(lambda path: sheet_of(own_file(path), before=True), "sheet"),
-    "another start for a sheet": Case(lambda path: sheet_of(write_run(path), data="Digits", before=True), "sheet"),
+    "another start for a sheet": Case(lambda path: sheet_of(with_checkpoints(write_run(path)), data="Digits", before=True), "sheet"),
+    "a start of Python parts": Case(lambda path: sheet_of(write_run(path), before=True)),
+    "a spec for a command": Case(lambda _: typer.main.get_command(app).main(["digits"], standalone_mode=False)),
     "several rates": Case(lambda path: formats.write(attrs.evolve(distilled(), inner_lr=(0.1, 0.2)), path / "x", "mtt")),
     "no rate to learn": Case(lambda _: dk.Learner(dk.MLP(), lr_steps=3), dk.Learner),
     "folder is there": Case(lambda path: (text(path / "x"), formats.write(distilled(), path, "mtt"))),

@@ -137,13 +137,15 @@ def test_what_the_labels_give_is_measured(tmp_path):
 
 def test_a_gradient_study_tells_what_a_second_gains_where_it_can_be_told(tables, tmp_path):
     """One draw at 0.5 ± 0.1 in two seconds; one that is not told from zero; one that has no error at all."""
-    names = "optimizer,outer_step,policy,variance,variance_error,variance_clipped,cosine,alignment,alignment_error,seconds_median"
-    rows = ["Adam,0,one,2,1,2,0.9,0.5,0.1,2", "Adam,0,two,2,1,2,0.9,0.1,0.1,2", "Adam,0,three,2,1,2,0.9,,,0.25"]
+    names = (
+        "optimizer,outer_step,policy,variance,variance_error,variance_clipped,cosine,cosine_error,alignment,alignment_error,seconds_median"
+    )
+    rows = ["Adam,0,one,2,1,2,0.9,0.1,0.5,0.1,2", "Adam,0,two,2,1,2,1.29,0.6,0.1,0.1,2", "Adam,0,three,2,1,2,1.01,0.02,,,0.25"]
     (tmp_path / "a-study.csv").write_text("\n".join([names, *rows]) + "\n")
     lines = tables.on_page_markdown("<!-- table: gradients of a_study -->").splitlines()
     assert lines[0].endswith("| one draw | seconds | gain a second, % |")
-    assert [line.split(" | ", 5)[-1] for line in lines[2:5]] == [
-        "0.50 ± 0.10 | 2 | 12 |",
-        "0.10 ± 0.10 | 2 | not told |",
-        "not told | 0.25 | not told |",
+    assert [line.split(" | ", 4)[-1] for line in lines[2:5]] == [
+        "0.90 | 0.50 ± 0.10 | 2 | 12 |",
+        "not told | 0.10 ± 0.10 | 2 | not told |",  # no cosine is 1.29
+        "1.00 | not told | 0.25 | not told |",
     ]

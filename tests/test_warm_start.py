@@ -75,7 +75,7 @@ def as_file(made, tmp_path):
 STANDARDIZED = "--set 'data.preprocessing={kind = \"Standardize\"}'"
 # How the set or the run is changed, what is said, and what to type instead.
 MISTAKES = {
-    "number of images": (None, {"images": 2}, "has 1 images in each class, and the run starts with 2", "--set images.per_class=1"),
+    "number of images": (None, {"images": 2}, "has 1 image in each class, and the run starts with 2", "--set images.per_class=1"),
     "shape": (lambda made: {"images": made.images[:, :, :4]}, {}, "of shape", None),
     "labels": (lambda made: {"label_space": "logit"}, {}, "are logits", None),
     "rates": (lambda made: {"inner_lr": (0.1, 0.2)}, {"lr_steps": 3}, "2 learned rates", "--set learner.lr_steps=2"),

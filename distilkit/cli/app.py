@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from distilkit.cli import looking, sharing, specs, studying
+from distilkit.cli.guesses import MEANT, guessing
 from distilkit.cli.options import (
     Device,
     Json,
@@ -31,6 +32,7 @@ from distilkit.cli.options import (
     Trust,
     WorkersHere,
     folder_of,
+    one_of,
     overrides,
     runs_folder,
     say,
@@ -43,6 +45,7 @@ from distilkit.progress import speaks
 
 app = typer.Typer(
     name="distilkit",
+    cls=guessing("run", MEANT),
     help="Dataset distillation with exact meta-gradients: make a tiny synthetic training set out of a large real one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -61,7 +64,7 @@ def _main(
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog="Example: distilkit run digits --set images.per_class=3 --out runs/three")
 def run(
     spec: SpecPath,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run; by default runs/TITLE.")] = None,
@@ -85,7 +88,7 @@ def run(
         show_run(distiller, folder, Output(quiet, as_json), log, stop_after=seconds, mirror=mirror)
 
 
-@app.command()
+@app.command(epilog="Example: distilkit resume runs/digits --stop-after 9m")
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that was stopped, or the URL of its copy.")],
     out: Annotated[
@@ -113,14 +116,16 @@ def resume(
     url, seconds, output = run_at(run), seconds_of(stop_after), Output(quiet, as_json)
     if url is None and out is not None:
         raise CombinationError(f"{folder} goes on where it is.", changes=[Change("out", None)])
-    pipeline = pipeline_of(folder if url is None else url, overrides(set_, None, device), trust=trust, instead="distilkit run SPEC")
+    there = f"dk.run(distiller, {str(folder)!r})  # in Python, with the pipeline that was run"
+    changes, whence = overrides(set_, None, device), folder if url is None else url
+    pipeline = pipeline_of(whence, changes, trust=trust, instead="distilkit run SPEC", in_python=there)
     if url is None:
         show_run(pipeline, folder, output, log, stop_after=seconds, mirror=mirror)
     else:
         show_copy(url, pipeline, out, output, log, stop_after=seconds, mirror=mirror)
 
 
-@app.command()
+@app.command(epilog="Example: distilkit plan digits --set images.per_class=10")
 def plan(
     spec: SpecPath,
     set_: Overrides = [],  # noqa: B006
@@ -142,7 +147,7 @@ app.add_typer(specs.commands)
 app.add_typer(looking.commands)
 
 
-@app.command()
+@app.command(epilog="Example: distilkit evaluate runs/digits --steps 40,80 --seeds 3")
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A run or its URL, a set that comes with distilkit, or one of others.")],
     data: Annotated[
@@ -159,7 +164,10 @@ def evaluate(
     preprocessing: Annotated[str | None, typer.Option(help="What the images went through, if the file does not say.")] = None,
     steps: Annotated[str | None, typer.Option(metavar="300,600", help="Numbers of training steps to test after.")] = None,
     seeds: Annotated[int | None, typer.Option(metavar="8", help="How many networks.")] = None,
-    select: Annotated[str | None, typer.Option(help="Select the steps on: validation, or paper for the test images.")] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(help="Select the steps on: validation, or paper for the test images.", autocompletion=one_of("validation", "paper")),
+    ] = None,
     networks: Annotated[str | None, typer.Option(metavar="ConvNet,VGG", help="Train these networks in place of the recipe's.")] = None,
     lr: Annotated[list[str], typer.Option(metavar="VGG=0.01", help="Learning rate of one of the networks.")] = [],  # noqa: B006
     baselines: Annotated[str | None, typer.Option(metavar="NAMES", help='What to compare with, such as "random real".')] = None,
@@ -168,6 +176,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Store the results in this folder.")] = None,
     workers: WorkersHere = None,
     set_: Overrides = [],  # noqa: B006
+    device: Device = None,
     trust: Trust = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -176,7 +185,7 @@ def evaluate(
     from distilkit.cli.evaluate import show_evaluation
 
     protocol = {"evaluation.steps": steps and f"[{steps}]", "evaluation.seeds": seeds, "evaluation.select": select}
-    changes = [*set_, *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
+    changes = [*overrides(set_, None, device), *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
     options = {"networks": words_of(networks), "rates": lr, "baselines": words_of(baselines), "ranking": ranking, "seed": seed}
     show_evaluation(path, case | {"overrides": changes, "trust": trust}, options | {"workers": workers}, out, Output(quiet, as_json))
@@ -185,7 +194,7 @@ def evaluate(
 app.add_typer(sharing.commands)
 
 
-@app.command()
+@app.command(epilog="Example: distilkit sheet runs/digits --out digits.pdf")
 def sheet(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run or its URL, a set that comes with distilkit, or an imported one.")],
     out: Annotated[
@@ -206,7 +215,9 @@ def sheet(
         bool, typer.Option("--before", help="Above each image what it started from, which the run's spec and data make again.")
     ] = False,
     nearest: Annotated[bool, typer.Option("--nearest", help="Below each image the real training image that is nearest to it.")] = False,
-    which: Annotated[str, typer.Option(help="best, last, or auto: the best where there is one.")] = "auto",
+    which: Annotated[
+        str, typer.Option(help="best, last, or auto: the best where there is one.", autocompletion=one_of("auto", "best", "last"))
+    ] = "auto",
     set_: Overrides = [],  # noqa: B006
     trust: Trust = False,
     quiet: Quiet = False,
@@ -220,7 +231,7 @@ def sheet(
     show_sheet(run, out or beside, case, Output(quiet, as_json), which=which, rows=rows, real=real, before=before, nearest=nearest)
 
 
-@app.command()
+@app.command(epilog="Example: distilkit report runs/digits --out digits.html")
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Folders or URLs of runs and studies, side by side where there are several.")

@@ -31,6 +31,7 @@ from distilkit.runs.stated import STANDS_IN, stated_pipeline, stated_provenance
 from distilkit.spec import kinds
 from distilkit.spec.files import read_text
 from distilkit.storage import formats, is_run, says_all
+from distilkit.storage.formats.image_folder import stated_preprocessing
 from distilkit.storage.remote import brought
 from distilkit.storage.store import can_go_on, find
 
@@ -117,7 +118,11 @@ def assemble(
     if recipe is not None:
         pipeline = specs.loads(_recipe_text(recipe), overrides, trust=trust, source=recipe)
     elif whole:
-        pipeline = pipeline_of(path, overrides, trust=trust, instead=f"--recipe SPEC.toml {shlex.quote(os.fspath(path))}")
+        instead, there = (
+            f"--recipe SPEC.toml {shlex.quote(os.fspath(path))}",
+            f"dk.evaluate({os.fspath(path)!r}, data, learner, evaluation)",
+        )
+        pipeline = pipeline_of(path, overrides, trust=trust, instead=instead, in_python=f"{there}  # in Python")
     elif (stated := stated_provenance(path)) is not None:
         known = data if data in kinds.KINDS["data"] else STANDS_IN if data is not None else None
         pipeline = stated_pipeline(stated, data=known, overrides=overrides, of=os.fspath(path), trust=trust)
@@ -143,6 +148,8 @@ def assemble(
             bundle = source.load(stream)
         else:
             everything = evolved(sized(source, storage.load(path)) if storage.is_set(path) else source, validation=0)
+            if preprocessing is None and (space := stated_preprocessing(Path(path))) is not None:
+                everything = evolved(everything, preprocessing=space)
             bundle = everything.load(stream)
             distilled = formats.read(path, format, data=bundle, label_space=label_space, preprocessing=preprocessing)
             if distilled.preprocessing.fingerprint() != bundle.preprocessing.fingerprint():

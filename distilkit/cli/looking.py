@@ -10,11 +10,12 @@ import typer
 
 from distilkit.cli.options import Json, Quiet, folder_of
 from distilkit.cli.output import Output
+from distilkit.errors import counted
 
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(epilog="Example: distilkit show runs/digits")
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or a study, or the URL of a copy.")], as_json: Json = False
 ) -> None:
@@ -22,6 +23,7 @@ def show(
     from distilkit import storage
     from distilkit.cli.rows import run_values
     from distilkit.cli.tables import evaluation_table, results_table, training_words
+    from distilkit.runs.open import spec_file
     from distilkit.storage.remote import url_of
 
     tree, folder, url = storage.open(run), folder_of(run), url_of(run)
@@ -30,16 +32,19 @@ def show(
         found |= {"folder": url, "files": [url]}
     shown: list[Any] = []
     if "status" in found:
-        goes_on = f"{'stopped' if url is None else 'under way, or stopped'}; distilkit resume {shlex.quote(url or str(folder))} goes on"
+        go_on = f"distilkit resume {shlex.quote(url or str(folder))} goes on"
+        if url is None and not spec_file(folder).is_file():
+            go_on = f"dk.run(distiller, {str(folder)!r}) goes on, in Python"
+        goes_on = f"{'stopped' if url is None else 'under way, or stopped'}; {go_on}"
         state = "finished" if found["status"] == "finished" else goes_on
-        shown.append(f"{found['title']}: {found['outer_steps']} outer steps, {state}")
+        shown.append(f"{found['title']}: {counted(found['outer_steps'], 'outer step')}, {state}")
     if "tests" in found:
         evaluation = tree["evaluation"].to_dataset()
         shown.append(evaluation_table(evaluation, found["title"]) if "training_steps" in evaluation.coords else results_table(tree))
     Output(as_json=as_json).answer(found, *shown, *(f"  {path}" for path in found["files"]), *training_words(found))
 
 
-@commands.command()
+@commands.command(epilog="Example: distilkit verify runs/digits")
 def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or the URL of its copy.")],
     quiet: Quiet = False,
@@ -58,7 +63,7 @@ def verify(
         raise RunError("\n  ".join([f"{name} is damaged:", *wrong]))
 
 
-@commands.command()
+@commands.command(epilog="Example: distilkit doctor")
 def doctor(as_json: Json = False) -> None:
     """Tell what this machine has for a run: versions, processor, GPU, compiler, memory, disk, data; and what to do about what it lacks."""
     from rich.table import Table

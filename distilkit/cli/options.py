@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,15 @@ def names_like(beginning: str) -> list[str]:
     return [name for name in recipes.names() if name.startswith(beginning)]
 
 
+def one_of(*words: str) -> Callable[[str], list[str]]:
+    """What a shell completes to one of these words."""
+
+    def begun(beginning: str) -> list[str]:  # typer knows the argument by its type
+        return [word for word in words if word.startswith(beginning)]
+
+    return begun
+
+
 SpecPath = Annotated[
     Path,
     typer.Argument(
@@ -35,7 +45,10 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
 Trust = Annotated[bool, typer.Option("--trust", help="Allow components of kind python, which execute code that the spec names.")]
 
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything; as --set seed=N.", min=0)]
-Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:1; as --set device=NAME.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:1; as --set device=NAME.", autocompletion=one_of("cpu", "cuda")),
+]
 StopAfter = Annotated[
     str | None, typer.Option("--stop-after", metavar="TIME", help="Stop after so long, such as 9m or 3.5h; the same command goes on.")
 ]
@@ -43,7 +56,15 @@ StopAfter = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no table; print where the result is, in one line.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document; progress goes to the errors.")]
 
-Log = Annotated[list[str], typer.Option("--log", metavar="NAME", help="Log the run to tensorboard, wandb or trackio too; repeatable.")]
+Log = Annotated[
+    list[str],
+    typer.Option(
+        "--log",
+        metavar="NAME",
+        help="Log the run to tensorboard, wandb or trackio too; repeatable.",
+        autocompletion=one_of("tensorboard", "wandb", "trackio"),
+    ),
+]
 
 Mirror = Annotated[
     str | None,

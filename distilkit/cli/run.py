@@ -14,7 +14,7 @@ from distilkit.cli.options import runs_folder
 from distilkit.cli.output import Output
 from distilkit.cli.rows import plan_values, run_values
 from distilkit.cli.tables import gib, plan_table, recipes_table, recipes_values, results_table, training_words
-from distilkit.errors import Change, CombinationError, RunError, StoppedError
+from distilkit.errors import Change, CombinationError, RunError, StoppedError, counted
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
@@ -109,7 +109,7 @@ def show_run(
     if not tree.attrs["finished"]:
         done = tree["history"].sizes["outer_step"]
         stopped = StoppedError(
-            f"Stopped after {done} of {distiller.outer_steps} outer steps, as asked; they are in {directory}.", fix=go_on
+            f"Stopped after {done} of {counted(distiller.outer_steps, 'outer step')}, as asked; they are in {directory}.", fix=go_on
         )
         # torchrun would take another exit code than 0 for a failure
         output.answer(run_values(tree, directory), *([str(stopped)] if several else []), written=directory)

@@ -9,7 +9,7 @@ import typer
 
 from distilkit.cli.options import Json, Quiet
 from distilkit.cli.output import Output
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, counted
 
 if TYPE_CHECKING:
     from distilkit.data.distilled import DistilledSet
@@ -25,7 +25,7 @@ RealData = Annotated[
 ]
 
 
-@commands.command()
+@commands.command(epilog="Example: distilkit export runs/digits pictures --to image-folder")
 def export(
     path: AnySet,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write; it must not be there yet.")],
@@ -44,10 +44,10 @@ def export(
     made = read(path, data, format=format, label_space=label_space, preprocessing=preprocessing)
     written, count, space = formats.write(made, out, to, plain=plain), len(made), made.label_space
     found = {"file": written, "images": count, "label_space": space}
-    Output(quiet, as_json).answer(found, f"{written}: {count} images, labels as {space}", written=written)
+    Output(quiet, as_json).answer(found, f"{written}: {counted(count, 'image')}, labels as {space}", written=written)
 
 
-@commands.command("import")
+@commands.command("import", epilog="Example: distilkit import pictures --out mine.safetensors --data Digits")
 def import_(
     path: AnySet,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write; it must not be there yet.")],

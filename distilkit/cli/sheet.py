@@ -9,12 +9,11 @@ from distilkit import storage
 from distilkit.cli.evaluate import assemble, in_space, source_of
 from distilkit.cli.output import Output
 from distilkit.data.bundle import DataBundle
-from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.progress import Progress
 from distilkit.report import images_shown, require_picture
-from distilkit.runs.open import pipeline_of
+from distilkit.runs.open import pipeline_of, spec_file
 from distilkit.runs.sheets import draw_sheet, tree_of
 from distilkit.storage import is_run
 from distilkit.storage.remote import brought
@@ -58,10 +57,14 @@ def show_sheet(
             if not depth and (rows or real or before or nearest):
                 words = "which are drawn as a heat map, without --rows, --real, --before and --nearest"
                 raise CombinationError(f"{path} holds feature vectors, {words}.")
-            data = assemble(path, **case, progress=progress).data if depth and (real != 0 or before or nearest) else None
+            data = None
+            if depth and (real != 0 or before or nearest):
+                known, needed = spec_file(path).is_file(), bool(real or nearest)
+                data = assemble(path, **case, progress=progress).data if known else _given(path, which, case, needed, progress)
         else:
             made = storage.load(path, which)  # there is one, before its data is loaded
-            data = _data_of(path, made, case, bool(real or nearest), progress)
+            needed = bool(real or nearest)  # a set that comes with distilkit knows its data
+            data = _given(path, which, case, needed, progress) if storage.is_set(path) else assemble(path, **case, progress=progress).data
             tree = tree_of(made, data, title=path.as_posix(), spec={}, seed=0)
         progress.phase("drawing")
         start = pipeline_of(path, trust=case["trust"]) if before else None
@@ -76,6 +79,12 @@ def _require_start(path: Path, data: str | None) -> None:
             f"{path} is a set without the spec of its run, which would make again what its images started from.",
             fix="distilkit sheet RUN --before",
         )
+    if is_run(path) and not spec_file(path).is_file():
+        raise CombinationError(
+            f"What the images of {path} started from is made again from its spec, and it has none: parts of it were made "
+            "in Python. There, draw_sheet of distilkit.runs.sheets takes its pipeline as start.",
+            fix=f"distilkit sheet {path}",
+        )
     if data is not None and is_run(path):
         raise CombinationError(
             f"What the images of {path} started from is made again from the data of its own spec, and --data gives others.",
@@ -83,10 +92,8 @@ def _require_start(path: Path, data: str | None) -> None:
         )
 
 
-def _data_of(path: Path, made: DistilledSet, case: dict[str, Any], needed: bool, progress: Progress) -> DataBundle | None:
-    """The data of a set that comes with distilkit, as its recipe splits it; that which is given for an imported one, if it is."""
-    if not storage.is_set(path):
-        return assemble(path, **case, progress=progress).data
+def _given(path: Path, which: Any, case: dict[str, Any], needed: bool, progress: Progress) -> DataBundle | None:
+    """The data that is given for an imported set, or for a run that has no spec, if it is."""
     if case["overrides"]:
         raise CombinationError(f"{path} has no spec, of which --set could change a value.")
     if case["data"] is None and needed:
@@ -94,6 +101,6 @@ def _data_of(path: Path, made: DistilledSet, case: dict[str, Any], needed: bool,
     if case["data"] is None:
         return None
     progress.phase("loading data")
-    source = in_space(source_of(case["data"]), made, held_out=False)
+    source = in_space(source_of(case["data"]), storage.load(path, which), held_out=False)
     bundle: DataBundle = source.load(Stream(0).fold("data"))
     return bundle

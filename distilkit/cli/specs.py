@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from distilkit.cli.options import Device, Json, Overrides, Quiet, Seed, SpecPath, Trust, overrides, say
+from distilkit.cli.guesses import Recipes
+from distilkit.cli.options import Device, Json, Overrides, Quiet, Seed, SpecPath, Trust, names_like, overrides, say
 from distilkit.cli.output import Output
 
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(epilog="Example: distilkit validate digits --set outer.steps=100")
 def validate(
     spec: SpecPath,
     set_: Overrides = [],  # noqa: B006
@@ -31,7 +32,7 @@ def validate(
     Output(quiet, as_json).answer(specs.to_tree(distiller), specs.dumps(distiller), f"# {spec} is a valid spec.")
 
 
-@commands.command()
+@commands.command(epilog="Example: distilkit new mine.toml --data Digits --per-class 2")
 def new(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="The spec to write, such as mine.toml.")],
     data: Annotated[
@@ -50,7 +51,7 @@ def new(
     Output(quiet, as_json).answer({"file": path, "recipe": base}, *lines, written=path)
 
 
-@commands.command()
+@commands.command(epilog="Example: distilkit schema --out spec.json")
 def schema(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it there; by default it is printed.")] = None,
 ) -> None:
@@ -66,7 +67,7 @@ def schema(
     say(f"Use it    #:schema {out}    as the first line of a spec, in editors with Taplo (Even Better TOML)")
 
 
-recipe_commands = typer.Typer(help="List the recipes that come with distilkit, or show one.")
+recipe_commands = typer.Typer(cls=Recipes, help="List the recipes that come with distilkit, or show one.")
 commands.add_typer(recipe_commands, name="recipes")
 
 
@@ -78,9 +79,11 @@ def _recipes(context: typer.Context, as_json: Json = False) -> None:
         show_recipes(Output(as_json=as_json))
 
 
-@recipe_commands.command()
-def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as paper/cifar10-ipc10.")]) -> None:
-    """Print a recipe as TOML."""
+@recipe_commands.command(epilog="Example: distilkit recipes show digits")
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as paper/cifar10-ipc10.", autocompletion=names_like)],
+) -> None:
+    """Print a recipe as TOML, as `distilkit recipes NAME` does."""
     from distilkit import recipes
 
     typer.echo(recipes.read(name), nl=False)

@@ -24,18 +24,19 @@ def show_subsets(
     networks: Sequence[str],
     seeds: int | None,
     out: Path,
-    trust: bool,
+    case: Mapping[str, Any],
     how: Mapping[str, Any],
     output: Output,
 ) -> None:
-    """Fill a subset grid and draw it; `how` are the workers and the shard. See `distilkit.subset_grid`."""
+    """Fill a subset grid and draw it, see `distilkit.subset_grid`; `case` are options of `pipeline_of`, `how` the workers and the shard."""
     from distilkit.cli.evaluate import parse_networks
     from distilkit.runs.open import with_pipeline
     from distilkit.storage import require_writable
     from distilkit.studies.subsets import subset_grid
 
     require_writable(out)
-    made, pipeline = with_pipeline(run, trust=trust)
+    there = f"dk.subset_grid({str(run)!r}, {list(budgets) or [1]}, draws={draws}, pipeline=distiller, out={str(out)!r})  # in Python"
+    made, pipeline = with_pipeline(run, **case, instead=there)
     if not budgets:
         whole = int(made.class_counts().min())
         budgets = [*(2**i for i in range(whole.bit_length()) if 2**i < whole), whole]
@@ -71,7 +72,7 @@ def show_intercorrelation(
 
 def show_gradients(
     pipeline: Distiller,
-    at: Sequence[int],
+    at: Sequence[int] | None,
     replicates: int,
     policies: Sequence[str],
     optimizers: Sequence[str],

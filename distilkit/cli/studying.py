@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from distilkit.cli.guesses import guessing
 from distilkit.cli.options import (
     Device,
     Json,
@@ -19,6 +20,7 @@ from distilkit.cli.options import (
     WorkersHere,
     folder_of,
     numbers_of,
+    one_of,
     overrides,
     runs_folder,
     shard_of,
@@ -29,12 +31,18 @@ from distilkit.cli.output import Output
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(epilog="Example: distilkit subsets runs/digits --draws 2 --seeds 2")
 def subsets(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run or the URL of its copy, or a set that comes with distilkit.")],
     budgets: Annotated[str | None, typer.Option(metavar="1,2,5", help="Images of each class; by default doubling up to all.")] = None,
     draws: Annotated[int, typer.Option(help="Random subsets of each size.", min=1)] = 10,
-    strategy: Annotated[str, typer.Option(help="random, prefix, easiest or hardest; the last three have one draw.")] = "random",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="random, prefix, easiest or hardest; the last three have one draw.",
+            autocompletion=one_of("random", "prefix", "easiest", "hardest"),
+        ),
+    ] = "random",
     networks: Annotated[str | None, typer.Option(metavar="MLP,ConvNet", help="Train these networks in place of the run's.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Networks trained on each subset; by default the run's.", min=1)] = None,
     out: Annotated[
@@ -45,6 +53,9 @@ def subsets(
     ] = None,
     workers: WorkersHere = None,
     shard: Shard = None,
+    set_: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+    device: Device = None,
     trust: Trust = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -54,17 +65,25 @@ def subsets(
 
     numbers, draws = numbers_of("--budgets", budgets, least=1), draws if strategy == "random" else 1
     folder, how = out or folder_of(run) / f"subsets-{strategy}", {"workers": workers, "shard": shard_of(shard)}
-    show_subsets(run, numbers, draws, strategy, words_of(networks), seeds, folder, trust, how, Output(quiet, as_json))
+    case = {"overrides": overrides(set_, seed, device), "trust": trust}
+    show_subsets(run, numbers, draws, strategy, words_of(networks), seeds, folder, case, how, Output(quiet, as_json))
 
 
-study_commands = typer.Typer(help="Study meta-gradients, or how distilled samples depend on each other.", no_args_is_help=True)
+study_commands = typer.Typer(
+    cls=guessing("study gradients", {}), help="Study meta-gradients, or how distilled samples depend on each other.", no_args_is_help=True
+)
 commands.add_typer(study_commands, name="study")
 
 
-@study_commands.command()
+@study_commands.command(epilog="Example: distilkit study gradients digits --at 0,5 --replicates 3")
 def gradients(
     spec: SpecPath,
-    at: Annotated[str, typer.Option(metavar="0,50,200", help="Outer steps at which meta-gradients are studied.")] = "0,50,200",
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0,50,200", help="Outer steps after which to study; in a shorter run, by default, its start, a quarter and its end."
+        ),
+    ] = None,
     replicates: Annotated[int, typer.Option(help="Independent meta-gradients a policy and point.", min=3)] = 16,
     policy: Annotated[
         list[str], typer.Option(metavar="TABLE", help="Such as '{kind = \"TailTruncation\", horizon = 40, window = 10}'.")
@@ -89,13 +108,13 @@ def gradients(
 
     changes = overrides(set_, seed, device)
     pipeline = specs.load(spec, changes, trust=trust)
-    points = numbers_of("--at", at, least=0)
+    points = numbers_of("--at", at, least=0) if at is not None else None
     changed = {one: specs.load(spec, [*changes, one], trust=trust) for one in with_}
     folder, how = out or runs_folder(f"{pipeline.title}-gradients"), {"workers": workers, "shard": shard_of(shard)}
     show_gradients(pipeline, points, replicates, policy, optimizer, changed, folder, how, Output(quiet, as_json))
 
 
-@study_commands.command()
+@study_commands.command(epilog="Example: distilkit study intercorrelation boosted.toml --draws 3")
 def intercorrelation(
     spec: SpecPath,
     draws: Annotated[int, typer.Option(help="Random subsets, and draws of real images, of each size.", min=1)] = 10,

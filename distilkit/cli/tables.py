@@ -14,9 +14,10 @@ from rich.text import Text
 
 from distilkit import recipes
 from distilkit.cli.rows import SCORES, Row, evaluation_rows, gradients_rows, results_rows, sources_rows, subsets_rows
+from distilkit.errors import counted
 from distilkit.progress import duration
 from distilkit.storage import shipped
-from distilkit.storage.spread import plus_minus
+from distilkit.storage.spread import plus_minus, told_cosine
 
 if TYPE_CHECKING:
     from distilkit.runs.estimate import Plan
@@ -56,7 +57,7 @@ def plan_table(found: Plan, title: str) -> Table:
     table.add_row(Text(f"Memory at its peak, of {gib(found.available)} on this {found.device}"), gib(found.peak))
     for words, size in ((what, found.baseline_bytes), ("loading the data", found.loading_peak)):
         table.add_row(f"  {words}", gib(size))
-    table.add_row(f"  trajectory of {found.longest_window} steps", gib(found.trajectory_bytes))
+    table.add_row(f"  trajectory of {counted(found.longest_window, 'step')}", gib(found.trajectory_bytes))
     table.add_row("  one step, and what checks it", gib(found.step_peak))
     table.add_row("  or training and testing networks", gib(found.evaluation_peak) if found.seconds is not None else "not probed")
     if several:
@@ -69,7 +70,9 @@ def plan_table(found: Plan, title: str) -> Table:
     if found.seconds is not None and found.build_seconds is not None:
         table.add_row("Time of an outer step" + (", without getting them" if several else ""), f"{found.seconds:.3g} s")
         table.add_row("  building programs, once", f"{found.build_seconds:.3g} s")
-        table.add_row(f"  all {found.outer_steps} outer steps, without evaluation", duration(found.seconds * found.outer_steps))
+        table.add_row(
+            f"  {counted(found.outer_steps, 'outer step')} in all, without evaluation", duration(found.seconds * found.outer_steps)
+        )
     return table
 
 
@@ -99,7 +102,7 @@ def evaluation_words(result: xr.Dataset) -> list[str]:
     for front, one in each:
         if selected_on is not None:
             best = one.accuracy.sel(training_steps=one.selected_steps)
-            lines.append(f"{front}Selected on the {selected_on}: {int(one.selected_steps)} steps, {plus_minus(best)}")
+            lines.append(f"{front}Selected on the {selected_on}: {counted(int(one.selected_steps), 'step')}, {plus_minus(best)}")
         lines.append(
             f"{front}Paper protocol (the largest mean above, chosen on the test images, so optimistic): {float(one.paper_protocol):.4f}"
         )
@@ -136,23 +139,25 @@ def training_words(found: Row) -> list[str]:
     network = re.sub(r", image_shape=.*\)$", ")", how["network"])
     parts = [network, how["optimizer"], "at the learned rate" if how.get("learned_rate") else "", how.get("augment") or ""]
     with_it = ", ".join(filter(None, parts))
-    return [f"Train on it   distilkit.load({str(found['folder'])!r}).dataset(), for {how['steps']} steps: {with_it}"]
+    return [f"Train on it   distilkit.load({str(found['folder'])!r}).dataset(), for {counted(how['steps'], 'step')}: {with_it}"]
 
 
 def subsets_table(grid: xr.Dataset, title: str) -> Table:
     """Mean and standard deviations of the accuracy of subsets, by network and budget."""
-    table = Table(title=title)
-    for heading in ("network", "images per class", "mean", "std over draws", "std over seeds"):
+    table, rows = Table(title=title), subsets_rows(grid)
+    # A single draw or seed has no spread, of which a column would be empty.
+    spreads = [name for name in ("std_over_draws", "std_over_seeds") if not all(np.isnan(row[name]) for row in rows)]
+    for heading in ("network", "images per class", "mean", *(name.replace("_", " ") for name in spreads)):
         table.add_column(heading, justify="left" if heading == "network" else "right")
-    for row in subsets_rows(grid):
-        numbers = (row["mean"], row["std_over_draws"], row["std_over_seeds"])
+    for row in rows:
+        numbers = (row[name] for name in ("mean", *spreads))
         table.add_row(row["network"], str(row["images_per_class"]), *("-" if np.isnan(n) else f"{n:.3f}" for n in numbers))
     return table
 
 
 def sources_table(sources: xr.Dataset) -> Table:
     """Mean and standard deviation of the accuracy over draws and seeds, by source and budget."""
-    table = Table(title=f"test accuracy, mean ± std over draws and {sources.sizes['seed']} seeds")
+    table = Table(title=f"test accuracy, mean ± std over draws and {counted(sources.sizes['seed'], 'seed')}")
     table.add_column("source")
     for budget in sources["budget"].values:
         table.add_column(f"{budget} per class", justify="right")
@@ -163,6 +168,12 @@ def sources_table(sources: xr.Dataset) -> Table:
     for name, cells in by_source.items():
         table.add_row(name, *cells)
     return table
+
+
+def _cosine(row: Row, name: str) -> str:
+    """An estimated cosine and its error, where they tell something."""
+    told = told_cosine(row[name], row[f"{name}_error"])
+    return "not told" if np.isnan(told) else f"{told:.2f} ± {row[f'{name}_error']:.2f}"
 
 
 def gradients_table(study: xr.Dataset) -> Table:
@@ -193,9 +204,9 @@ def gradients_table(study: xr.Dataset) -> Table:
             f"{row['norm']:.2e}",
             f"{row['variance']:.3g} ± {row['variance_error']:.2g}",
             f"{row['variance_clipped']:.3g} ± {row['variance_clipped_error']:.2g}",
-            f"{row['cosine']:.2f} ± {row['cosine_error']:.2f}",
+            _cosine(row, "cosine"),
             f"{row['same_end_cosine']:.2f}",
-            f"{row['alignment']:.2f} ± {row['alignment_error']:.2f}",
+            _cosine(row, "alignment"),
             f"{row['seconds']:.3f}",
             "not told" if np.isnan(worth) else f"{100 * worth:.2g}",
             f"{row['peak_memory'] / 1e6:.1f}",

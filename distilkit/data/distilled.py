@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from distilkit.data.preprocessing import Fitted, Identity
-from distilkit.errors import CombinationError, DistilkitError, FieldError, listing
+from distilkit.errors import CombinationError, DistilkitError, FieldError, counted, listing
 from distilkit.functional.pytrees import aligned
 
 LABEL_SPACES = ("one-hot", "probability", "logit", "centred")
@@ -105,12 +105,13 @@ class DistilledSet:
         return int(self.images.shape[0])
 
     def __repr__(self) -> str:
-        kind = "images" if len(self.image_shape) == 3 else "vectors"
+        many = counted(len(self), "image" if len(self.image_shape) == 3 else "vector")
         size = "x".join(map(str, self.image_shape))
         rates = 0 if self.inner_lr is None else np.size(self.inner_lr)
         rate = ("", ", a learned rate")[rates] if rates < 2 else f", {rates} learned rates"
         space = self.preprocessing.to_arrays()[0].get("kind", type(self.preprocessing).__name__)
-        return f"DistilledSet({len(self)} {kind} of {size}, {len(self.class_names)} classes, {self.label_space} labels{rate}, {space})"
+        classes = counted(len(self.class_names), "class", "classes")
+        return f"DistilledSet({many} of {size}, {classes}, {self.label_space} labels{rate}, {space})"
 
     def _repr_png_(self) -> bytes | None:
         """The first images of each class in a notebook, of as many classes as a page holds; nothing where there are none to see."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilkit.data.bundle import DataBundle
-from distilkit.errors import Change, CombinationError, listing
+from distilkit.errors import Change, CombinationError, counted, listing
 from distilkit.evaluation.training import TrainingSet
 from distilkit.functional.streams import Stream
 
@@ -115,7 +115,8 @@ def members_of_classes(data: DataBundle, per_class: int) -> list[Tensor]:
     for name, own in zip(data.class_names, members, strict=True):
         if len(own) < per_class:
             raise CombinationError(
-                f"{per_class} images of each class are to be compared with real ones, but class {name!r} has {len(own)} training images.",
+                f"As many real images of each class as the set has, {per_class}, are to be compared with it, but class {name!r} has "
+                f"{counted(len(own), 'training image')}.",
                 changes=[
                     *([Change("images.per_class", len(own))] if len(own) else []),
                     Change("evaluation.baselines", ["full data"]),

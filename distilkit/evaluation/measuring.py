@@ -12,7 +12,7 @@ from torch import Tensor
 from distilkit.data.bundle import DataBundle, Split
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import require_same
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, counted
 from distilkit.evaluation.baselines import chosen_images, full_data, members_of_classes
 from distilkit.evaluation.protocol import Evaluation
 from distilkit.evaluation.training import Mode, TrainingSet, accuracy, train
@@ -108,7 +108,7 @@ def measure(
     for networks in trained(learner, training.part(some), evaluation, own[some], programs, networks=len(own)):
         for name, split in splits.items():
             rows[name].append(networks.accuracy(split))
-            progress.value(f"{name} accuracy after {networks.steps} steps", rows[name][-1].tolist())
+            progress.value(f"{name} accuracy after {counted(networks.steps, 'step')}", rows[name][-1].tolist())
     return {name: np.stack(row) for name, row in rows.items()}
 
 

@@ -98,8 +98,8 @@ class Evaluation:
         return {
             "networks": self.seeds,
             "training_steps": list(self.steps),
-            "optimizer": "the learner's" if self.optimizer is None else repr(self.optimizer),
-            "augmentation": ("the learner's" if self.augment is None else repr(self.augment)) if self.augmented else "none",
+            "optimizer": "the learner's" if self.optimizer is None else fields.described(self.optimizer),
+            "augmentation": ("the learner's" if self.augment is None else fields.described(self.augment)) if self.augmented else "none",
             "labels": self.labels,
             "precision": self.precision,
             "selected_on": OPTIMISTIC if self.select == "paper" else selected_on,

@@ -23,6 +23,7 @@ from torch import Tensor
 from distilkit import process
 from distilkit.data.bundle import Split
 from distilkit.data.pixels import Pixels
+from distilkit.errors import counted
 from distilkit.functional.streams import Stream
 from distilkit.learner import Draw, Learner, LearnerState
 from distilkit.programs.programs import Programs
@@ -229,7 +230,7 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN,
                 diverged[i : i + together] |= ~found.isfinite().flatten(1).all(1)
     lost = int(diverged.sum())
     if lost:
-        logger.warning("%d of %d networks diverged: their outputs are not finite, and they have no accuracy", lost, len(params))
+        logger.warning("%d of %s diverged: outputs are not finite, and have no accuracy", lost, counted(len(params), "network"))
     return (hits.double() / len(labels)).masked_fill(diverged, torch.nan).cpu()
 
 

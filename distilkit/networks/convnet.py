@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distilkit import fields
-from distilkit.errors import CombinationError
+from distilkit.errors import CombinationError, counted
 from distilkit.networks import base
 from distilkit.networks.layers import Activation, Norm, Pooling
 from distilkit.networks.stack import Block, Stack, StackNetwork, halvings
@@ -57,7 +57,7 @@ class ConvNet(StackNetwork):
         most = halvings(side)
         if self.pooling != "none" and self.depth > most:
             raise CombinationError(
-                f"ConvNet of depth {self.depth} halves the image {self.depth} times, and nothing is left of {height}x{width}: "
+                f"ConvNet of depth {self.depth} halves the image {counted(self.depth, 'time')}, and nothing is left of {height}x{width}: "
                 f"the largest depth that fits is {most}.",
                 fix=f"ConvNet(depth={most})" if most else f'ConvNet(depth={self.depth}, pooling="none")',
             )

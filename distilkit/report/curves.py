@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from distilkit.errors import RunError, listing
+from distilkit.errors import RunError, counted, listing
 from distilkit.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, clean, new_figure, save
 from distilkit.storage.spread import plus_minus, spread
 
@@ -74,7 +74,7 @@ def _series(axes: Axes, series: xr.DataArray, *, log: bool) -> None:
         axes.plot(steps[good], median, color=BLUE, linewidth=1.4, label=f"median of {width}")
         axes.legend(fontsize=7, frameon=False, loc="upper right")
     lost = int((~good).sum())
-    missing = f" ({lost} values not drawn: not finite or not positive)" if lost else ""
+    missing = f" ({counted(lost, 'value')} not drawn: not finite or not positive)" if lost else ""
     words = clean(str(series.attrs.get("long_name", series.name)), 80) + missing
     axes.set_title(words, fontsize=8.5, color=INK, loc="left", parse_math=False)
 
@@ -109,7 +109,7 @@ def _accuracy(axes: Axes, evaluation: xr.Dataset, baselines: xr.Dataset) -> None
 def _training_steps(protocol: dict[str, Any]) -> str:
     """How long the networks were trained, from the words of `Evaluation.words`: what was selected, or what can be."""
     steps = [protocol["selected_training_steps"]] if "selected_training_steps" in protocol else protocol.get("training_steps", [])
-    return f", {listing(steps)} training steps" if steps else ""
+    return f", {counted(listing(steps), 'training step')}" if steps else ""
 
 
 def _level(axes: Axes, accuracy: xr.DataArray, name: str, color: str, style: str) -> None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from distilkit.errors import RunError
 from distilkit.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, clean, new_figure, save
+from distilkit.storage.spread import told_cosine
 
 COLOURS = (BLUE, ORANGE, PURPLE, GREEN, MUTED, INK)
 MARKERS = "osD^vP"
@@ -44,11 +45,16 @@ def gradient_figure(data: xr.Dataset) -> Figure:
         _line(column[1], own, "variance", log=True)
         _line(column[2], own, "variance_clipped", log=True)
         _line(column[3], own, "cosine", log=False)
-        column[3].set_ylim(-0.25, 1.15)
+        column[3].set_ylim(min(-0.25, _lowest(data) - 0.1), 1.15)
         column[0].set_title(f"inner optimiser {clean(name, 30)}", fontsize=9, color=INK, loc="left", parse_math=False)
         column[-1].set_xticks(range(own.sizes["outer_step"]), [str(step) for step in own["outer_step"].values])
-        column[-1].set_xlabel("outer step of the distillation", fontsize=8.5)
-    words = ("norm of\nsingle draws", "variance:\ntr Cov / |mean|²", "the same,\nclipped at 2 medians", "cosine to the\nfull unroll's mean")
+        column[-1].set_xlabel("outer steps done", fontsize=8.5)
+    words = (
+        "norm of\nsingle draws",
+        "variance:\ntr Cov / |mean|²",
+        "the same,\nclipped at 2 medians",
+        "estimated cosine to\nthe full unroll's mean",
+    )
     for axis, text in zip(axes[:, 0], words, strict=True):
         axis.set_ylabel(text, fontsize=8.5, color=INK)
     figure.align_ylabels(axes[:, 0])
@@ -68,6 +74,12 @@ def gradient_figure(data: xr.Dataset) -> Figure:
         parse_math=False,
     )
     return figure
+
+
+def _lowest(data: xr.Dataset) -> float:
+    """The least cosine that is shown."""
+    told = told_cosine(data["cosine"].values, data["cosine_error"].values)
+    return float(np.nan_to_num(told, nan=1.0).min(initial=1.0))
 
 
 def _places(data: xr.Dataset) -> np.ndarray:
@@ -92,13 +104,13 @@ def _norms(axes: Axes, data: xr.Dataset) -> None:
 
 
 def _line(axes: Axes, data: xr.Dataset, name: str, *, log: bool) -> None:
-    """The estimate with its standard error; where that is no smaller than the scale, there is nothing to show."""
+    """The estimate with its standard error; where that is as large as a variance, or too large for a cosine, there is nothing to show."""
     if log:
         axes.set_yscale("log")
     for i, x in enumerate(_places(data)):
         values, error = data[name].isel(policy=i).values, data[f"{name}_error"].isel(policy=i).values
-        told = error < (values if log else 0.4)  # false where either is NaN
-        good, colour = np.isfinite(values) & told, COLOURS[i % len(COLOURS)]
+        values = np.where(error < values, values, np.nan) if log else told_cosine(values, error)
+        good, colour = np.isfinite(values), COLOURS[i % len(COLOURS)]
         lower = np.minimum(error, 0.9 * values) if log else error
         axes.errorbar(
             x[good],

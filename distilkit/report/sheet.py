@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from distilkit.errors import RunError
+from distilkit.errors import RunError, counted
 from distilkit.report.drawing import INK, MUTED, clean, new_figure, save
 from distilkit.report.grid import Grid
 from distilkit.report.vectors import vectors_figure
@@ -164,7 +164,7 @@ def _subtitle(data: xr.Dataset, samples: list[np.ndarray], depth: int, nearest: 
         "" if nearest is None else _of_its_class(nearest, data["label_class"].values, samples, depth),
         {1: "", 3: "", 2: "first of 2 channels"}.get(channels, f"first 3 of {channels} channels as red, green, blue"),
     ]
-    made = f"{data.sizes['sample']} distilled images after {data.attrs.get('outer_step', '?')} outer steps"
+    made = f"{counted(data.sizes['sample'], 'distilled image')} after {counted(data.attrs.get('outer_step', '?'), 'outer step')}"
     return "   ".join([made, *filter(None, limits)])
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from distilkit.errors import counted
 from distilkit.report.drawing import INK, MUTED, clean, new_figure
 
 MOST_ROWS = 400
@@ -41,6 +42,7 @@ def vectors_figure(data: xr.Dataset, title: str) -> Figure:
     axes.set_xlabel("feature", fontsize=8.5, color=INK)
     axes.tick_params(length=0, labelsize=6.5)
     some = f"   {len(shown)} of {len(order)} drawn" if len(shown) < len(order) else ""
-    words = f"{len(order)} distilled feature vectors (not images) after {data.attrs.get('outer_step', '?')} outer steps{some}"
+    steps = counted(data.attrs.get("outer_step", "?"), "outer step")
+    words = f"{counted(len(order), 'distilled feature vector')} (not images) after {steps}{some}"
     figure.suptitle(f"{title}\n{words}", fontsize=9, color=INK, parse_math=False)
     return figure

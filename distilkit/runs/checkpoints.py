@@ -120,12 +120,13 @@ def begun(
         raise RunError(f"{directory} holds a run already, and is not to go on.", changes=beside)
     if "pipeline" not in found.meta:
         raise RunError(f"{directory / FOLDER} holds checkpoints of something else than a run.", changes=beside)
-    there = found.meta["pipeline"]
+    there = _steps_apart(found.meta["pipeline"])
     precision = there.get("unroller", {}).get("precision")
     if distiller.unroller.precision == "auto" and precision is not None:
         distiller = fields.evolve(distiller, unroller=fields.evolve(distiller.unroller, precision=precision))
-    older = {"deterministic": False, "unroller.kernels": "auto"}  # what older runs do not say
-    changed = {name: pair for name, pair in differences(there, identity(distiller)).items() if pair != (None, older.get(name))}
+    here = _steps_apart(identity(distiller))
+    older = {"deterministic": False, "unroller.kernels": "auto", "parameters": here.get("parameters")}  # what older runs do not say
+    changed = {name: pair for name, pair in differences(there, here).items() if pair != (None, older.get(name))}
     ways = [name for name in changed if name.startswith(WAYS) and not name.endswith(".decay")]  # which truncates
     if ways:
         log.warning("going on with another %s: what is done is the same, and may be rounded otherwise", listing(ways, "and"))
@@ -168,8 +169,16 @@ def identity(distiller: Distiller) -> dict[str, Any]:
         return to_tree(distiller) | {"data_read": found}
     except DistilkitError:
         found["images"] = hash_tensor(data.train.images[:: max(1, len(data.train) // 1000)])
-        # An address is another one in every process.
-        return {"pipeline": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(distiller)), "data_read": found}
+        return {"pipeline": fields.described(distiller), "parameters": distiller.bound.layout.size, "data_read": found}
+
+
+def _steps_apart(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An identity that names its outer steps, which may grow, beside the words of a pipeline that was made in Python."""
+    words = found.get("pipeline", "")
+    steps = re.search(r"(?<=outer=Outer\(steps=)\d+", words)
+    if steps is None:
+        return found
+    return {**found, "pipeline": words[: steps.start()] + words[steps.end() :], "outer": {"steps": int(steps[0])}}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -21,7 +21,7 @@ from distilkit import fields, process, storage
 from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
 from distilkit.display import shown
-from distilkit.errors import Change, CombinationError, RunError
+from distilkit.errors import Change, CombinationError, RunError, counted
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC
 from distilkit.evaluation.sharing import Measurement, shared_out
@@ -141,7 +141,8 @@ def _evaluated(
     stream = Stream(seed).fold("evaluate")
     jobs = []
     for name, one in _per_network(case, networks).items():
-        words = f"training {one.evaluation.seeds} networks{f' ({name})' if networks else ''} for {one.evaluation.steps[-1]} steps"
+        words = f"training {counted(one.evaluation.seeds, 'network')}{f' ({name})' if networks else ''}"
+        words += f" for {counted(one.evaluation.steps[-1], 'step')}"
         jobs.append(_measurement(one, words, training, stream.fold("networks")))
     count = len(jobs)
     jobs += _baselines(case, baselines, stream.fold("baselines")) if baselines else []
@@ -167,7 +168,7 @@ def save(result: xr.Dataset, case: EvaluationInput, directory: str | os.PathLike
         RunError: the folder holds results already.
     """
     require_free(directory)
-    words = {"learner": repr(case.learner), "evaluation": repr(case.evaluation)}
+    words = {"learner": fields.described(case.learner), "evaluation": fields.described(case.evaluation)}
     names = {"title": case.title, "spec": words, "seed": result.attrs["seed"], "device": result.attrs["device"]}
     tree = tree_of(case.distilled, case.data, {"evaluation": result}, **names)
     storage.write(tree, directory)
@@ -214,7 +215,8 @@ def _case(
             data = pipeline.bundle if data is None else data
             learner, evaluation, threads = learner or pipeline.learner, evaluation or pipeline.evaluation, pipeline.threads
         elif learner is None and (stated := stated_provenance(path)) is not None:
-            own = stated_pipeline(stated, data=STANDS_IN, of=os.fspath(path))
+            words = f"dk.evaluate({os.fspath(path)!r}, data, learner)"
+            own = stated_pipeline(stated, data=STANDS_IN, of=os.fspath(path), instead=words)
             learner, evaluation = own.learner, evaluation or own.evaluation
     missing = [name for name, value in (("data", data), ("learner", learner)) if value is None]
     if missing or learner is None:
@@ -291,7 +293,7 @@ def _dataset(case: EvaluationInput, rows: Sequence[Mapping[str, Any]], networks:
     }
     if networks:
         coords["network"] = layout.coordinate("network", networks, "network that was trained")
-    protocol = evaluation.to_json() | {"learner": repr(case.learner)}
+    protocol = evaluation.to_json() | {"learner": fields.described(case.learner)}
     protocol["selected_on"] = None if choosing is None else OPTIMISTIC if evaluation.select == "paper" else "validation split"
     attributes = {
         "protocol": json.dumps(protocol),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -43,28 +44,47 @@ def read_set(path: Any, *, format: str | None = None, label_space: str | None = 
     return formats.read(path, format, label_space=label_space, preprocessing=preprocessing)
 
 
-def with_pipeline(distilled: Any, pipeline: Distiller | None = None, *, trust: bool = False) -> tuple[DistilledSet, Distiller]:
+def with_pipeline(
+    distilled: Any,
+    pipeline: Distiller | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    trust: bool = False,
+    instead: str = "pipeline=dk.Distiller(data, learner, ...)",
+) -> tuple[DistilledSet, Distiller]:
     """A distilled set on the CPU and the pipeline that says how it is judged.
 
     Args:
         distilled: the set, the folder of its run or the URL of its copy, or the name of a set that comes with distilkit.
         pipeline: that of the run when left out.
+        overrides: of the run's spec, as for `--set`.
         trust: allow the run's spec to name Python code.
+        instead: what to type where there is none.
 
     Raises:
         CombinationError: a set was given without a pipeline.
         RunError: the run has no spec to take the pipeline from.
     """
-    instead = "pipeline=dk.Distiller(data, learner, ...)"
     if not isinstance(distilled, DistilledSet):
-        return storage.load(distilled), pipeline or pipeline_of(distilled, trust=trust, instead=instead)
+        return storage.load(distilled), pipeline or pipeline_of(distilled, overrides, trust=trust, instead=instead)
     if pipeline is None:
         raise CombinationError("A DistilledSet does not know the data and the learner that it is judged with.", fix=instead)
     return distilled.to("cpu"), pipeline
 
 
+def spec_file(path: Any) -> Path:
+    """Where the spec of a run lies: runs with parts that no spec can write down, which were made in Python, have none there."""
+    place = Path(path)
+    return (place.parent if place.suffix == ".zarr" else place) / SPEC
+
+
 def pipeline_of(
-    path: Any, overrides: Iterable[str] = (), *, trust: bool = False, instead: str = "dk.evaluate(run, data, learner, evaluation)"
+    path: Any,
+    overrides: Iterable[str] = (),
+    *,
+    trust: bool = False,
+    instead: str = "dk.evaluate(run, data, learner, evaluation)",
+    in_python: str | None = None,
 ) -> Distiller:
     """The pipeline of a run, from its `spec.toml`, or of a set that comes with distilkit, from its recipe.
 
@@ -73,24 +93,39 @@ def pipeline_of(
         overrides: of its spec, as for `--set`.
         trust: allow the spec to name Python code.
         instead: what to type where there is no spec.
+        in_python: what to type in Python, where there is none since parts of the pipeline were made there; `instead` when left out.
 
     Raises:
-        RunError: it has none, since parts of it were made in Python; or there is no run at the URL.
+        RunError: it has none, or is not there.
     """
     if shipped.comes_with_distilkit(path):
         return specs.load(path, overrides, trust=trust)
     written: str | Path
+    made_there = None
     if (url := run_at(path)) is not None:
         written, there = f"{url}/{SPEC}", SPEC in names_at(url)
     else:
-        place = Path(path)
-        written = (place.parent if place.suffix == ".zarr" else place) / SPEC
+        written = spec_file(path)
         there = written.is_file()
+        if not there:
+            if not Path(path).exists():
+                storage.open(path)  # tells what is not there
+            made_there = _made_in_python(path)
     if not there:
-        what = "set" if storage.is_set(path) else "run"
+        what, why = "set" if storage.is_set(path) else "run", f": {made_there} So" if made_there else ", so"
         raise RunError(
-            f"The {what} {url or str(path)!r} has no spec.toml, so its data, learner and protocol are not known.",
-            fix=instead,
+            f"The {what} {url or str(path)!r} has no spec.toml{why} its data, learner and protocol are not known here.",
+            fix=in_python or instead if made_there else instead,
         )
     pipeline: Distiller = specs.load(written, overrides, trust=trust)
     return pipeline
+
+
+def _made_in_python(path: Any) -> str | None:
+    """Why a run has no spec, in a sentence; None where it does not say so."""
+    try:
+        spec = json.loads(storage.open(path).attrs["spec"])
+    except (RunError, KeyError, ValueError):
+        return None
+    words = spec.get("unwritable") if isinstance(spec, dict) else None
+    return words if isinstance(words, str) else None

@@ -16,7 +16,7 @@ import xarray as xr
 from distilkit import fields, report, storage
 from distilkit.data.distilled import DistilledSet
 from distilkit.distiller import Distiller, DistillerState
-from distilkit.errors import DistilkitError
+from distilkit.errors import DistilkitError, counted
 from distilkit.evaluation import PartialScore, Score, training_set
 from distilkit.runs.sheets import draw_sheet
 from distilkit.spec import dumps, to_tree
@@ -142,7 +142,7 @@ def _with_training(made: DistilledSet, distiller: Distiller, score: Score | None
 
 
 def _repr(part: Any) -> str | None:
-    return None if part is None else repr(part)
+    return None if part is None else fields.described(part)
 
 
 def _how(distiller: Distiller, state: DistillerState) -> dict[str, str]:
@@ -182,7 +182,7 @@ def spec_of(distiller: Distiller) -> dict[str, Any]:
     try:
         return to_tree(distiller)
     except DistilkitError as error:
-        return {"unwritable": error.message, "pipeline": repr(distiller)}
+        return {"unwritable": error.message, "pipeline": fields.described(distiller)}
 
 
 def write_spec(distiller: Distiller, directory: Path) -> None:
@@ -204,7 +204,7 @@ def _by_seed(values: np.ndarray[Any, Any]) -> dict[int, float]:
 
 
 def _device_words(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def save_figures(distiller: Distiller, tree: xr.DataTree, directory: Path) -> None:

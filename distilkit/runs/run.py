@@ -28,7 +28,7 @@ from distilkit import fields, process, ranks, storage
 from distilkit.data.preprocessing import to_words
 from distilkit.display import shown
 from distilkit.distiller import Distiller, DistillerState
-from distilkit.errors import Change, GradientError, ResourceError, RunError
+from distilkit.errors import Change, GradientError, ResourceError, RunError, counted
 from distilkit.evaluation import PartialScore, Score, TrainingSet, baseline_set, require_feasible, score, training_set
 from distilkit.evaluation.training import mean_or_zero
 from distilkit.functional.streams import Stream
@@ -194,7 +194,7 @@ class _Run:
         require_feasible(distiller.evaluation, distiller.bound, distiller.bundle, distiller.per_class)
         to_words(distiller.bundle.preprocessing)  # what could not be read back is refused now, not at the end
         if found is not None:
-            logger.info("going on at outer step %d of %d", self.record.state.step, distiller.outer_steps)
+            logger.info("going on after %d of %d outer steps", self.record.state.step, distiller.outer_steps)
         self.pipeline = checkpoints.identity(distiller)
         if self.record.state.step < distiller.outer_steps:
             require_memory(distiller)
@@ -353,7 +353,7 @@ class _Run:
         own = stream.fold("distilled")
         yield FINAL, "the distilled set", distiller.bound, partial(training_set, chosen, data), own
         for k, stage in enumerate(distiller.stages[:-1]):
-            prefix, words = chosen.subset(chosen.block <= k), f"the first {stage.per_class} images of each class"
+            prefix, words = chosen.subset(chosen.block <= k), f"the first {counted(stage.per_class, 'image')} of each class"
             yield f"{PREFIX}{stage.per_class}", words, distiller.stage_learner(stage), partial(training_set, prefix, data), own
         for name in evaluation.baselines:
             its = stream.fold(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ AT_ONCE = 10_000  # real images that are compared at once
 
 def draw_sheet(
     tree: xr.DataTree,
-    out: Path,
+    out: str | os.PathLike[str],
     data: DataBundle | None,
     *,
     which: Which = "auto",

@@ -28,7 +28,13 @@ def stated_provenance(path: Any) -> dict[str, Any] | None:
 
 
 def stated_pipeline(
-    provenance: Mapping[str, Any], *, data: str | None = None, overrides: Iterable[str] = (), of: str = "The set", trust: bool = False
+    provenance: Mapping[str, Any],
+    *,
+    data: str | None = None,
+    overrides: Iterable[str] = (),
+    of: str = "The set",
+    trust: bool = False,
+    instead: str = "--recipe SPEC.toml",
 ) -> Distiller:
     """The pipeline by which a set was judged. How it was distilled is not known: the truncation stands for none.
 
@@ -38,6 +44,7 @@ def stated_pipeline(
         overrides: of its values, as for `--set`.
         of: what to call the set in errors.
         trust: allow the overrides to name Python code.
+        instead: what to type where the network, or another part, is somebody's own.
 
     Raises:
         CombinationError: it names a network of somebody's own, or data that is not known by a name.
@@ -55,7 +62,7 @@ def stated_pipeline(
             f"{of} was made of data named {kind!r}, and does not know where those lie.",
             fix=f"--data {shlex.quote(f'{kind}.npz')}  # or their folder",
         )
-    learner = {name: _component(how.get(name), slot, of) for name, slot in SLOTS.items()}
+    learner = {name: _component(how.get(name), slot, of, instead) for name, slot in SLOTS.items()}
     learner |= {name: how.get(name) for name in ("batch_per_class", "classes_per_step")}
     evaluation = {
         "steps": [how.get("steps", 300)],
@@ -77,7 +84,7 @@ def _there(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _component(words: Any, slot: str, of: str) -> dict[str, Any] | None:
+def _component(words: Any, slot: str, of: str, instead: str) -> dict[str, Any] | None:
     """A component as a table, from its `repr`; nothing of it is run."""
     if words is None:
         return None
@@ -86,9 +93,7 @@ def _component(words: Any, slot: str, of: str) -> dict[str, Any] | None:
     except (SyntaxError, ValueError, TypeError):
         found = None
     if not isinstance(found, dict) or found.get("kind") not in kinds.KINDS[slot]:
-        raise CombinationError(
-            f"{of} says that networks are trained on it with {words}, which is no {slot} of distilkit.", fix="--recipe SPEC.toml"
-        )
+        raise CombinationError(f"{of} says that networks are trained on it with {words}, which is no {slot} of distilkit.", fix=instead)
     return found
 
 

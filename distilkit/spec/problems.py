@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from distilkit.errors import DistilkitError
+from distilkit.errors import DistilkitError, counted
 from distilkit.spec.text import to_toml
 
 _LONGEST = 60
@@ -59,7 +59,7 @@ class SpecError(DistilkitError):
     def __init__(self, problems: Sequence[Problem], source: str = "the spec") -> None:
         self.problems = tuple(problems)
         self.source = source
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        count = counted(len(self.problems), "problem")
         super().__init__("\n".join([f"{source} cannot be used, it has {count}:", *map(_entry, self.problems)]))
 
 

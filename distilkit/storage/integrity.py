@@ -22,6 +22,7 @@ from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from distilkit.errors import counted
 from distilkit.storage import checkpoint
 from distilkit.storage.checkpoint import sync_folder
 from distilkit.storage.layout import NAME
@@ -102,7 +103,7 @@ def _lost(path: Path) -> list[str]:
         there = array.nchunks_initialized
     except Exception as error:  # zarr raises many kinds; all mean the same here
         return [f"{path} cannot be read: {type(error).__name__}: {error}"]
-    return [] if there == array.nchunks else [f"{path} has lost {array.nchunks - there} of its {array.nchunks} chunks."]
+    return [] if there == array.nchunks else [f"{path} has lost {array.nchunks - there} of its {counted(array.nchunks, 'chunk')}."]
 
 
 def verify(run: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
@@ -151,7 +152,7 @@ def _verified(store: Path) -> tuple[list[str], list[str]]:
                 array[...]
             except Exception as error:  # codecs raise many kinds; all mean the same here
                 wrong.append(f"{store / name} is damaged: {type(error).__name__}: {error}")
-        checked += [f"{store}: {len(arrays)} arrays"] if not wrong else []
+        checked += [f"{store}: {counted(len(arrays), 'array')}"] if not wrong else []
     folder = store.parent / "checkpoints"
     for step in checkpoint.steps(folder):
         try:

@@ -14,6 +14,9 @@
                   attrs: set ("best" on validation, or the "last"), protocol (JSON)
     /baselines    accuracy (baseline, seed)
 
+`outer_step` numbers the steps of /history from 0, so that the row of 0 is the first step. Everywhere else it is how many were done: a look
+at validation at 50, and a set whose `outer_step` is 50, come after the row of 49.
+
 Feature vectors have the dimensions (sample, feature) in place of (sample, channel, y, x). Every variable has `long_name` and
 `units` ("1" where there is none), and every dimension has a coordinate. Where accuracies of unequal numbers of seeds stand side
 by side, the missing ones are NaN. Other rooms add groups with `variable` and `build`.
@@ -114,7 +117,7 @@ def evaluation_group(
         protocol: JSON-able words on how the networks were trained and tested.
         which: the set whose test accuracy this is.
         accuracy: test accuracy (a fraction) by seed.
-        validation: by outer step, the validation accuracy by seed.
+        validation: by outer steps done, the validation accuracy by seed.
 
     >>> group = evaluation_group(protocol={"steps": 300}, which="best", accuracy={0: 0.5, 1: 0.6}, validation={10: {0: 0.4}})
     >>> group.validation_accuracy.values
@@ -129,7 +132,7 @@ def evaluation_group(
     if validation is not None:
         steps = sorted(validation)
         rows = np.array([_by_seed(validation[s], seeds) for s in steps], float).reshape(len(steps), len(seeds))
-        coords["outer_step"] = coordinate("outer_step", np.asarray(steps, np.int64))
+        coords["outer_step"] = coordinate("outer_step", np.asarray(steps, np.int64), "outer steps done")
         data["validation_accuracy"] = variable(("outer_step", "seed"), rows, "validation accuracy of networks trained on the distilled set")
     return xr.Dataset(data, coords, {"protocol": json.dumps(dict(protocol))} | ({"set": which} if which else {}))
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distilkit.errors import ResourceError, RunError
+from distilkit.errors import ResourceError, RunError, counted
 from distilkit.storage.layout import NAME
 from distilkit.storage.remote import CHECKPOINTS, PAUSES, ROOT, SPEC, file_system, is_final, tried
 
@@ -94,7 +94,7 @@ class Mirror:
             part.replace(target)
             self._sent[name] = self._state(target)
         if names:
-            logger.info("fetched %d files from %s", len(names), self.url)
+            logger.info("fetched %s from %s", counted(len(names), "file"), self.url)
         return bool(names)
 
     def differs(self) -> bool:

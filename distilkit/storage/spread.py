@@ -38,6 +38,21 @@ def standard_error(values: npt.ArrayLike, axis: int | tuple[int, ...] | None = N
     return spread(values, axis) / np.sqrt(np.maximum(count, 1))
 
 
+MOST_ERROR = 0.4  # of a cosine that is told
+
+
+def told_cosine(value: npt.ArrayLike, error: npt.ArrayLike) -> Any:
+    """A cosine that was estimated, as it is shown: between -1 and 1, and NaN where its standard error is 0.4 or more.
+
+    A ratio of unbiased estimates, as in `distilkit.studies.statistics`, is no cosine of vectors: noise may take it above 1. The nearest
+    number that a cosine can be is the better estimate.
+
+    >>> told_cosine([0.8, 1.01, 1.29], [0.1, 0.02, 0.6]).tolist()
+    [0.8, 1.0, nan]
+    """
+    return np.where(np.asarray(error, np.float64) < MOST_ERROR, np.clip(np.asarray(value, np.float64), -1, 1), np.nan)[()]
+
+
 def plus_minus(values: npt.ArrayLike, digits: int = 4) -> str:
     """Mean ± spread as text; the mean alone where there is no spread.
 

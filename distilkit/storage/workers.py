@@ -21,7 +21,7 @@ import cloudpickle
 import torch
 
 from distilkit import process
-from distilkit.errors import DistilkitError, FieldError, RunError
+from distilkit.errors import DistilkitError, FieldError, RunError, counted
 
 logger = logging.getLogger("distilkit")
 
@@ -86,11 +86,11 @@ def share_out(
                 left = _round(executor, (str(place), digest, threads), left, found, seen)
             fruitless = fruitless + 1 if len(left) == before else 0
             if left:
-                logger.warning("%d units of work were lost with their workers", len(left))
+                logger.warning("%s lost with their workers", counted(len(left), "unit of work was", "units of work were"))
     finally:
         place.unlink(missing_ok=True)
     if left:
-        logger.warning("%d units of work were lost %d times in a row, and are done here", len(left), ROUNDS)
+        logger.warning("what was lost %d times in a row is done here: %s", ROUNDS, counted(len(left), "unit of work", "units of work"))
     return found
 
 

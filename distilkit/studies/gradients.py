@@ -75,6 +75,15 @@ def usual_policies(truncation: Any) -> dict[str, Any]:
     }
 
 
+def usual_points(outer_steps: int) -> list[int]:
+    """At which outer steps a distillation of so many is studied: 0, 50 and 200, or, where it is shorter, the start, a quarter and the end.
+
+    >>> usual_points(400), usual_points(100)
+    ([0, 50, 200], [0, 25, 100])
+    """
+    return [0, 50, 200] if outer_steps >= 200 else sorted({0, outer_steps // 4, outer_steps})
+
+
 class Problem(NamedTuple):
     """What the meta-gradients are taken of: a bound learner, the outer variables, and the class that each row is drawn as, (N,)."""
 
@@ -121,7 +130,7 @@ def gradient_study(
     pipeline: Distiller,
     policies: Mapping[str, Any] | None = None,
     optimizers: Mapping[str, Any] | None = None,
-    outer_steps: Sequence[int] = (0, 50, 200),
+    outer_steps: Sequence[int] | None = None,
     replicates: int = 16,
     *,
     horizon: int | None = None,
@@ -139,7 +148,7 @@ def gradient_study(
             `dk.evolve(pipeline, outer=dk.evolve(pipeline.outer, ends=3))`: its truncation, `unroller` and `outer.ends` count then,
             and all else is that of the study.
         optimizers: inner optimisers by name, that the meta-gradients are taken through; the pipeline's when left out.
-        outer_steps: points of the distillation.
+        outer_steps: points of the distillation, as outer steps done; `usual_points` when left out.
         replicates: K, at least 3.
         horizon: T of the full unroll that `cosine` compares with; the longest of the pipeline's and the policies' windows when left out.
         out: a folder; the study goes on there after a kill, and several processes may fill it.
@@ -158,18 +167,18 @@ def gradient_study(
             require_writable(out)
         chosen = dict(policies or usual_policies(pipeline.truncation))
         inner = dict(optimizers or {type(pipeline.learner.optimizer).__name__: pipeline.learner.optimizer})
-        points = sorted(set(outer_steps))
+        points = usual_points(pipeline.outer_steps) if outer_steps is None else sorted(set(outer_steps))
         for name, one in chosen.items():
             if isinstance(one, Distiller):
                 _require_same(pipeline, name, one)
         if replicates < 3:
             raise CombinationError(f"replicates = {replicates} are too few for a variance and its error.", fix="replicates=16")
         if not points or points[0] < 0:
-            raise FieldError("outer_steps", list(outer_steps), "one or more whole numbers, each at least 0", fix="outer_steps=[0, 50]")
+            raise FieldError("outer_steps", points, "one or more whole numbers, each at least 0", fix="outer_steps=[0, 50]")
         if points[-1] > pipeline.outer_steps:
             raise CombinationError(
-                f"outer step {points[-1]} is beyond the run's {pipeline.outer_steps}.",
-                changes=[Change("outer_steps", [0, pipeline.outer_steps], "at")],
+                f"A study at outer step {points[-1]} cannot be: the pipeline ends after {pipeline.outer_steps}.",
+                changes=[Change("outer_steps", usual_points(pipeline.outer_steps), "at")],
             )
         streams = [pipeline.stream.fold("gradient study").fold(k) for k in range(replicates)]
         asked = [one.truncation if isinstance(one, Distiller) else one for one in (*chosen.values(), pipeline)]
@@ -185,9 +194,9 @@ def gradient_study(
 
         identity = {
             "study": "gradients",
-            "pipeline": repr(pipeline),
-            "policies": {name: repr(policy) for name, policy in chosen.items()},
-            "optimizers": {name: repr(optimizer) for name, optimizer in inner.items()},
+            "pipeline": fields.described(pipeline, pipeline.bound.layout.size),
+            "policies": {name: fields.described(policy) for name, policy in chosen.items()},
+            "optimizers": {name: fields.described(optimizer) for name, optimizer in inner.items()},
             "outer_steps": points,
             "replicates": replicates,
             "horizon": longest,

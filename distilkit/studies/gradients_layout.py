@@ -7,6 +7,8 @@ import xarray as xr
 
 from distilkit.storage.layout import coordinate, variable
 
+ESTIMATE = "estimated: noise may take it out of -1 to 1"
+
 # name: (dims after (policy, optimizer, outer_step), long_name, units)
 VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "norm": (("replicate",), "norm of the meta-gradient of the images", "1"),
@@ -21,9 +23,9 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "variance_error": ((), "standard error of the variance, by the jackknife", "1"),
     "variance_clipped": ((), "the same, each draw clipped to twice the median norm of its kind", "1"),
     "variance_clipped_error": ((), "standard error of the clipped variance, by the jackknife", "1"),
-    "cosine": ((), "cosine between the mean meta-gradient and that of the full unroll", "1"),
+    "cosine": ((), f"cosine between the mean meta-gradient and that of the full unroll, {ESTIMATE}", "1"),
     "cosine_error": ((), "standard error of the cosine, by the jackknife", "1"),
-    "alignment": ((), "cosine between one meta-gradient and the mean of the full unroll's", "1"),
+    "alignment": ((), f"cosine between one meta-gradient and the mean of the full unroll's, {ESTIMATE}", "1"),
     "alignment_error": ((), "standard error of the alignment, by the jackknife", "1"),
     "mean_norm": ((), "norm of the mean meta-gradient", "1"),
     "peak_memory": ((), "peak of tensors in the longest window among the replicates", "B"),
@@ -42,7 +44,7 @@ def gradients_template(policies: list[str], optimizers: list[str], points: list[
         {
             "policy": coordinate("policy", policies, "truncation policy, or another way of taking the meta-gradient"),
             "optimizer": coordinate("optimizer", optimizers, "inner optimiser"),
-            "outer_step": coordinate("outer_step", np.array(points, np.int64)),
+            "outer_step": coordinate("outer_step", np.array(points, np.int64), "outer steps done"),
             "replicate": coordinate("replicate", np.arange(replicates), "independent meta-gradient"),
             "other": coordinate("other", np.arange(replicates), "independent meta-gradient of the pair"),
         },

@@ -15,14 +15,15 @@ import numpy as np
 import xarray as xr
 from filelock import FileLock, Timeout
 
-from distilkit import fields, spec, storage
+from distilkit import fields, storage
 from distilkit.data.distilled import DistilledSet
 from distilkit.display import shown
 from distilkit.distiller import Distiller
-from distilkit.errors import CombinationError, listing
+from distilkit.errors import CombinationError, counted, listing
 from distilkit.evaluation import TrainingSet, score_sets, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset
 from distilkit.progress import Progress, Within
+from distilkit.runs.record import spec_of
 from distilkit.runs.run import run
 from distilkit.storage.grid import Region, fill, part_of
 from distilkit.storage.layout import build, coordinate, variable
@@ -115,7 +116,7 @@ def intercorrelation(
             "budgets": budgets,
             "draws": draws,
             "protocol": protocol.to_json(),
-            "learner": repr(pipeline.learner),
+            "learner": fields.described(pipeline.learner, pipeline.bound.layout.size),
             "seed": pipeline.seed,
         }
         units = {"source": 1, "budget": 1, "draw": max(1, together // protocol.seeds)}
@@ -164,7 +165,9 @@ def intercorrelation_study(
     budgets = pipeline.boost.budgets
     at = influence_at or budgets[min(1, len(budgets) - 1)]
     if at not in budgets:
-        raise CombinationError(f"influence_at = {at}, and the sets distilled directly will have {listing(budgets)} images per class.")
+        raise CombinationError(
+            f"influence_at = {at}, and the sets distilled directly will have {counted(listing(budgets), 'image')} per class."
+        )
     storage.require_writable(folder)
     with shown(progress) as progress:
         return _studied(pipeline, folder, draws, at, {"workers": workers, "shard": shard}, progress)
@@ -188,7 +191,7 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, how: Mappin
     made = _all_made(pipelines, folder, how["shard"], progress)
     direct = {stage.per_class: made[f"direct-{stage.per_class}"] for stage in pipeline.stages}
     sources = intercorrelation(pipeline, direct, made["boosted"], draws=draws, out=folder / "grid", progress=progress, **how)
-    progress.phase(f"removing samples of the set with {at} images per class")
+    progress.phase(f"removing samples of the set with {counted(at, 'image')} per class")
     pairs = "all" if len(direct[at]) <= 30 else "same class"
     removed = influence(
         pipeline,
@@ -196,12 +199,16 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, how: Mappin
         pipeline.stream.fold("influence"),
         pairs=pairs,
         folder=folder / f"influence-{at}",
-        identity={"set": fingerprint(direct[at]), "learner": repr(pipeline.learner), "seed": pipeline.seed},
+        identity={
+            "set": fingerprint(direct[at]),
+            "learner": fields.described(pipeline.learner, pipeline.bound.layout.size),
+            "seed": pipeline.seed,
+        },
         progress=progress,
         **how,
     )
     groups = {"sources": sources.drop_attrs(deep=False), "influence": removed}
-    tree = build(groups, title=f"{pipeline.title}: intercorrelation", spec=spec.to_tree(pipeline), seed=pipeline.seed)
+    tree = build(groups, title=f"{pipeline.title}: intercorrelation", spec=spec_of(pipeline), seed=pipeline.seed)
     if how["shard"] is None:
         with FileLock(folder / "results.lock"):  # another process may be through at the same time, with the same
             storage.write(tree, folder)

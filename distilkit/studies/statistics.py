@@ -57,7 +57,10 @@ def clipped(gram: Matrix, factor: float = 2.0) -> Matrix:
 
 
 def cosine(gram: Matrix, other: Matrix, cross: Matrix) -> float:
-    """Cosine between two means, from the inner products within and across; NaN where a length is not told from zero.
+    """Estimate the cosine between two means, from the inner products within and across; NaN where a length is not told from zero.
+
+    A ratio of three estimates, each of which is without bias: where noise is large it leaves [-1, 1], and `storage.spread.told_cosine`
+    says what is shown of it.
 
     Args:
         gram: (K, K), of the first kind.

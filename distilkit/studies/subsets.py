@@ -109,11 +109,11 @@ def subset_grid(
             "set": fingerprint(made),
             "budgets": list(budgets),
             "draws": draws,
-            "networks": {name: repr(learner) for name, learner in learners.items()},
+            "networks": {name: fields.described(learner, learner.layout.size) for name, learner in learners.items()},
             "strategy": strategy,
             "protocol": protocol.to_json(),
             "seed": pipeline.seed,
-            "data": repr(pipeline.data),
+            "data": fields.described(pipeline.data),
         }
         template = _template(made, budgets, draws, list(learners), protocol.seeds, rows, hard)
         units = {"budget": 1, "draw": max(1, together // protocol.seeds), "network": 1}

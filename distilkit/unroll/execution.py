@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distilkit import process
-from distilkit.errors import Change, CombinationError
+from distilkit.errors import Change, CombinationError, counted
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner, Numerics
 from distilkit.programs.programs import CAPTURED, Programs
@@ -67,7 +67,7 @@ class Execution(NamedTuple):
         parts += [self.precision] if self.precision != "float32" else []
         parts += ["channels last"] if self.channels_last else []
         parts += ["networks side by side"] if self.side_by_side else []
-        parts += [f"at most {self.micro_batch} images at a time"] if self.micro_batch else []
+        parts += [f"at most {counted(self.micro_batch, 'image')} at a time"] if self.micro_batch else []
         parts += ["kernels in Triton"] if self.kernels else []
         return f"{', '.join(parts)} ({self.why})"
 
@@ -150,7 +150,7 @@ def choose(
     if compile == "eager":
         kind = "eager"
     elif compile == "auto" and calls < WORTH_RECORDING:
-        kind, why = "eager", f"{calls:.0f} steps are too few to record"
+        kind, why = "eager", f"too few steps to record: {calls:.0f}"
     elif compile == "auto":
         kind, why = _compiling(work, calls, device)
     small = work <= process.SMALL_WORK.get(device.type, 0) and networks * learner.layout.size <= process.STACKED.get(device.type, 2**62)

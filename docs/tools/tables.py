@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmark_tables import TABLES, Record, as_table
 
-from distilkit.storage.spread import plus_minus
+from distilkit.storage.spread import plus_minus, told_cosine
 from distilkit.studies.statistics import gain
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -87,7 +87,8 @@ def _gradients(source: str) -> str:
     for one in found:
         told = float(one["variance_error"]) < float(one["variance"])  # else the draws do not tell it apart from zero or infinity
         words = f"{float(one['variance']):.3g} ± {float(one['variance_error']):.2g}" if told else "not told"
-        cells = [words, f"{float(one['variance_clipped']):.2g}", f"{float(one['cosine']):.2f}"]
+        cosine = told_cosine(float(one["cosine"]), float(one["cosine_error"]))
+        cells = [words, f"{float(one['variance_clipped']):.2g}", "not told" if math.isnan(cosine) else f"{cosine:.2f}"]
         cells = [*cells, *_gain(one)] if "alignment" in one else cells
         rows.setdefault((one["optimizer"], one["policy"]), []).extend(cells)
     columns = ("variance", "clipped", "cosine", *(GAIN if "alignment" in found[0] else ()))

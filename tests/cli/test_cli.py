@@ -277,7 +277,7 @@ def test_the_same_command_goes_on_and_fresh_begins_anew(tmp_path):
     ("arguments", "words"),
     {
         "no time": (["run", "SPEC", "--stop-after", "soon"], "a time such as 90s"),
-        "no run": (["resume", "nowhere"], "has no spec.toml"),
+        "no run": (["resume", "nowhere"], "the path does not exist"),
         "no results": (["verify", "nowhere"], "the path does not exist"),
         "another run": (["resume", "runs/tiny", "--set", "seed=7"], "seed: 0 there, 7 here"),
     }.values(),
@@ -306,7 +306,13 @@ def test_seed_and_device_are_settings_like_others(tmp_path):
 
 @pytest.mark.parametrize(
     ("typed", "expected"),
-    [("run paper/cifar10-ipc5", "paper/cifar10-ipc50"), ("plan dig", "digits"), ("veri", "verify"), ("run mine.t", "")],
+    [
+        ("run paper/cifar10-ipc5", "paper/cifar10-ipc50"),
+        ("plan dig", "digits"),
+        ("veri", "verify"),
+        ("run mine.t", ""),
+        ("subsets run --strategy pre", "prefix"),
+    ],
 )
 def test_a_shell_completes_commands_and_recipes(typed, expected):
     """As bash asks for it; where nothing comes back, it completes files."""

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from distilkit import MLP, SGD, Digits, Distiller, Evaluation, FullUnroll, Learner, Outer, report
-from distilkit.errors import RunError
+from distilkit.errors import RunError, counted
 from distilkit.report.drawing import save
 from distilkit.report.grid import PAPER, Grid
 from distilkit.report.sheet import MOST_CLASSES
@@ -264,7 +264,7 @@ def test_the_title_says_the_training_steps_of_a_real_run(tmp_path: Path) -> None
     steps = json.loads(run["evaluation"].attrs["protocol"])["selected_training_steps"]
     assert steps in (1, 3)
     title = report.curves_figure(run).axes[-1].get_title(loc="left")
-    assert title == f"accuracy: mean and standard deviation over 2 seeds, {steps} training steps"
+    assert title == f"accuracy: mean and standard deviation over 2 seeds, {counted(steps, 'training step')}"
     run["evaluation"].attrs["protocol"] = json.dumps(distiller.evaluation.to_json())  # while it goes on, nothing is selected
     assert report.curves_figure(run).axes[-1].get_title(loc="left").endswith("2 seeds, 1 or 3 training steps")
 

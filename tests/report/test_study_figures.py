@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 from distilkit import report
+from distilkit.cli.tables import _cosine
 from distilkit.errors import RunError
 
 
@@ -61,6 +62,17 @@ def test_other_data_is_refused(draw, tmp_path):
     with pytest.raises(RunError):
         draw(xr.Dataset({"other": ("x", [1.0])}), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_a_cosine_is_told_as_one_or_not_at_all():
+    """An estimate of 1.29 is noise, and one of 1.01 is 1: in the figure and in the table of the command."""
+    data = study()
+    cosine, error = data["cosine"].values[:, 0], data["cosine_error"].values[:, 0]
+    cosine[0], error[0] = [1.29, 1.01, 0.5], [0.6, 0.02, 0.1]
+    axes = report.gradients.gradient_figure(data).axes[3]
+    assert axes.lines[0].get_ydata().tolist() == [1.0, 0.5]
+    told = [_cosine({"cosine": value, "cosine_error": off}, "cosine") for value, off in zip(cosine[0], error[0], strict=True)]
+    assert told == ["not told", "1.00 ± 0.02", "0.50 ± 0.10"]
 
 
 def test_bands_are_the_standard_deviation_and_means_are_drawn():

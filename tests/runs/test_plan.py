@@ -328,7 +328,7 @@ def test_command_line(tmp_path):
     example = ROOT / "examples" / "digits.toml"
     done = distilkit("plan", example, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for words in ("Memory at its peak", "GiB", "Time of an outer step", "all 400 outer steps", "recorded operations"):
+    for words in ("Memory at its peak", "GiB", "Time of an outer step", "400 outer steps in all", "recorded operations"):
         assert words in done.stdout
     assert list(tmp_path.iterdir()) == []
     assert "not probed" in distilkit("plan", example, "--no-probe").stdout

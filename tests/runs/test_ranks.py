@@ -172,7 +172,7 @@ def test_a_process_that_is_lost_is_started_again_and_one_that_is_told_to_end_sto
     one = Forked(job, "run", path, "--out", out, folder=tmp_path / "said", OMP_NUM_THREADS="1")
     one.has_said("distilling, 15 of 150")
     max(psutil.Process(one.job.pid).children(), key=lambda child: child.pid).kill()
-    one.has_said("going on at outer step")
+    one.has_said("going on after")
     one.job.terminate()
     code, said, _ = one.done(100)
     assert code != 0

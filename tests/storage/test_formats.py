@@ -112,6 +112,20 @@ def test_pictures_come_back_as_they_look(made: DistilledSet) -> None:
     assert isinstance(back.preprocessing, Identity)
 
 
+def test_pictures_go_back_to_the_space_that_networks_were_trained_in(digits: DataBundle) -> None:
+    """Where there is real data to fit it on; a name that only others know leaves them as they look."""
+    made = DistilledSet(digits.train.images[:10], torch.eye(10), torch.arange(10), digits.class_names, preprocessing=digits.preprocessing)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(made, folder + "/set", "image-folder")
+        back = read(path, data=digits)
+        words = json.loads((path / "distilkit.json").read_text("utf-8"))
+        words["preprocessing"] |= {"kind": "Theirs"}
+        (path / "distilkit.json").write_text(json.dumps(words), "utf-8")
+        assert isinstance(read(path, data=digits).preprocessing, Identity)
+    assert back.preprocessing.fingerprint() == made.preprocessing.fingerprint()
+    assert float((back.images - made.images).abs().max()) < 0.02  # half of a 255th of the largest deviation
+
+
 def soft(space: str) -> DistilledSet:
     labels = torch.eye(K).repeat_interleave(2, 0) - (1 / K if space == "centred" else 0) + 0.1 * noise(N, K, name="labels")
     return DistilledSet(noise(N, *SHAPE), labels, torch.arange(K).repeat_interleave(2), NAMES, label_space=space)  # type: ignore[arg-type]

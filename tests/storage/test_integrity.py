@@ -85,7 +85,7 @@ def test_xarray_alone_sees_a_damaged_chunk(run):
 def test_a_lost_file_is_told(run, lost):
     content = (run / lost).read_bytes()
     (run / lost).unlink()
-    with pytest.raises(RunError, match=r"label_class has lost 1 of its 1 chunks|accuracy"):
+    with pytest.raises(RunError, match=r"label_class has lost 1 of its 1 chunk\.|accuracy"):
         dk.open(run)
     done = distilkit("verify", run)
     assert done.returncode == 2

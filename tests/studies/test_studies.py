@@ -125,7 +125,7 @@ BAD = {
         "'x' differs from the pipeline in its growth",
     ),
     "two replicates": (lambda s, p: dk.gradient_study(p, replicates=2), CombinationError, "too few"),
-    "beyond the run": (lambda s, p: dk.gradient_study(p, outer_steps=[5]), CombinationError, "beyond the run's 4"),
+    "beyond the run": (lambda s, p: dk.gradient_study(p, outer_steps=[5]), CombinationError, "ends after 4"),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from distilkit.data.distilled import LABEL_SPACES, DistilledSet, LabelSpace
 from distilkit.data.preprocessing import require_same
-from distilkit.errors import OPTIONS, Change, CombinationError, DistilkitError, FieldError, listing, nearest
+from distilkit.errors import OPTIONS, Change, CombinationError, DistilkitError, FieldError, counted, listing, nearest
 from distilkit.storage.formats.raw import Options, Raw, by_class, is_one_hot
 from distilkit.storage.formats.spaces import fitted, is_fitted, known
 
@@ -93,8 +93,8 @@ def labelled(raw: Raw, options: Options) -> tuple[LabelSpace, tuple[torch.Tensor
     soft = labels.ndim == 2 and labels.is_floating_point()
     if not (whole or soft) or len(labels) != n:
         raise DistilkitError(
-            f"{raw.label_file} holds labels {labels.dtype} {tuple(labels.shape)}, but {n} images take class numbers int64 ({n},) or "
-            f"float targets ({n}, classes)."
+            f"{raw.label_file} holds labels {labels.dtype} {tuple(labels.shape)}, but {counted(n, 'image')} would have "
+            f"class numbers int64 ({n},) or float targets ({n}, classes)."
         )
     k = len(given) if given else (int(labels.max()) + 1 if whole and n else labels.shape[-1])
     if n and (not 0 <= int(labels.min()) <= int(labels.max()) < k if whole else labels.shape[1] != k):

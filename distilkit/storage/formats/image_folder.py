@@ -1,15 +1,18 @@
 """The format "image-folder": a PNG for each sample, and `labels.csv`. Lossy: pixels have 256 levels, and preprocessing is undone.
 
 `labels.csv` has the columns file, class (a number), and maybe class_name, block and label_0, label_1, ... (soft labels). Beside it
-`distilkit.json` (see `description`) may say class_names, label_space, inner_lr and provenance. A folder made by hand needs only file and
-class. Images are read back as they look, in [0, 1]; with `preprocessing` they are put through it.
+`distilkit.json` (see `description`) may say class_names, label_space, inner_lr, provenance and preprocessing. A folder made by hand needs
+only file and class. Images are read back as they look, in [0, 1]; with `preprocessing`, or with real data and one that the file says, they
+are put through it: networks were trained in that space.
 """
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
+import attrs
 import torch
 
 from distilkit.data.distilled import DistilledSet
@@ -19,7 +22,7 @@ from distilkit.storage.formats import description
 from distilkit.storage.formats.complete import labelled
 from distilkit.storage.formats.pictures import can_be_drawn, read_png, write_png
 from distilkit.storage.formats.raw import Options, Raw, write_folder
-from distilkit.storage.formats.spaces import fit, known
+from distilkit.storage.formats.spaces import DECLARED, fit, known
 
 TABLE = "labels.csv"
 
@@ -57,7 +60,8 @@ def read(path: Path, options: Options) -> DistilledSet:
         raise DistilkitError(f"{path / description.FILE} should have a list of texts as class_names.")
     names = options.class_names or (tuple(said) if said else None) or (options.data.class_names if options.data is not None else None)
     space, (labels, _, _), names = labelled(raw, Options(label_space=options.label_space, class_names=names))
-    preprocessing = fit(known(options.preprocessing or Identity()), options.data, str(path))
+    stated = None if options.data is None else stated_preprocessing(path)
+    preprocessing = fit(known(options.preprocessing or stated or Identity()), options.data, str(path))
     return DistilledSet(
         images=preprocessing.forward(images),
         labels=labels,
@@ -69,6 +73,19 @@ def read(path: Path, options: Options) -> DistilledSet:
         preprocessing=preprocessing,
         provenance={"imported_from": path.name, "format": "image-folder"} if came is None else came,
     )
+
+
+def stated_preprocessing(path: Path) -> Any:
+    """Which preprocessing a folder says that its images went through, before it is fitted; None where that is not known by a name."""
+    words = (description.read(path) or {}).get("preprocessing") if matches(path) else None
+    if not isinstance(words, dict) or words.get("kind") not in DECLARED:
+        return None
+    declared, said = DECLARED[words["kind"]], words.get("settings")
+    settings = said if isinstance(said, dict) else {}
+    try:
+        return declared(**{field.name: settings[field.name] for field in attrs.fields(declared) if field.name in settings})
+    except (TypeError, ValueError):  # somebody else wrote it
+        return None
 
 
 def write(distilled: DistilledSet, path: Path, plain: bool) -> None:
