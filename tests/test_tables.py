@@ -2,10 +2,12 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import distilkit as dk
 from distilkit import spec as specs
@@ -94,6 +96,29 @@ def test_the_share_of_signal_stands_by_set_and_frequency(tables, tmp_path):
     lines = tables.on_page_markdown("<!-- table: signal -->").splitlines()
     assert lines[2] == "| `fast/x` | 500 | 40 | 1.7 ± 0.4 | 20.0 ± 0.4 | 1.7 ± 0.4 | -0.1 ± 0.4 |"
     assert lines[3] == "| `vectors` | 500 | 40 | 1.7 ± 0.4 | 20.0 ± 0.4 |  |  |"
+
+
+def test_what_pictures_cost_is_measured(digits_run, monkeypatch, tmp_path, tables):
+    """Each way is judged once, those that change nothing alike, and what was found is a table."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    measure = importlib.import_module("pictures_cost")
+    out = tmp_path / "pictures.json"
+    monkeypatch.setattr(sys, "argv", ["pictures_cost.py", str(digits_run), "--networks", "2", "--out", str(out)])
+    measure.main()
+    measure.main()
+    (found,) = json.loads(out.read_text())["sets"]
+    assert len({tuple(row["values"]) for row in found["rows"]}) > 3
+    assert 0 <= found["outside"] <= 1
+    made, data = dk.load(digits_run), dk.Digits().load(dk.Stream(0))
+    ways = measure.ways(made, data)
+    assert [row["way"] for row in found["rows"]] == list(ways)
+    looks = [one.preprocessing.inverse(one.images) for one in ways.values()]
+    assert (looks[1] - looks[0]).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.allclose(looks[2], looks[0].clamp(0, 1), atol=1e-6)
+    assert torch.allclose(looks[3], looks[4], atol=1e-6)
+    lines = tables.on_page_markdown("<!-- table: pictures -->").splitlines()
+    assert lines[0] == f"| the set | {found['title']} |"
+    assert lines[2].startswith("| as it is | ")
 
 
 def test_the_share_of_signal_is_measured(monkeypatch):

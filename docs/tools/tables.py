@@ -166,6 +166,15 @@ def _signal(record: Record) -> str:
     return f"{as_table(headings, rows)}\n\n*{' '.join(words)} All numbers: [signal.json](results/signal.json).*"
 
 
+def _pictures(record: Record) -> str:
+    """Accuracy of each set as it is, and of what pictures make of it."""
+    sets = record["sets"]
+    rows = [[row["way"], *(_mean(one["rows"][k]["values"]) for one in sets)] for k, row in enumerate(sets[0]["rows"])]
+    table = as_table(["the set", *(one["title"] for one in sets)], rows)
+    words = dict.fromkeys(f"{one['hardware']}, torch {one['torch']}, {one['date']}." for one in sets)
+    return f"{table}\n\n*{' '.join(words)} All numbers: [pictures.json](results/pictures.json).*"
+
+
 def _share(found: Record) -> str:
     return f"{100 * found['share']:.1f} ± {100 * found['error']:.1f}"
 
@@ -253,4 +262,11 @@ def _escaped(words: str) -> str:
 
 
 # Their files say themselves what each entry was measured on.
-PLAIN: dict[str, Callable[[Any], str]] = {"numbers": _numbers, "runs": _runs, "labels": _labels, "signal": _signal, "ablation": _ablation}
+PLAIN: dict[str, Callable[[Any], str]] = {
+    "numbers": _numbers,
+    "runs": _runs,
+    "labels": _labels,
+    "pictures": _pictures,
+    "signal": _signal,
+    "ablation": _ablation,
+}
