@@ -23,6 +23,7 @@ from headline import processor
 from torch import Tensor
 
 import distilkit as dk
+from distilkit import spec
 from distilkit.display import Console, Display
 from distilkit.runs.open import pipeline_of
 from distilkit.storage import formats
@@ -71,15 +72,15 @@ def main() -> None:
     with Display(Console()) as display:
         for name, one in ways(made, data).items():
             same = one.preprocessing.fingerprint() == data.preprocessing.fingerprint()
-            source = data if same else attrs.evolve(pipeline.data, preprocessing=one.preprocessing)
-            judged = dk.evaluate(one, source, pipeline.learner, pipeline.evaluation, progress=display)
+            other = None if same else attrs.evolve(pipeline.data, preprocessing=one.preprocessing).load(pipeline.stream.fold("data"))
+            judged = dk.evaluate(one, other or data, pipeline.learner, pipeline.evaluation, progress=display)
             values = judged.accuracy.sel(training_steps=judged.selected_steps).values.tolist()
             rows.append({"way": name, "values": values, "training_steps": int(judged.selected_steps)})
             print(f"{name}: {100 * sum(values) / len(values):.1f}", flush=True)
     found = {
         "title": pipeline.title,
         "outside": float(((pictures < 0) | (pictures > 1)).float().mean()),  # share of the pixels that no picture can hold
-        "network": repr(pipeline.learner.network),
+        "spec": spec.dumps(pipeline),
         "hardware": processor(),
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),

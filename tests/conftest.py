@@ -5,6 +5,7 @@ import shutil
 from functools import partial
 
 import hypothesis
+import psutil
 import pytest
 import torch
 
@@ -12,8 +13,8 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("distilkit", deadline=None)  # a busy machine is no fault of an example
 hypothesis.settings.load_profile("distilkit")
 
-MEMORY = "/dev/shm"  # of Linux; a container may have little of it
-if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+MEMORY, ROOM = "/dev/shm", 12 * 2**30  # of Linux; a container may have little of it
+if os.access(MEMORY, os.W_OK) and min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)  # hundreds of small files a run, for which a disk takes its time
 
 

@@ -1,5 +1,6 @@
 """What is damaged is told, or it is harmless: a byte flipped in each file of a run in turn, and each file lost in turn."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import xarray as xr
 import distilkit as dk
 from distilkit.errors import RunError
 from distilkit.storage import verify
+from distilkit.storage.integrity import _digest
 from tests.commands import distilkit
 
 
@@ -72,13 +74,33 @@ def test_a_flipped_byte_is_told_or_harmless(run, half):
 
 
 def test_xarray_alone_sees_a_damaged_chunk(run):
-    for path in stored(run):
-        if path.name.startswith("c."):
-            content = path.read_bytes()
-            path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
-            with pytest.raises(Exception), xr.open_datatree(run / "results.zarr", engine="zarr") as tree:  # noqa: B017, PT011
-                tree.load()
-            path.write_bytes(content)
+    chunks = [path for path in stored(run) if path.suffix not in (".json", ".safetensors")]
+    assert {path.name for path in chunks} == {"c.0", "c.0.0", "c.0.0.0.0"}
+    for path in chunks:
+        content = path.read_bytes()
+        path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+        with pytest.raises(Exception), xr.open_datatree(run / "results.zarr", engine="zarr") as tree:  # noqa: B017, PT011
+            tree.load()
+        path.write_bytes(content)
+
+
+def test_a_store_with_its_chunks_in_folders_is_read(run, tmp_path):
+    """As they were stored at first, and as other programs do it."""
+    older = tmp_path / "older"
+    shutil.copytree(run, older)
+    for array in (path.parent for path in (older / "results.zarr").rglob("zarr.json") if list(path.parent.glob("c.*"))):
+        for chunk in array.glob("c.*"):
+            place = array / chunk.name.replace(".", "/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            chunk.rename(place)
+    for path in (older / "results.zarr").rglob("zarr.json"):
+        path.write_text(path.read_text().replace('"separator": "."', '"separator": "/"'))
+    root = older / "results.zarr" / "zarr.json"
+    words = json.loads(root.read_text())
+    words["attributes"]["digest"] = _digest(words)
+    root.write_text(json.dumps(words))
+    same(dk.open(older), dk.open(run))
+    assert not verify(older)[1]
 
 
 @pytest.mark.parametrize("lost", ["results.zarr/distilled/label_class/c.0", "results.zarr/evaluation/accuracy/zarr.json"])
