@@ -513,6 +513,8 @@ CASES = {
     "run without a spec": Case(lambda path: dk.evaluate(write_run(path))),
     "no picture": Case(lambda path: require_picture(path / "sheet.docx"), "sheet"),
     "quiet, and nowhere to look": Case(lambda path: show_evaluation(path, {}, {}, None, Output(quiet=True)), "evaluate"),
+    "a shard, and nowhere to meet": Case(lambda path: show_evaluation(path, {}, {"shard": (1, 2)}, None, Output()), "evaluate"),
+    "a shard without a folder": Case(lambda _: dk.evaluate(distilled(), shard=(1, 2)), dk.evaluate),
     "a logger of no name": Case(lambda _: named("tensorbord"), "run"),
     "a tracker that is not installed": Case(lambda _: Tracker(NO_MODULE)),
     "results are there": Case(lambda path: require_free(write_run(path)), "evaluate"),

@@ -27,6 +27,7 @@ from distilkit.cli.options import (
     Overrides,
     Quiet,
     Seed,
+    Shard,
     SpecPath,
     StopAfter,
     Trust,
@@ -37,6 +38,7 @@ from distilkit.cli.options import (
     runs_folder,
     say,
     seconds_of,
+    shard_of,
     words_of,
 )
 from distilkit.cli.output import Output
@@ -173,22 +175,24 @@ def evaluate(
     baselines: Annotated[str | None, typer.Option(metavar="NAMES", help='What to compare with, such as "random real".')] = None,
     ranking: Annotated[bool, typer.Option("--ranking", help="Compute DD-Ranking's scores; trains on all real images too.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the networks.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Store the results in this folder.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Store the results in this folder, where shards meet.")] = None,
     workers: WorkersHere = None,
+    shard: Shard = None,
     set_: Overrides = [],  # noqa: B006
     device: Device = None,
     trust: Trust = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train fresh networks on a distilled set, a run's or anyone's, and test them on real images."""
+    """Train fresh networks on a distilled set, a run's or anyone's, and test them on real images. With --out, what was stopped goes on."""
     from distilkit.cli.evaluate import show_evaluation
 
     protocol = {"evaluation.steps": steps and f"[{steps}]", "evaluation.seeds": seeds, "evaluation.select": select}
     changes = [*overrides(set_, None, device), *(f"{key}={value}" for key, value in protocol.items() if value is not None)]
     case = {"data": data, "recipe": recipe, "format": format_, "label_space": label_space, "preprocessing": preprocessing}
     options = {"networks": words_of(networks), "rates": lr, "baselines": words_of(baselines), "ranking": ranking, "seed": seed}
-    show_evaluation(path, case | {"overrides": changes, "trust": trust}, options | {"workers": workers}, out, Output(quiet, as_json))
+    how = {"workers": workers, "shard": shard_of(shard)}
+    show_evaluation(path, case | {"overrides": changes, "trust": trust}, options | how, out, Output(quiet, as_json))
 
 
 app.add_typer(sharing.commands)

@@ -12,8 +12,10 @@ from typing import Any
 import attrs
 
 from distilkit import fields, process, recipes, spec as specs, storage
+from distilkit.cli.display import stoppable
 from distilkit.cli.output import Output
 from distilkit.cli.rows import evaluation_values
+from distilkit.cli.studies import show_part
 from distilkit.cli.tables import evaluation_table, evaluation_words
 from distilkit.data.distilled import DistilledSet
 from distilkit.data.preprocessing import Refittable
@@ -48,7 +50,13 @@ def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], o
 
     Raises:
         CombinationError: nothing of what it finds would be told or stored.
+        StoppedError: by Ctrl-C, where a folder has what was done until then.
     """
+    shard = options.get("shard")
+    if shard and out is None:
+        raise CombinationError(
+            "--shard does a part of the work, and the parts meet in a folder.", changes=[Change("out", f"runs/{path.stem}-judged")]
+        )
     if output.quiet and not output.as_json and out is None:
         raise CombinationError(
             "--quiet tells only where the results are stored, and without --out they are not.",
@@ -56,7 +64,7 @@ def show_evaluation(path: Path, case: dict[str, Any], options: dict[str, Any], o
         )
     if out is not None:
         require_free(out)
-    with claimed(out) if out is not None else nullcontext():
+    with nullcontext() if out is None else stoppable(out), nullcontext() if out is None or shard else claimed(out):
         _show(path, case, options, out, output)
 
 
@@ -66,7 +74,9 @@ def _show(path: Path, case: dict[str, Any], options: dict[str, Any], out: Path |
             found = assemble(here, **case, progress=progress)
         names, rates = options.pop("networks"), options.pop("rates")
         networks = parse_networks(names, rates, found.learner, found.evaluation)
-        result = evaluate(found, networks=networks, progress=progress, **options)
+        result = evaluate(found, networks=networks, folder=out and out / "grid", progress=progress, **options)
+    if out is not None and options["shard"]:
+        return show_part(output, out, out / "grid")
     table = evaluation_table(result, f"{path.name}: accuracy on {result.attrs['test_images']} test images of {result.attrs['data']}")
     lines, stored = evaluation_words(result), None
     try:

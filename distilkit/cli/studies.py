@@ -44,7 +44,7 @@ def show_subsets(
     with stoppable(out), output.progress() as progress:
         grid = subset_grid(made, budgets, draws, chosen, seeds, strategy, pipeline=pipeline, out=out, progress=progress, **how)
     if how["shard"]:
-        return _show_part(output, out, out)
+        return show_part(output, out, out)
     table = subsets_table(grid, f"{run.name}: {strategy} subsets, test accuracy")
     grid.attrs["title"] = f"{run.name}: {strategy} subsets"
     figures = [report.budget_curves(grid, out / "budgets.png"), report.subset_map(grid, out / "subsets.png")]
@@ -60,7 +60,7 @@ def show_intercorrelation(
     with stoppable(out), output.progress() as progress:
         tree = intercorrelation_study(pipeline, out, draws=draws, influence_at=influence_at, progress=progress, **how)
     if how["shard"]:
-        return _show_part(output, out, *(path.parent for path in out.glob("*/units")))
+        return show_part(output, out, *(path.parent for path in out.glob("*/units")))
     sources = tree["sources"].to_dataset().assign_attrs(title=tree.attrs["title"])
     figures = [
         report.budget_curves(sources, out / "budgets.png"),
@@ -94,13 +94,13 @@ def show_gradients(
     with stoppable(out), output.progress() as progress:
         study = gradient_study(pipeline, chosen or None, inner or None, at, replicates, out=out, progress=progress, **how)
     if how["shard"]:
-        return _show_part(output, out, out)
+        return show_part(output, out, out)
     figures = [report.gradient_curves(study, out / "gradients.png")]
     output.answer(study_values(out, figures, gradients_rows(study)), gradients_table(study), *places(out, *figures), written=out)
 
 
-def _show_part(output: Output, out: Path, *grids: Path) -> None:
-    """Say how far the grids in a folder are whose shard is done; means and variances take all of them."""
+def show_part(output: Output, out: Path, *grids: Path) -> None:
+    """Say how far the grids in a folder are whose shard is done; means, variances and tables take all of them."""
     from distilkit.storage.grid import done, units
 
     there = sum(map(done, grids)) / sum(map(units, grids))

@@ -1,4 +1,4 @@
-"""Networks that judge, shared out over workers: one at a time, or all those of one kind where they are trained side by side."""
+"""Networks that judge, shared out over workers or shards: one at a time, or all of one kind where they are trained side by side."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+import xarray as xr
 
 from distilkit import process
 from distilkit.data.bundle import Split
@@ -19,7 +20,9 @@ from distilkit.evaluation.training import TrainingSet, groups, tested_together
 from distilkit.functional.streams import Stream
 from distilkit.learner import Learner
 from distilkit.progress import SILENT, Progress
-from distilkit.storage.workers import Executor, share_out
+from distilkit.storage.grid import Region, fill
+from distilkit.storage.layout import variable
+from distilkit.storage.workers import Workers
 from distilkit.unroll.execution import ProgramCache
 
 
@@ -72,37 +75,54 @@ class Measurement:
 
 
 def shared_out(
-    measurements: Sequence[Measurement], workers: int | Executor, *, folder: Path | None = None, progress: Progress = SILENT
+    measurements: Sequence[Measurement],
+    *,
+    identity: Mapping[str, Any],
+    folder: Path | None = None,
+    workers: Workers = None,
+    shard: tuple[int, int] | None = None,
+    progress: Progress = SILENT,
 ) -> list[dict[str, Table]]:
-    """What `Measurement.tables` gives of each, found by workers.
+    """What `Measurement.tables` gives of each, found piece by piece in a grid, see `distilkit.storage.grid`.
 
     Args:
-        measurements: of one evaluation; all are ready to be pickled, with their data.
-        workers: an executor, or how many processes of this machine.
-        folder: one that all workers reach, for their work; a temporary one of this machine when left out.
+        measurements: of one evaluation, with the same steps, seeds and splits; for workers all are ready to be pickled, with their data.
+        identity: JSON-able words on what is measured.
+        folder: of the grid, where an evaluation that was stopped goes on; a temporary one of this machine when left out.
+        workers: who trains and tests, as for `fill`.
+        shard: as there.
         progress: is told how many pieces of the work are done.
 
+    Returns:
+        as `Measurement.tables`; of a shard, what is not there yet is NaN.
+
     Raises:
-        FieldError: `workers` is neither a number nor an executor.
+        FieldError: `workers` is neither a number nor an executor; there is no such shard.
+        RunError: the folder holds something else.
     """
-    units = [(i, part) for i, one in enumerate(measurements) for part in one.units()]
-    programs = ProgramCache()
+    pieces = [(i, part) for i, one in enumerate(measurements) for part in one.units()]
+    programs, told = ProgramCache(), progress if workers is None else SILENT  # which a worker does not reach
+    protocol, dims = measurements[0].evaluation, ("piece", "training_steps", "seed")
+    shape = (len(pieces), len(protocol.steps), protocol.seeds)
+    empty = {name: variable(dims, np.full(shape, np.nan), f"{name} accuracy") for name in measurements[0].splits}
 
-    def work(number: int) -> dict[str, Table]:
-        i, part = units[number]
-        return measurements[i].tables(programs, some=part)
+    def compute(region: Region) -> dict[str, np.ndarray]:
+        i, part = pieces[region["piece"].start]
+        if part.start == 0:
+            told.phase(measurements[i].words)
+        found = {name: np.full((1, *shape[1:]), np.nan) for name in empty}
+        for name, table in measurements[i].tables(programs, told, part).items():
+            found[name][0, :, part] = table
+        return found
 
-    def seen(done: int) -> None:
-        progress.advance(done, len(units))
-
-    threads: Any = measurements[0].threads
+    words = dict(identity) | {"parts": [[i, part.start, part.stop] for i, part in pieces]}
+    how: dict[str, Any] = {"workers": workers, "shard": shard, "threads": measurements[0].threads, "progress": progress}
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
-        found = share_out(work, range(len(units)), workers, folder=Path(place), threads=threads, seen=seen)
-    for number in range(len(units)):
-        if number not in found:  # lost with every worker that took it
-            found[number] = work(number)
-            seen(len(found))
+        grid = fill(xr.Dataset(empty), {"piece": 1}, compute, identity=words, folder=Path(place), **how)
     return [
-        {name: np.concatenate([found[number][name] for number, (i, _) in enumerate(units) if i == wanted], axis=1) for name in one.splits}
+        {
+            name: np.concatenate([grid[name].values[n][:, part] for n, (i, part) in enumerate(pieces) if i == wanted], axis=1)
+            for name in one.splits
+        }
         for wanted, one in enumerate(measurements)
     ]

@@ -20,8 +20,9 @@ import xarray as xr
 from distilkit import fields, process, storage
 from distilkit.data.bundle import DataBundle
 from distilkit.data.distilled import DistilledSet
+from distilkit.data.preprocessing.base import hash_tensor, hash_words
 from distilkit.display import shown
-from distilkit.errors import Change, CombinationError, RunError, counted
+from distilkit.errors import Change, CombinationError, FieldError, RunError, counted
 from distilkit.evaluation import Evaluation, TrainingSet, baseline_set, rank, training_set
 from distilkit.evaluation.protocol import OPTIMISTIC
 from distilkit.evaluation.sharing import Measurement, shared_out
@@ -75,6 +76,7 @@ def evaluate(
     device: str | torch.device | None = None,
     trust: bool = False,
     workers: Workers = None,
+    shard: tuple[int, int] | None = None,
     folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -96,7 +98,9 @@ def evaluate(
         trust: allow the run's spec to name Python code.
         workers: who trains and tests the networks, those of `networks` and `baselines` too: how many processes of this machine, or an
             executor, as for `subset_grid`. What the ranking needs is trained here. None does all here.
-        folder: where workers find their work, one that all of them reach; a temporary one of this machine when left out.
+        shard: (i, n) trains and tests the i-th of n parts of the networks and leaves the others, i from 1; without the ranking.
+        folder: for the accuracies as they are found, one that all workers and shards reach. What was stopped goes on there. When left out,
+            workers have a temporary one of this machine.
         progress: is told what is being done. None shows it on a terminal and in a notebook; `dk.Silent()` never.
 
     Returns:
@@ -104,10 +108,12 @@ def evaluate(
         `validation_accuracy` the same where the data has a validation split that is selected on; `selected_steps`, and
         `paper_protocol`, the largest mean over the steps on the test images, which is optimistic; with baselines,
         `baseline_accuracy` (baseline, training_steps, seed); with ranking, one variable for each score. The attrs say protocol
-        and preprocessing.
+        and preprocessing. Of a shard, accuracies that are not there yet are NaN, and what is selected is selected without them.
 
     Raises:
         CombinationError: the data is not in the set's own preprocessing, or something is missing.
+        FieldError: a shard without a folder, or one that there is not.
+        RunError: the folder holds another evaluation.
 
     >>> import distilkit as dk
     >>> bundle = dk.Digits().load(dk.Stream(0))
@@ -118,13 +124,16 @@ def evaluate(
     >>> result.accuracy.dims, result.accuracy.shape
     (('training_steps', 'seed'), (2, 2))
     """
+    if shard is not None and folder is None:
+        raise FieldError("folder", None, "a folder, where shards write", fix='folder="runs/judged"')
     with shown(progress) as progress:
         if not isinstance(distilled, EvaluationInput):  # whose data is there
             progress.phase("loading data")
         case = _case(distilled, data, learner, evaluation, seed, trust, device)
         if device is not None:
             case = attrs.evolve(case, data=case.data.to(device))
-        return _evaluated(case, seed, networks, baselines, ranking, workers, folder, progress)
+        how = {"workers": workers, "shard": shard, "folder": None if folder is None else Path(folder)}
+        return _evaluated(case, seed, networks, baselines, ranking and shard is None, how, progress)
 
 
 def _evaluated(
@@ -133,8 +142,7 @@ def _evaluated(
     networks: Mapping[str, Any] | None,
     baselines: Sequence[str],
     ranking: bool,
-    workers: Workers,
-    folder: str | os.PathLike[str] | None,
+    how: Mapping[str, Any],
     progress: Progress,
 ) -> xr.Dataset:
     training = training_set(case.distilled, case.data)
@@ -146,7 +154,7 @@ def _evaluated(
         jobs.append(_measurement(one, words, training, stream.fold("networks")))
     count = len(jobs)
     jobs += _baselines(case, baselines, stream.fold("baselines")) if baselines else []
-    tables = _measured(jobs, case.programs, workers, folder, progress)
+    tables = _measured(case, jobs, seed, how, progress)
     result = _dataset(case, tables[:count], list(networks) if networks else None, seed)
     if baselines:
         words = "test accuracy of networks trained on the baseline"
@@ -250,24 +258,32 @@ def _measurement(case: EvaluationInput, words: str, training: TrainingSet, strea
 
 
 def _measured(
-    jobs: Sequence[Measurement],
-    programs: ProgramCache,
-    workers: Workers,
-    folder: str | os.PathLike[str] | None,
-    progress: Progress,
+    case: EvaluationInput, jobs: Sequence[Measurement], seed: int, how: Mapping[str, Any], progress: Progress
 ) -> list[dict[str, Any]]:
     """Accuracy (training_steps, seed) by split, of each."""
-    if workers is not None:
-        progress.phase("training networks on workers")
-        if folder is not None:
-            require_writable(folder)
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        return shared_out(jobs, workers, folder=None if folder is None else Path(folder), progress=progress)
+    if how["workers"] is not None or how["folder"] is not None:
+        progress.phase("training networks" if how["workers"] is None else "training networks on workers")
+        return shared_out(jobs, identity=_identity(case, jobs, seed), progress=progress, **how)
     tables = []
     for one in jobs:
         progress.phase(one.words)
-        tables.append(one.tables(programs, progress))
+        tables.append(one.tables(case.programs, progress))
     return tables
+
+
+def _identity(case: EvaluationInput, jobs: Sequence[Measurement], seed: int) -> dict[str, Any]:
+    """Words on what is measured: a folder where something else was begun is refused."""
+    made, data = case.distilled, case.data
+    learners = {job.words: [fields.described(job.learner, job.learner.layout.size), job.evaluation.to_json()] for job in jobs}
+    tensors = {name: hash_tensor(getattr(made, name)) for name in ("images", "labels", "classes")}
+    return {
+        "study": "evaluation",
+        "set": hash_words(tensors | {"inner_lr": made.inner_lr, "label_space": made.label_space}),
+        "data": [data.name, data.preprocessing.fingerprint(), hash_tensor(data.test.labels)],
+        "networks": list(learners),
+        "recipe": hash_words(learners),
+        "seed": seed,
+    }
 
 
 def _dataset(case: EvaluationInput, rows: Sequence[Mapping[str, Any]], networks: list[str] | None, seed: int) -> xr.Dataset:

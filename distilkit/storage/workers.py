@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -151,6 +152,10 @@ def _take(place: str, digest: str, threads: int | None, number: int) -> tuple[Ex
             return None, _revived(place, digest)(number)
     except DistilkitError as error:
         return error, None
+    except KeyboardInterrupt as error:
+        if parent_process() is None:  # no worker, but where somebody has pressed Ctrl-C
+            raise
+        raise RuntimeError("The worker was told to end.") from error  # so that what it was at is given out again
     except Exception as error:
         return DistilkitError(f"A worker met {type(error).__name__}: {error}"), None
 

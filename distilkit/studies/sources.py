@@ -7,6 +7,7 @@ random subsets of the large set, a set distilled directly, the boosted prefix, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, counted, listing
 from distilkit.evaluation import TrainingSet, score_sets, training_set
 from distilkit.evaluation.baselines import CORESETS, coreset
-from distilkit.progress import Progress, Within
+from distilkit.progress import SILENT, Progress, Within
 from distilkit.runs.record import spec_of
 from distilkit.runs.run import run
 from distilkit.storage.grid import Region, fill, part_of
 from distilkit.storage.layout import build, coordinate, variable
-from distilkit.storage.workers import Workers
+from distilkit.storage.workers import Executor, Workers, share_out
 from distilkit.studies.influence import influence
 from distilkit.studies.subsets import fingerprint, orders, subset_rows
 
@@ -147,7 +148,7 @@ def intercorrelation_study(
         draws: random subsets, and draws of real images, at each budget.
         influence_at: images per class of the direct set whose samples are removed one and two at a time; the second budget
             when left out.
-        workers: who measures the sets, see `subset_grid`; they are distilled here.
+        workers: who distils and measures the sets, see `subset_grid`. A set whose worker is lost goes on from its checkpoint.
         shard: (i, n) makes the i-th of n parts of the sets, then those that nobody has begun, since every comparison needs all; it
             waits for those that others are at. Then it does its part of the comparisons, and stores no results.zarr.
         progress: is told how the study goes on. None shows it on a terminal and in a notebook; `dk.Silent()` never.
@@ -188,7 +189,7 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, how: Mappin
             evaluation=judged,
             title=f"{pipeline.title}-direct-{stage.per_class}",
         )
-    made = _all_made(pipelines, folder, how["shard"], progress)
+    made = _all_made(pipelines, folder, how["workers"], how["shard"], progress)
     direct = {stage.per_class: made[f"direct-{stage.per_class}"] for stage in pipeline.stages}
     sources = intercorrelation(pipeline, direct, made["boosted"], draws=draws, out=folder / "grid", progress=progress, **how)
     progress.phase(f"removing samples of the set with {counted(at, 'image')} per class")
@@ -216,13 +217,15 @@ def _studied(pipeline: Distiller, folder: Path, draws: int, at: int, how: Mappin
 
 
 def _all_made(
-    pipelines: Mapping[str, Distiller], folder: Path, shard: tuple[int, int] | None, progress: Progress
+    pipelines: Mapping[str, Distiller], folder: Path, workers: Workers, shard: tuple[int, int] | None, progress: Progress
 ) -> dict[str, DistilledSet]:
     """The sets of these runs by name: those of a shard first, then what nobody is at, and in the end what other processes make."""
     names, made = list(pipelines), dict[str, DistilledSet]()
     own = [names[i] for i in part_of(len(names), shard)]
     left = [*own, *(name for name in names if name not in own)]
     folder.mkdir(parents=True, exist_ok=True)
+    if workers is not None:
+        _distil_on(workers, pipelines, left, folder, progress)
     for timeout in (0, -1):
         for name in list(left):
             if timeout:
@@ -234,6 +237,22 @@ def _all_made(
                 continue
             left.remove(name)
     return made
+
+
+def _distil_on(workers: int | Executor, pipelines: Mapping[str, Distiller], names: Sequence[str], folder: Path, progress: Progress) -> None:
+    """Have workers distil the sets that are not finished, but for those that another process is at."""
+
+    def is_finished(name: str) -> bool:
+        return storage.holds_results(folder / name) and bool(storage.open(folder / name).attrs.get("finished"))
+
+    def work(number: int) -> None:
+        with suppress(Timeout), FileLock(folder / f"{names[number]}.lock", timeout=0):
+            run(pipelines[names[number]], folder / names[number], SILENT)
+
+    waiting = [number for number, name in enumerate(names) if not is_finished(name)]
+    before, threads = len(names) - len(waiting), pipelines[names[0]].threads
+    progress.phase("distilling the sets on workers")
+    share_out(work, waiting, workers, folder=folder, threads=threads, seen=lambda done: progress.advance(before + done, len(names)))
 
 
 def _made(pipeline: Distiller, folder: Path, progress: Progress) -> DistilledSet:

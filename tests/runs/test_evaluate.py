@@ -148,22 +148,62 @@ def shared(ten: DistilledSet, digits: DataBundle, **how: object) -> xr.Dataset:
         return dk.evaluate(ten, digits, LEARNER, protocol, networks=JUDGES, baselines=baselines, **how)
 
 
+@pytest.fixture(scope="module")
+def alone(ten: DistilledSet, digits: DataBundle) -> xr.Dataset:
+    """What one process gives."""
+    return shared(ten, digits)
+
+
+class Steps(dk.Silent):
+    """How many pieces are done of how many; stops where it is told to."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.said: list[tuple[int, int]] = []
+        self.last = last
+
+    def advance(self, done: int, total: int, /) -> None:
+        self.said.append((done, total))
+        if done == self.last:
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("name", ["threads", "lost", pytest.param("processes", marks=pytest.mark.slow)])
-def test_workers_find_the_same(name: str, ten: DistilledSet, digits: DataBundle, tmp_path: Path) -> None:
+def test_workers_find_the_same(name: str, alone: xr.Dataset, ten: DistilledSet, digits: DataBundle, tmp_path: Path) -> None:
     makers = {"threads": lambda: ThreadPoolExecutor(2), "lost": Lost, "processes": lambda: ProcessPoolExecutor(2, mp_context=FORKS)}
-    executor = makers[name]()
-    steps: list[tuple[int, int]] = []
-
-    class Steps(dk.Silent):
-        def advance(self, done: int, total: int, /) -> None:
-            steps.append((done, total))
-
-    found = shared(ten, digits, workers=executor, folder=tmp_path / "work" if name == "lost" else None, progress=Steps())
+    executor, steps = makers[name](), Steps()
+    found = shared(ten, digits, workers=executor, folder=tmp_path / "work" if name == "lost" else None, progress=steps)
     if not isinstance(executor, Lost):
         executor.shutdown()
-    assert found.identical(shared(ten, digits))
-    assert steps[-1] == (1 + 3 + 1 + 1, 6)  # small networks and those of the baselines together, large ones each
+    assert found.identical(alone)
+    assert steps.said[-1] == (1 + 3 + 1 + 1, 6)  # small networks and those of the baselines together, large ones each
     assert not [*tmp_path.rglob("*.work")]
+
+
+def test_shards_and_what_was_stopped_are_the_whole(alone: xr.Dataset, ten: DistilledSet, digits: DataBundle, tmp_path: Path) -> None:
+    part = shared(ten, digits, folder=tmp_path, shard=(2, 2))
+    assert [int(one.isnull().any("training_steps").sum()) for one in part.accuracy] == [3, 1]  # every second of the six pieces
+    assert part.accuracy.sel(network="large", seed=[0, 2]).equals(alone.accuracy.sel(network="large", seed=[0, 2]))
+    with pytest.raises(KeyboardInterrupt):
+        shared(ten, digits, folder=tmp_path, progress=Steps(4))
+    last = Steps()
+    assert shared(ten, digits, folder=tmp_path, progress=last).identical(alone)
+    assert last.said == [(4, 6), (5, 6), (6, 6)]
+    with pytest.raises(RunError, match="it differs in seed"):
+        shared(ten, digits, folder=tmp_path, seed=1)
+
+
+def test_shards_of_the_command(run: Path, tmp_path: Path) -> None:
+    words, out = (run, "--baselines", "random real", "--out", tmp_path / "judged"), tmp_path / "judged"
+    assert "50% is there" in cli(*words, "--shard", "1/2")
+    assert not (out / "results.zarr").exists()
+    said = cli(*words)
+    assert "training on random real" in said
+    assert "training 2 networks" not in said  # which the shard has done
+    found = dk.evaluate(run, baselines=["random real"])
+    assert f"{float(found.accuracy.sel(training_steps=20).mean()):.4f}" in said
+    stored = dk.open(out)["evaluation"]
+    for name in ("accuracy", "baseline_accuracy", "selected_steps"):
+        assert np.array_equal(stored[name], found[name]), name
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import pytest
 import xarray as xr
 
 from distilkit.errors import DistilkitError, FieldError
+from distilkit.storage import workers as module
 from distilkit.storage.grid import done, fill, units
-from distilkit.storage.workers import ROUNDS
+from distilkit.storage.workers import ROUNDS, share_out
 
 TEMPLATE = xr.Dataset({"value": (("a", "c"), np.full((6, 3), np.nan))}, {"a": np.arange(6)})
 WHOLE = np.sin(np.arange(6)[:, None] * 10 + np.arange(3))
@@ -166,3 +167,19 @@ def test_what_cannot_be_is_said(tmp_path):
     for more in ({"workers": 2}, {"shard": (1, 2)}):
         with pytest.raises(FieldError, match="a folder, where workers or shards write"):
             filled(None, **more)
+
+
+def test_a_worker_that_is_told_to_end_is_lost_but_ctrl_c_ends_all(tmp_path, monkeypatch):
+    def work(number):
+        with (tmp_path / "begun").open("a") as begun:
+            begun.write(".")
+        if (tmp_path / "begun").stat().st_size == 1:
+            raise KeyboardInterrupt("SIGTERM")
+        return number
+
+    with pytest.raises(KeyboardInterrupt):
+        share_out(work, [1, 2], Later(), folder=tmp_path, seen=lambda _: None)
+    (tmp_path / "begun").unlink()
+    monkeypatch.setattr(module, "parent_process", lambda: "the process that gives out the work")
+    assert share_out(work, [1, 2], Later(), folder=tmp_path, seen=lambda _: None) == {1: 1, 2: 2}
+    assert (tmp_path / "begun").read_text() == "..."

@@ -4,16 +4,18 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 import distilkit as dk
 from distilkit.errors import FieldError
 from distilkit.storage.grid import done
+from distilkit.studies import sources
 from distilkit.studies.influence import influence
 from tests.commands import FORKS, Forked, distilkit
 from tests.studies.test_studies import tiny
@@ -159,6 +161,41 @@ def test_a_set_that_another_process_makes_is_waited_for(tmp_path):
         other.release()
         found.result()
     assert phases.distilled == ["direct-1", "direct-3", "boosted"]
+
+
+class LosesOne:
+    """Does all here, but for the first task: its worker has begun a run, and is gone."""
+
+    def __init__(self, begin):
+        self.begin = begin
+        self.given = 0
+
+    def submit(self, fn, *arguments):
+        future = Future()
+        self.given += 1
+        if self.begin is None:
+            future.set_result(fn(*arguments))
+        else:
+            self.begin()
+            self.begin = None
+            future.set_exception(OSError("the machine is gone"))
+        return future
+
+
+@pytest.mark.slow
+def test_workers_distil_the_sets_of_a_study(pipeline, tmp_path):
+    """The caller distils none; what a lost worker has begun goes on from its checkpoint."""
+    folder, here, left = tmp_path / "study", Phases(), []
+    executor = LosesOne(lambda: left.append(pipeline.run(folder / "boosted", stop_after=0)["history"]["seconds"].values))
+    made = sources._all_made({"boosted": pipeline}, folder, executor, None, here)
+    pipeline.run(tmp_path / "alone")
+    assert torch.equal(made["boosted"].images, dk.load(tmp_path / "alone").images)
+    seconds = dk.open(folder / "boosted")["history"]["seconds"].values
+    assert 1 <= len(left[0]) < len(seconds) == 4
+    np.testing.assert_array_equal(seconds[: len(left[0])], left[0])
+    sources._all_made({"boosted": pipeline}, folder, executor, None, here)
+    assert executor.given == 2  # a worker was lost, another went on, and what is finished is given to none
+    assert here.distilled == []
 
 
 def test_workers_need_a_folder(made, pipeline):
