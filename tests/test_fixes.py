@@ -637,9 +637,8 @@ def read_with_data(path):
 
 
 def copy_of_another(path):
-    for name in ("one", "two"):
-        (path / name).mkdir()
-        text(path / name / "spec.toml", f'title = "{name}"')
+    (path / "one").mkdir()
+    text(path / "one" / "spec.toml", 'title = "one"')
     show_copy(f"file://{path}/one", usual(), path / "two", Output())
 
 

@@ -14,7 +14,7 @@ from distilkit.cli.options import runs_folder
 from distilkit.cli.output import Output
 from distilkit.cli.rows import plan_values, run_values
 from distilkit.cli.tables import gib, plan_table, recipes_table, recipes_values, results_table, training_words
-from distilkit.errors import Change, CombinationError, RunError, StoppedError, counted
+from distilkit.errors import Change, CombinationError, StoppedError, counted
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
@@ -68,14 +68,9 @@ def show_copy(
         CombinationError: it is to be copied elsewhere.
         RunError: `out` holds another run.
     """
-    from distilkit import ranks
-    from distilkit.storage.mirror import Mirror
-
     if mirror is not None and mirror.rstrip("/") != url:
         raise CombinationError(f"A run that goes on from {url} has its copy there.", changes=[Change("mirror", None)])
-    with placed(distiller, out, runs_folder(url.rpartition("/")[2])) as folder, ranks.joined(distiller.torch_device) as world:
-        if world.first_does(Mirror(url, folder).differs):
-            raise RunError(f"{folder} holds another run than {url}.", changes=[Change("out", f"{folder}-2")])
+    with placed(distiller, out, runs_folder(url.rpartition("/")[2])) as folder:
         show_run(distiller, folder, output, log, stop_after=stop_after, mirror=url)
 
 

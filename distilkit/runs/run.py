@@ -106,17 +106,17 @@ def run(
             held.enter_context(claimed(directory))
             held.callback(told.finish)  # while nobody else writes here
             here = checkpoint.latest(directory / checkpoints.FOLDER)
-            if copy is not None:
-                if here is not None:
-                    checkpoints.begun(distiller, directory, here, resume)  # or what is there would replace another run
-                here = checkpoint.latest(directory / checkpoints.FOLDER) if copy.fetch() else here
-            distiller, found = checkpoints.begun(distiller, directory, here, resume)
+            begun = checkpoints.begun(distiller, directory, here, resume)  # before what is at a URL could replace another run
+            if copy is not None and copy.fetch(partial(_accept, distiller, copy.url, resume)):
+                begun = checkpoints.begun(distiller, directory, checkpoint.latest(directory / checkpoints.FOLDER), resume)
+            distiller, found = begun
             stored = _finished(directory, distiller.outer_steps) if found is not None and found.meta["finished"] else None
             return distiller.unroller.precision, found, stored
 
         precision, found, stored = world.first_does(begin)
         if stored is not None:
             logger.info("%s is finished", directory)
+            _send_all(copy)  # which may have failed at its end
             return stored
         if not world.first:
             distiller, progress = _with_precision(distiller, precision), SILENT
@@ -142,6 +142,24 @@ def _finished(directory: Path, steps: int) -> xr.DataTree | None:
     except RunError:
         return None
     return tree if tree.attrs.get("finished") and tree["history"].sizes["outer_step"] == steps else None
+
+
+def _accept(distiller: Distiller, url: str, resume: Resume, brought: Path) -> None:
+    """Refuse a copy at a URL that is of another run.
+
+    Args:
+        distiller: the pipeline.
+        url: of the copy.
+        resume: as for `run`.
+        brought: a folder with its spec and checkpoints.
+
+    Raises:
+        RunError: it is of another run.
+    """
+    try:
+        checkpoints.begun(distiller, brought, checkpoint.latest(brought / checkpoints.FOLDER), resume)
+    except RunError as error:
+        raise RunError(error.message.replace(str(brought), url), changes=[Change("mirror", f"{url.rstrip('/')}-2")]) from error
 
 
 def _with_precision(distiller: Distiller, precision: str) -> Distiller:

@@ -10,7 +10,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,6 +102,18 @@ def tried(work: Callable[[], Result]) -> Result:
 def is_final(error: Exception) -> bool:
     """Whether what has failed at a URL fails each time: something is not there, or not for us."""
     return isinstance(error, (FileNotFoundError, PermissionError)) or "Credentials" in type(error).__name__
+
+
+def listed(there: Any, root: str) -> dict[str, Any]:
+    """What a file system tells of each file below a place, by its name.
+
+    Raises:
+        Exception: it cannot be looked at, each file system has kinds of its own.
+    """
+    there.invalidate_cache()
+    with suppress(FileNotFoundError):
+        there.ls(root)  # raises, where `find` leaves out a folder that it cannot look at
+    return {posixpath.relpath(str(path), root): told for path, told in there.find(root, detail=True).items()}
 
 
 def names_at(url: str) -> list[str]:
@@ -209,14 +221,8 @@ def _bring(url: str, folder: Path) -> None:
 
 def _listing(there: Any, root: str, url: str) -> dict[str, Any]:
     """What a file system tells of each file below a place, by its name."""
-
-    def find() -> dict[str, Any]:
-        there.invalidate_cache()
-        found: dict[str, Any] = there.find(root, detail=True)
-        return found
-
     try:
-        return {posixpath.relpath(str(path), root): told for path, told in tried(find).items()}
+        return tried(partial(listed, there, root))
     except Exception as error:
         raise _unreadable(url, error) from error
 

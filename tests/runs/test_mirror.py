@@ -18,9 +18,10 @@ import xarray as xr
 
 import distilkit as dk
 from distilkit import spec, storage
+from distilkit.cli.display import option
 from distilkit.errors import ResourceError, RunError
 from distilkit.runs.open import pipeline_of
-from distilkit.storage import remote
+from distilkit.storage import checkpoint, remote
 from distilkit.storage.mirror import Mirror
 from tests.commands import distilkit
 from tests.studies.test_studies import tiny
@@ -90,18 +91,112 @@ def test_another_run_is_not_written_over(tmp_path, url):
     kept = files_at(url)
     tiny(seed=1).run(tmp_path / "two", stop_after=0.001)
     own = files_in(tmp_path / "two")
-    with pytest.raises(RunError, match="holds a copy of another run"):
-        tiny(seed=1).run(tmp_path / "two", mirror=url)
-    with pytest.raises(RunError, match="holds a run of another spec"):
-        tiny(seed=1).run(tmp_path / "three", mirror=url)
+    for name in ("two", "three"):
+        with pytest.raises(RunError, match=f"{url} holds a run of another spec") as raised:
+            tiny(seed=1).run(tmp_path / name, mirror=url)
+        assert option(raised.value.changes[0]) == f"--mirror {url}-2"
     assert files_at(url) == kept
     assert files_in(tmp_path / "two") == own
-    # Parts made in Python have no spec: then the checkpoints tell.
+    assert not (tmp_path / "three").exists()
+    # Parts made in Python have no spec: then the checkpoints tell, whichever of both has none.
     fsspec.filesystem("memory").rm_file(f"{url}/spec.toml")
+    with pytest.raises(RunError, match=f"{url} holds a run of another spec"):
+        tiny(seed=1).run(tmp_path / "two", mirror=url)
+    assert files_in(tmp_path / "two") == own
     (tmp_path / "two" / "spec.toml").unlink()
-    with pytest.raises(RunError, match="holds a run of another spec"):
+    with pytest.raises(RunError, match="two holds a run of another spec"):
         tiny().run(tmp_path / "two", mirror=url)
     assert files_in(tmp_path / "two").keys() == own.keys() - {"spec.toml"}
+    # Results alone are no run that could go on, whatever is there.
+    shutil.rmtree(tmp_path / "two" / "checkpoints")
+    left = files_in(tmp_path / "two")
+    with pytest.raises(RunError, match="two holds the results of another run"):
+        tiny().run(tmp_path / "two", mirror=url)
+    assert files_in(tmp_path / "two") == left
+    assert files_at(url).keys() == kept.keys() - {"spec.toml"}
+
+
+def test_one_of_other_data_is_another_run_and_one_of_another_device_is_not(tmp_path, url):
+    """A spec tells neither: two files of data may lie at one path, and a run may go on with other threads."""
+    tiny().run(tmp_path / "here", stop_after=0.001)
+    own = files_in(tmp_path / "here")
+    found = checkpoint.latest(tmp_path / "here" / "checkpoints")
+    other = found.meta["pipeline"] | {"data_read": {"shape": [1], "labels": "of others"}}
+    shutil.copytree(tmp_path / "here", tmp_path / "other")
+    checkpoint.save(tmp_path / "other" / "checkpoints", found.step + 1, found.tensors, found.meta | {"pipeline": other}, keep=1)
+    Mirror(url, tmp_path / "other").send(ended=True)
+    kept = files_at(url)
+    with pytest.raises(RunError, match="data_read"):
+        tiny().run(tmp_path / "here", mirror=url)
+    assert (files_in(tmp_path / "here"), files_at(url)) == (own, kept)
+    tiny(threads=1).run(tmp_path / "here", mirror=f"{url}-2", stop_after=0.001)
+    assert tiny(threads=2).run(tmp_path / "here", mirror=f"{url}-2").attrs["finished"]
+
+
+def test_a_fetch_that_was_cut_off_is_done_again(tmp_path, url):
+    tiny().run(tmp_path / "run", stop_after=0.001)
+    (tmp_path / "run" / "wandb.name").write_text("run-1\n")
+    Mirror(url, tmp_path / "run").send(ended=True)
+    kept = files_at(url)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "spec.toml").write_text(f"# mine\n{kept['spec.toml'].decode()}")
+    for count in (1, 3, 20):
+        copy = Mirror(url, folder)
+        copy._there = Until(copy._there, count)
+        with pytest.raises(KeyboardInterrupt):
+            copy.fetch(bool)
+        assert files_in(folder).keys() == {"spec.toml"}
+    (folder / ".fetched-killed").mkdir()
+    copy = Mirror(url, folder)
+    assert copy.fetch(bool)
+    assert files_in(folder) == kept | {"spec.toml": (folder / "spec.toml").read_bytes()}
+    assert (folder / "spec.toml").read_text().startswith("# mine")  # which says the same
+    assert not (folder / ".fetched-killed").exists()
+
+
+class Until:
+    """A file system on which one is stopped after so many files."""
+
+    def __init__(self, there, count):
+        self._there, self._count = there, count
+
+    def __getattr__(self, name):
+        return getattr(self._there, name)
+
+    def get_file(self, *arguments):
+        self._count -= 1
+        if self._count < 0:
+            raise KeyboardInterrupt
+        self._there.get_file(*arguments)
+
+
+def test_what_says_which_run_it_is_goes_first(tmp_path, url):
+    tiny().run(tmp_path / "run", stop_after=0.001)
+    copy, sent = Mirror(url, tmp_path / "run"), []
+    copy._put = lambda path, name: sent.append(name)
+    copy.send()
+    assert sent[0] == "spec.toml"
+    assert sent[1].startswith("checkpoints/")
+    assert sent[-1] == "results.zarr/zarr.json"
+
+
+def test_pictures_of_others_are_left_alone(tmp_path, url):
+    """A URL that holds no run, but all that one has."""
+    for name in ("cat.png", "below/cat.png"):
+        fsspec.filesystem("memory").pipe_file(f"{url}/{name}", b"")
+    tiny().run(tmp_path / "run", mirror=url)
+    assert files_at(url).keys() == files_in(tmp_path / "run").keys() | {"cat.png", "below/cat.png"}
+
+
+def test_a_listing_that_fails_is_not_an_empty_one(tmp_path, url, monkeypatch):
+    tiny().run(tmp_path / "run", stop_after=0.001)
+    Mirror(url, tmp_path / "run").send(ended=True)
+    monkeypatch.setattr(fsspec.filesystem("memory"), "ls", partial(raising, OSError("the network is down")))
+    with pytest.raises(ResourceError, match="the network is down"):
+        Mirror(url, tmp_path / "run").fetch(bool)
+    with pytest.raises(ResourceError, match="the network is down"):
+        remote.names_at(url)
 
 
 class Failing:
@@ -139,32 +234,35 @@ def test_a_server_that_fails_one_request_in_ten_loses_nothing(tmp_path, url):
     (tmp_path / "other").mkdir()
     other = Mirror(url, tmp_path / "other")
     other._there = Failing(other._there, 10)
-    assert other.fetch()
+    assert other.fetch(bool)
     assert files_in(tmp_path / "other") == files_in(tmp_path / "run")
 
 
 def test_what_is_gone_here_goes_there_and_what_is_the_same_stays(tmp_path, url):
     tiny().run(tmp_path / "run", mirror=url)
     copy = Mirror(url, tmp_path / "run")
-    assert not copy.fetch()  # there is something here
+    assert not copy.fetch(bool)  # there is something here
     copy.send(ended=True)
-    checkpoint = next((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
-    checkpoint.unlink()
+    oldest = next((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    oldest.unlink()
     sent = []
     copy._put = lambda path, name: sent.append(name)
     copy.send(ended=True)
     assert sent == []
-    assert f"checkpoints/{checkpoint.name}" not in files_at(url)
+    assert f"checkpoints/{oldest.name}" not in files_at(url)
 
 
 def test_one_that_is_always_down_is_told_and_the_run_is_whole(tmp_path, url, monkeypatch):
     def down(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(Mirror, "_put", down)
-    with pytest.raises(ResourceError, match=r"after 6 tries: no route to host\. What is in .* is whole"):
-        tiny().run(tmp_path / "run", mirror=url)
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "_put", down)
+        with pytest.raises(ResourceError, match=r"after 6 tries: no route to host\. What is in .* is whole"):
+            tiny().run(tmp_path / "run", mirror=url)
     assert dk.open(tmp_path / "run").attrs["finished"]
+    tiny().run(tmp_path / "run", mirror=url)  # finished, but for its copy
+    assert files_at(url) == files_in(tmp_path / "run")
 
 
 def test_a_url_of_no_kind_is_told(tmp_path):
@@ -278,7 +376,7 @@ def test_what_cannot_be_resumed_is_told(tmp_path, url):
     assert f"There is no run at {url}" in distilkit("resume", url, cwd=tmp_path).stderr
     fsspec.filesystem("memory").pipe_file(f"{url}/spec.toml", spec.dumps(tiny()).encode())
     for words, told in {
-        f"resume {url} --out mine": f"mine holds another run than {url}.\n  Try: --out mine-2",
+        f"resume {url} --out mine": "mine holds a spec.toml, which a run would write over.\n  Try: --out mine-2",
         f"resume {url} --mirror {url}-2": "the same without --mirror",
         "resume mine --out other": "the same without --out",
         f"run digits --out {url}": f"{url} is a URL, and this is written to a folder of this machine.",
@@ -325,7 +423,7 @@ def test_a_bucket_whose_server_fails_one_request_in_ten(tmp_path, server, monkey
     assert len(checked) > 1
     assert not wrong
     (tmp_path / "three").mkdir()
-    assert Mirror(url, tmp_path / "three").fetch()
+    assert Mirror(url, tmp_path / "three").fetch(bool)
     assert files_in(tmp_path / "three") == files_in(tmp_path / "two")
     with pytest.raises(RunError, match="There is no run at s3://nobucket/run"):
         dk.load("s3://nobucket/run")
