@@ -20,6 +20,7 @@ import distilkit as dk
 from distilkit import spec, storage
 from distilkit.cli.display import option
 from distilkit.errors import ResourceError, RunError
+from distilkit.runs.claim import claimed
 from distilkit.runs.open import pipeline_of
 from distilkit.storage import checkpoint, remote
 from distilkit.storage.mirror import Mirror
@@ -390,6 +391,17 @@ def test_what_cannot_be_resumed_is_told(tmp_path, url):
         assert told in done.stderr, words
         assert done.returncode == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_one_that_goes_on_here_is_not_begun_beside(tmp_path, url):
+    usual = tmp_path / "runs" / url.rpartition("/")[2]
+    tiny().run(usual, mirror=url, stop_after=0.001)
+    with claimed(usual):
+        for more in ([], ["--set", "threads=1"]):  # another way of the same run
+            told = distilkit("resume", url, *more, cwd=tmp_path)
+            assert f"The run of {url} goes on in runs/{usual.name} now" in told.stderr
+            assert told.returncode == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [usual.name]
 
 
 @pytest.fixture
