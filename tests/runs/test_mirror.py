@@ -1,5 +1,6 @@
 """A copy of a run at a URL: whole after failures, fetched where there is nothing, and opened from there."""
 
+import itertools
 import json
 import random
 import re
@@ -19,12 +20,13 @@ import xarray as xr
 import distilkit as dk
 from distilkit import spec, storage
 from distilkit.cli.display import option
-from distilkit.errors import ResourceError, RunError
+from distilkit.errors import Change, ResourceError, RunError
 from distilkit.runs.claim import claimed
 from distilkit.runs.open import pipeline_of
 from distilkit.storage import checkpoint, remote
 from distilkit.storage.mirror import Mirror
 from tests.commands import distilkit
+from tests.runs.test_made_in_python import pipeline as made_in_python
 from tests.studies.test_studies import tiny
 
 
@@ -327,6 +329,51 @@ def test_what_cannot_be_read_is_told(tmp_path, url, monkeypatch):
         told = distilkit("show", url, cwd=tmp_path)
         assert words in told.stderr
         assert "Traceback" not in told.stderr
+
+
+def test_what_is_wrong_with_a_copy_names_its_url(tmp_path, url):
+    """Not the folder that it was brought to."""
+    made_in_python().run(tmp_path / "run", mirror=url, stop_after=0.001)
+    place = f"runs/{url.rpartition('/')[2]}"
+    in_python = f"dk.run(distiller, {place!r}, mirror={url!r})"
+    for words, told in {
+        f"evaluate {url}": f"dk.evaluate('{url}', data, learner, evaluation)",
+        f"sheet {url} --before": f"What the images of {url} started from",
+        f"resume {url}": in_python,
+        f"show {url}": f"{in_python} goes on, in Python",
+    }.items():
+        done = distilkit(*words.split(), cwd=tmp_path)
+        assert told in done.stderr + done.stdout, words
+        assert "distilkit-" not in done.stderr.replace(url, "")
+    with pytest.raises(RunError, match=f"^The run '{url}' has no group"), remote.brought(url) as here:
+        raise RunError(f"The run '{here}' has no group", changes=[Change("out", here)])
+
+
+def test_a_copy_that_is_only_read_is_not_being_written(tmp_path, url, monkeypatch):
+    tiny().run(tmp_path / "run", mirror=url, stop_after=0.001)
+    memory, count = fsspec.filesystem("memory"), itertools.count()
+    find = memory.find
+
+    def read(*arguments, **options):
+        return {path: told | {"atime": next(count)} for path, told in find(*arguments, **options).items()}
+
+    monkeypatch.setattr(memory, "find", read)
+    assert not storage.verify(url)[1]
+    dk.open(url)
+
+    def sent(*arguments, **options):
+        memory.pipe_file(f"{url}/results.zarr/zarr.json", memory.cat_file(f"{url}/results.zarr/zarr.json"))
+        return find(*arguments, **options)
+
+    monkeypatch.setattr(memory, "find", sent)
+    with pytest.raises(RunError, match=r"was being sent each time it was looked at\.$"):
+        dk.open(url)
+
+
+def test_a_file_of_two_slashes_is_refused(tmp_path):
+    for call in (lambda: dk.load("file://copy"), lambda: tiny().run(tmp_path / "run", mirror="file://copy")):
+        with pytest.raises(RunError, match=r"file://copy cannot be.* is file:///"):
+            call()
 
 
 def raising(error, *_, **__):
