@@ -62,7 +62,8 @@ def verify(
     found = {"run": name, "whole": not wrong, "checked": checked, "damage": wrong}
     Output(quiet, as_json).answer(found, *(f"whole: {line}" for line in checked))
     if wrong:
-        raise RunError("\n  ".join([f"{name} is damaged:", *wrong]))
+        what = "is damaged" if any(" is not whole: " not in line for line in wrong) else "is not whole"
+        raise RunError("\n  ".join([f"{name} {what}:", *wrong]))
 
 
 @commands.command(epilog="Example: distilkit doctor")

@@ -142,6 +142,7 @@ def text_at(url: str) -> str:
 
     Raises:
         FileNotFoundError: it is not there.
+        UnicodeDecodeError: it is not in UTF-8.
         RunError: it cannot be read, as above.
     """
     there, place = file_system(url)

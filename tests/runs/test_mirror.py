@@ -312,6 +312,13 @@ def test_what_cannot_be_read_is_told(tmp_path, url, monkeypatch):
     with pytest.raises(RunError, match=r"no results at .* but checkpoints"):
         dk.open(url)
     assert storage.verify(url)[1][0].startswith(f"{url}/results.zarr is not whole")
+    fsspec.filesystem("memory").rm_file(f"{url}/checkpoints/step-000000001.safetensors")
+    checkpoint.save(tmp_path, 1, {}, {})
+    fsspec.filesystem("memory").put_file(str(tmp_path / "step-000000001.safetensors"), f"{url}/checkpoints/step-000000001.safetensors")
+    told = distilkit("verify", url, cwd=tmp_path)
+    assert f"{url} is not whole:\n" in told.stderr
+    assert "damaged" not in told.stderr
+    fsspec.filesystem("memory").pipe_file(f"{url}/checkpoints/step-000000001.safetensors", b"")
     fsspec.filesystem("memory").pipe_file(f"{url}/results.zarr/zarr.json", b"{}")
     with pytest.raises(RunError, match="damaged, or was being sent"):
         dk.open(url)
@@ -324,6 +331,9 @@ def test_what_cannot_be_read_is_told(tmp_path, url, monkeypatch):
         pipeline_of(url)
     with pytest.raises(spec.SpecError, match=f"There is no file {url}/spec.toml"):
         spec.load(f"{url}/spec.toml")
+    fsspec.filesystem("memory").pipe_file(f"{url}/latin.toml", "title = 'é'".encode("latin-1"))
+    with pytest.raises(spec.SpecError, match=f"{url}/latin.toml is not text in UTF-8"):
+        spec.load(f"{url}/latin.toml")
     for error, words in ((FileNotFoundError("The specified bucket does not exist"), "bucket"), (PermissionError("Access Denied"), "AWS_")):
         monkeypatch.setattr(fsspec.filesystem("memory"), "find", partial(raising, error))
         told = distilkit("show", url, cwd=tmp_path)
@@ -432,6 +442,8 @@ def test_what_cannot_be_resumed_is_told(tmp_path, url):
         f"sheet digits --out {url}.png": "--out runs/test",
         f"subsets {url} --out {url}/grid": "Try: --out runs/grid",
         f"study gradients digits --out {url}/study": "Try: --out runs/study",
+        f"new {url}/mine.toml": "Try: distilkit new mine.toml --data Digits",
+        f"schema --out {url}/spec.json": "Try: --out spec.json",
         f"export fast/cifar10-ipc1 {url}/set.safetensors": "Try: set.safetensors",
     }.items():
         done = distilkit(*words.split(), cwd=tmp_path)
