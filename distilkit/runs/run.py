@@ -74,7 +74,7 @@ def run(
             What is there is stored and given back; the same call goes on.
         checkpoint_every: seconds between two checkpoints, with each of which the results are written too.
         mirror: a URL for a copy of the folder, anything that fsspec reaches, such as s3://bucket/run. Checkpoints go there as they are
-            written, results at the end; where the folder here holds nothing, the run goes on from what is there.
+            written, results at the end; where the folder here holds nothing, or less, the run goes on from what is there.
         loggers: are told numbers and images of the run as well, such as `TensorBoard()` (`distilkit.runs.loggers`); of several processes
             those of the first are.
 
@@ -82,7 +82,7 @@ def run(
         the stored results; in a run of several processes every one gets them.
 
     Raises:
-        RunError: the folder holds another run or a spec.toml of another pipeline, another process writes into it, or it cannot be made.
+        RunError: folder or URL hold another run or a spec.toml of another pipeline, another process writes into it, or it cannot be made.
         CombinationError: the data has too few images for the baselines; its preprocessing could not be read back.
         ResourceError: the disk takes no more at the end; a write on the way that fails is tried again.
         GradientError: the meta-gradient was not finite, for several windows, or the outer loss has left its own history; what was computed
@@ -107,7 +107,7 @@ def run(
             held.callback(told.finish)  # while nobody else writes here
             here = checkpoint.latest(directory / checkpoints.FOLDER)
             begun = checkpoints.begun(distiller, directory, here, resume)  # before what is at a URL could replace another run
-            if copy is not None and copy.fetch(partial(_accept, distiller, copy.url, resume)):
+            if copy is not None and copy.fetch(partial(checkpoints.accept, distiller, copy.url, resume)):
                 begun = checkpoints.begun(distiller, directory, checkpoint.latest(directory / checkpoints.FOLDER), resume)
             distiller, found = begun
             stored = _finished(directory, distiller.outer_steps) if found is not None and found.meta["finished"] else None
@@ -142,24 +142,6 @@ def _finished(directory: Path, steps: int) -> xr.DataTree | None:
     except RunError:
         return None
     return tree if tree.attrs.get("finished") and tree["history"].sizes["outer_step"] == steps else None
-
-
-def _accept(distiller: Distiller, url: str, resume: Resume, brought: Path) -> None:
-    """Refuse a copy at a URL that is of another run.
-
-    Args:
-        distiller: the pipeline.
-        url: of the copy.
-        resume: as for `run`.
-        brought: a folder with its spec and checkpoints.
-
-    Raises:
-        RunError: it is of another run.
-    """
-    try:
-        checkpoints.begun(distiller, brought, checkpoint.latest(brought / checkpoints.FOLDER), resume)
-    except RunError as error:
-        raise RunError(error.message.replace(str(brought), url), changes=[Change("mirror", f"{url.rstrip('/')}-2")]) from error
 
 
 def _with_precision(distiller: Distiller, precision: str) -> Distiller:
