@@ -35,6 +35,7 @@ from distilkit.cli.options import shard_of
 from distilkit.cli.output import Output
 from distilkit.cli.run import show_copy
 from distilkit.cli.sheet import show_sheet
+from distilkit.cli.specs import schema
 from distilkit.data.bundle import Split
 from distilkit.data.preprocessing import from_arrays, require_same
 from distilkit.distiller import require_finite
@@ -528,6 +529,8 @@ CASES = {
     "no such part of a command": Case(lambda _: shard_of("3/2"), "subsets"),
     "a spec that is there": Case(lambda path: write_spec(text(path / "mine.toml"), "Digits", 1, None)),
     "a spec of no data": Case(lambda path: write_spec(path / "mine.toml", "CIFAR1O", 1, None), "new"),
+    "a spec at a URL": Case(lambda _: write_spec(Path("s3://bucket/mine.toml"), "Digits", 1, None), "new"),
+    "a schema at a URL": Case(lambda _: schema(Path("s3://bucket/spec.json")), "schema"),
     "a spec of a file that is not there": Case(lambda path: write_spec(path / "mine.toml", "no.npz", 1, None), "new"),
     "a URL to write to": Case(lambda _: dk.subset_grid(of_the_data(), [1], out="s3://bucket/grid"), "subsets"),
     "a folder to go on elsewhere": Case(lambda path: resume(path / "mine", out=path), "resume"),
@@ -639,9 +642,8 @@ def read_with_data(path):
 
 
 def copy_of_another(path):
-    for name in ("one", "two"):
-        (path / name).mkdir()
-        text(path / name / "spec.toml", f'title = "{name}"')
+    (path / "one").mkdir()
+    text(path / "one" / "spec.toml", 'title = "one"')
     show_copy(f"file://{path}/one", usual(), path / "two", Output())
 
 

@@ -118,7 +118,8 @@ def resume(
     url, seconds, output = run_at(run), seconds_of(stop_after), Output(quiet, as_json)
     if url is None and out is not None:
         raise CombinationError(f"{folder} goes on where it is.", changes=[Change("out", None)])
-    there = f"dk.run(distiller, {str(folder)!r})  # in Python, with the pipeline that was run"
+    place = repr(str(folder)) if url is None else f"{str(folder_of(run))!r}, mirror={url!r}"
+    there = f"dk.run(distiller, {place})  # in Python, with the pipeline that was run"
     changes, whence = overrides(set_, None, device), folder if url is None else url
     pipeline = pipeline_of(whence, changes, trust=trust, instead="distilkit run SPEC", in_python=there)
     if url is None:

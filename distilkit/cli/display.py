@@ -28,7 +28,7 @@ def option(change: Change) -> str:
     """
     if change.value is None:
         return f"the same without --{change.option or change.name.replace('_', '-')}"
-    if change.name in ("out", *OPTIONS):
+    if change.name in ("out", "mirror", *OPTIONS):
         value = ",".join(map(str, change.value)) if isinstance(change.value, list) else str(change.value)
         return f"--{change.option or change.name.replace('_', '-')} {shlex.quote(value)}"
     value = change.value if isinstance(change.value, str) else to_toml(change.value)

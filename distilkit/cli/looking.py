@@ -23,7 +23,7 @@ def show(
     from distilkit import storage
     from distilkit.cli.rows import run_values
     from distilkit.cli.tables import evaluation_table, results_table, training_words
-    from distilkit.runs.open import spec_file
+    from distilkit.runs.open import spec_file, unwritable
     from distilkit.storage.remote import url_of
 
     tree, folder, url = storage.open(run), folder_of(run), url_of(run)
@@ -33,7 +33,9 @@ def show(
     shown: list[Any] = []
     if "status" in found:
         go_on = f"distilkit resume {shlex.quote(url or str(folder))} goes on"
-        if url is None and not spec_file(folder).is_file():
+        if url is not None and unwritable(tree):
+            go_on = f"dk.run(distiller, {str(folder)!r}, mirror={url!r}) goes on, in Python"
+        elif url is None and not spec_file(folder).is_file():
             go_on = f"dk.run(distiller, {str(folder)!r}) goes on, in Python"
         goes_on = f"{'stopped' if url is None else 'under way, or stopped'}; {go_on}"
         state = "finished" if found["status"] == "finished" else goes_on
@@ -60,7 +62,8 @@ def verify(
     found = {"run": name, "whole": not wrong, "checked": checked, "damage": wrong}
     Output(quiet, as_json).answer(found, *(f"whole: {line}" for line in checked))
     if wrong:
-        raise RunError("\n  ".join([f"{name} is damaged:", *wrong]))
+        what = "is damaged" if any(" is not whole: " not in line for line in wrong) else "is not whole"
+        raise RunError("\n  ".join([f"{name} {what}:", *wrong]))
 
 
 @commands.command(epilog="Example: distilkit doctor")

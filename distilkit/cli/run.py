@@ -14,14 +14,16 @@ from distilkit.cli.options import runs_folder
 from distilkit.cli.output import Output
 from distilkit.cli.rows import plan_values, run_values
 from distilkit.cli.tables import gib, plan_table, recipes_table, recipes_values, results_table, training_words
-from distilkit.errors import Change, CombinationError, RunError, StoppedError, counted
+from distilkit.errors import Change, CombinationError, StoppedError, counted
 
 if TYPE_CHECKING:
     from distilkit.distiller import Distiller
 
 
 @contextmanager
-def placed(distiller: Distiller, out: Path | None, usual: Path, *, fresh: bool = False) -> Generator[Path, None, None]:
+def placed(
+    distiller: Distiller, out: Path | None, usual: Path, *, fresh: bool = False, url: str | None = None
+) -> Generator[Path, None, None]:
     """The folder of a run.
 
     Args:
@@ -29,8 +31,10 @@ def placed(distiller: Distiller, out: Path | None, usual: Path, *, fresh: bool =
         out: a folder that was asked for, or None.
         usual: where it lies otherwise: the first of `usual`, `usual`-2 and so on that holds this run, or else is free.
         fresh: take one that is free in any case.
+        url: of the copy from which the run goes on, if it does.
 
     Raises:
+        RunError: the run of that copy is under way here.
         CombinationError: `fresh` in a job of torchrun.
     """
     from distilkit import ranks
@@ -43,7 +47,7 @@ def placed(distiller: Distiller, out: Path | None, usual: Path, *, fresh: bool =
         if fresh:
             folder = world.first_does(partial(free_folder, folder))
         elif out is None:
-            folder = world.first_does(partial(folder_for, distiller, folder))
+            folder = world.first_does(partial(folder_for, distiller, folder, url))
         try:
             yield folder
         finally:
@@ -68,14 +72,9 @@ def show_copy(
         CombinationError: it is to be copied elsewhere.
         RunError: `out` holds another run.
     """
-    from distilkit import ranks
-    from distilkit.storage.mirror import Mirror
-
     if mirror is not None and mirror.rstrip("/") != url:
         raise CombinationError(f"A run that goes on from {url} has its copy there.", changes=[Change("mirror", None)])
-    with placed(distiller, out, runs_folder(url.rpartition("/")[2])) as folder, ranks.joined(distiller.torch_device) as world:
-        if world.first_does(Mirror(url, folder).differs):
-            raise RunError(f"{folder} holds another run than {url}.", changes=[Change("out", f"{folder}-2")])
+    with placed(distiller, out, runs_folder(url.rpartition("/")[2]), url=url) as folder:
         show_run(distiller, folder, output, log, stop_after=stop_after, mirror=url)
 
 

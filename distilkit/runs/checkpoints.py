@@ -146,6 +146,24 @@ def begun(
     return distiller, found
 
 
+def accept(distiller: Distiller, url: str, resume: Resume, folder: Path) -> None:
+    """Refuse a copy at a URL that is of another run.
+
+    Args:
+        distiller: the pipeline.
+        url: of the copy.
+        resume: as for `distilkit.run`.
+        folder: with spec and checkpoints of that copy.
+
+    Raises:
+        RunError: it is of another run.
+    """
+    try:
+        begun(distiller, folder, checkpoint.latest(folder / FOLDER), resume)
+    except RunError as error:
+        raise RunError(error.message.replace(str(folder), url), changes=[Change("mirror", f"{url.rstrip('/')}-2")]) from error
+
+
 def same_spec(distiller: Distiller, path: Path) -> bool:
     """Whether a spec.toml is the one that a run of this pipeline has written. A person's own, with comments, is not, whatever it says."""
     try:

@@ -12,21 +12,41 @@ from distilkit.distiller import Distiller
 from distilkit.errors import Change, RunError
 from distilkit.runs.checkpoints import FOLDER, same_spec
 from distilkit.storage.layout import NAME
-from distilkit.storage.remote import require_here
+from distilkit.storage.remote import SPEC, require_here, text_at
 from distilkit.storage.store import require_writable
 
 LOCK = ".lock"
 
 
-def folder_for(distiller: Distiller, first: Path) -> Path:
-    """The folder of the run of this pipeline among `first`, `first`-2 and so on, if nobody is at it; else a free one, which is made."""
+def folder_for(distiller: Distiller, first: Path, url: str | None = None) -> Path:
+    """The folder of the run of this pipeline among `first`, `first`-2 and so on, if nobody is at it; else a free one, which is made.
+
+    Args:
+        distiller: the pipeline.
+        first: a folder.
+        url: of the copy from which the run goes on, if it does.
+
+    Raises:
+        RunError: the run of that copy is under way in one of these folders.
+    """
     folder, number = first, 2
+    there = None if url is None else text_at(f"{url}/{SPEC}")
     while folder.exists():
         begun = (folder / FOLDER).exists() or not (folder / NAME).exists()  # results alone are no run that could go on
-        if begun and same_spec(distiller, folder / "spec.toml") and not _is_locked(folder):
-            return folder
+        if begun and (same_spec(distiller, folder / SPEC) or (there is not None and _says(folder / SPEC, there))):
+            if not _is_locked(folder):
+                return folder
+            if url is not None:
+                raise RunError(f"The run of {url} goes on in {folder} now: two that go on at once would write over each other's copy.")
         folder, number = first.with_name(f"{first.name}-{number}"), number + 1
     return free_folder(first)
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
 
 
 def _is_locked(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distilkit import spec as specs, storage
 from distilkit.data.distilled import DistilledSet
@@ -13,6 +13,9 @@ from distilkit.distiller import Distiller
 from distilkit.errors import CombinationError, RunError, listing
 from distilkit.storage import formats, shipped
 from distilkit.storage.remote import SPEC, brought, names_at, run_at
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def refuse_to_be_told(path: Any, **options: str | None) -> None:
@@ -104,6 +107,7 @@ def pipeline_of(
     made_there = None
     if (url := run_at(path)) is not None:
         written, there = f"{url}/{SPEC}", SPEC in names_at(url)
+        made_there = None if there else _made_in_python(url)
     else:
         written = spec_file(path)
         there = written.is_file()
@@ -124,8 +128,16 @@ def pipeline_of(
 def _made_in_python(path: Any) -> str | None:
     """Why a run has no spec, in a sentence; None where it does not say so."""
     try:
-        spec = json.loads(storage.open(path).attrs["spec"])
-    except (RunError, KeyError, ValueError):
+        return unwritable(storage.open(path))
+    except RunError:
+        return None
+
+
+def unwritable(tree: xr.DataTree) -> str | None:
+    """Why the run of these results has no spec, in a sentence: parts of it were made in Python. None where it does not say so."""
+    try:
+        spec = json.loads(tree.attrs["spec"])
+    except (KeyError, ValueError):
         return None
     words = spec.get("unwritable") if isinstance(spec, dict) else None
     return words if isinstance(words, str) else None

@@ -74,7 +74,7 @@ def run(
             What is there is stored and given back; the same call goes on.
         checkpoint_every: seconds between two checkpoints, with each of which the results are written too.
         mirror: a URL for a copy of the folder, anything that fsspec reaches, such as s3://bucket/run. Checkpoints go there as they are
-            written, results at the end; where the folder here holds nothing, the run goes on from what is there.
+            written, results at the end; where the folder here holds nothing, or less, the run goes on from what is there.
         loggers: are told numbers and images of the run as well, such as `TensorBoard()` (`distilkit.runs.loggers`); of several processes
             those of the first are.
 
@@ -82,7 +82,7 @@ def run(
         the stored results; in a run of several processes every one gets them.
 
     Raises:
-        RunError: the folder holds another run or a spec.toml of another pipeline, another process writes into it, or it cannot be made.
+        RunError: folder or URL hold another run or a spec.toml of another pipeline, another process writes into it, or it cannot be made.
         CombinationError: the data has too few images for the baselines; its preprocessing could not be read back.
         ResourceError: the disk takes no more at the end; a write on the way that fails is tried again.
         GradientError: the meta-gradient was not finite, for several windows, or the outer loss has left its own history; what was computed
@@ -106,17 +106,17 @@ def run(
             held.enter_context(claimed(directory))
             held.callback(told.finish)  # while nobody else writes here
             here = checkpoint.latest(directory / checkpoints.FOLDER)
-            if copy is not None:
-                if here is not None:
-                    checkpoints.begun(distiller, directory, here, resume)  # or what is there would replace another run
-                here = checkpoint.latest(directory / checkpoints.FOLDER) if copy.fetch() else here
-            distiller, found = checkpoints.begun(distiller, directory, here, resume)
+            begun = checkpoints.begun(distiller, directory, here, resume)  # before what is at a URL could replace another run
+            if copy is not None and copy.fetch(partial(checkpoints.accept, distiller, copy.url, resume)):
+                begun = checkpoints.begun(distiller, directory, checkpoint.latest(directory / checkpoints.FOLDER), resume)
+            distiller, found = begun
             stored = _finished(directory, distiller.outer_steps) if found is not None and found.meta["finished"] else None
             return distiller.unroller.precision, found, stored
 
         precision, found, stored = world.first_does(begin)
         if stored is not None:
             logger.info("%s is finished", directory)
+            _send_all(copy)  # which may have failed at its end
             return stored
         if not world.first:
             distiller, progress = _with_precision(distiller, precision), SILENT

@@ -31,7 +31,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
             try:
                 return text_at(url)
             except FileNotFoundError:
-                raise SpecError([Problem(url, None, "a TOML file", None, why=f"There is no file {url}.")], url) from None
+                why = f"There is no file {url}."
+            except UnicodeDecodeError as error:
+                why = f"{url} is not text in UTF-8 (byte {error.start} cannot be read), as TOML has to be."
+            raise SpecError([Problem(url, None, "a TOML file", None, why=why)], url)
     if not file.exists() and file.as_posix() in recipes.names():
         return recipes.read(file.as_posix())
     try:

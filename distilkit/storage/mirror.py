@@ -11,17 +11,19 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
+import shutil
+import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distilkit.errors import ResourceError, RunError, counted
+from distilkit.errors import ResourceError, counted
 from distilkit.storage.layout import NAME
-from distilkit.storage.remote import CHECKPOINTS, PAUSES, ROOT, SPEC, file_system, is_final, tried
+from distilkit.storage.remote import CHECKPOINTS, PAUSES, ROOT, SPEC, file_system, is_final, listed, tried
 
 logger = logging.getLogger("distilkit")
 
@@ -30,7 +32,12 @@ Result = TypeVar("Result")
 RESULTS_EVERY = 60.0  # seconds at least between two times that results are sent while a run goes on
 RESULTS_SHARE = 20  # of the time, one part in so many at most
 OURS = (SPEC, CHECKPOINTS, f"{NAME}/")
+FETCHED = ".fetched-"  # of a folder for what is being brought
 BESIDE = (".png", ".name")  # figures, and the names under which trackers know the run
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(OURS) or ("/" not in name and name.endswith(BESIDE))
 
 
 def _newest(names: Iterable[str]) -> int:
@@ -39,18 +46,12 @@ def _newest(names: Iterable[str]) -> int:
     return max((int(one[1]) for one in found if one), default=-1)
 
 
-def _same_run(one: str, other: str) -> bool:
-    """Whether two texts of spec.toml are of one run, which may have been told to go further in between.
-
-    >>> _same_run("outer.steps = 10", "outer.steps = 20"), _same_run("seed = 0", "seed = 1")
-    (True, False)
-    """
+def _says_the_same(one: Path, other: Path) -> bool:
+    """Whether two files of TOML have the same values, whatever a person has written beside them."""
     try:
-        trees: list[dict[str, Any]] = [tomllib.loads(text) for text in (one, other)]
-        for tree in trees:
-            tree["outer"] = {name: value for name, value in tree.get("outer", {}).items() if name != "steps"}
-    except (ValueError, AttributeError):  # cut off in the middle, or a person's own
-        return one == other
+        trees = [tomllib.loads(path.read_text(encoding="utf-8")) for path in (one, other)]
+    except (OSError, ValueError):
+        return False
     return trees[0] == trees[1]
 
 
@@ -71,45 +72,56 @@ class Mirror:
         self._results_due = 0.0
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of change of each file that is there as it is here
 
-    def fetch(self) -> bool:
+    def fetch(self, accept: Callable[[Path], object]) -> bool:
         """Bring what is there here, if nothing of the run is here or it is further there; whether that was so.
 
+        All of it is brought to a folder of its own first, so that nothing is replaced here before it is there whole.
+
+        Args:
+            accept: is given a folder with spec and checkpoints of what is there, and raises an error if that is another run.
+
         Raises:
             ResourceError: it cannot be read.
-            RunError: there is another run there.
+            DistilkitError: of `accept`.
         """
+        for left in self.folder.glob(f"{FETCHED}*"):  # of a fetch that was killed
+            shutil.rmtree(left, ignore_errors=True)
         here, names = self._here(), self._names()
-        if self._differs(here, names):
-            raise RunError(f"{self.url} holds a copy of another run than {self.folder}.", fix=f"--mirror {self.url}-2")
-        if here and _newest(names) <= _newest(here):
-            self._sent = dict.fromkeys(names, (-1, -1))  # there, and perhaps not as it is here
+        self._sent = dict.fromkeys(names, (-1, -1))  # there, and perhaps not as it is here
+        if not names:
             return False
-        if ROOT not in names:  # a store that was being sent when its machine was lost: the checkpoints have all of it
-            names = [name for name in names if not name.startswith(f"{NAME}/")]
-        for name in sorted(names, key=lambda name: name != SPEC):  # first what says which run it is, should this be cut off
+        with tempfile.TemporaryDirectory(prefix=FETCHED, dir=self.folder) as temporary:
+            folder = Path(temporary)
+            telling = [name for name in names if name == SPEC or name.startswith(CHECKPOINTS)]
+            telling = telling if _newest(names) >= 0 else names
+            for name in telling:
+                self._get(name, folder)
+            begun = any(name.startswith((CHECKPOINTS, f"{NAME}/")) for name in names)
+            if begun or SPEC not in here or not _says_the_same(folder / SPEC, here[SPEC]):
+                accept(folder)
+            if here and _newest(names) <= _newest(here):
+                return False
+            if ROOT not in names:  # a store that was being sent when its machine was lost: the checkpoints have all of it
+                names = [name for name in names if not name.startswith(f"{NAME}/")]
+            for name in names:
+                if name not in telling:
+                    self._get(name, folder)
+            self._take(folder, names)
+        logger.info("fetched %s from %s", counted(len(names), "file"), self.url)
+        return True
+
+    def _take(self, folder: Path, names: Iterable[str]) -> None:
+        """Put what was brought in its place: checkpoints behind what they do not have, and before the results, which they have."""
+        if ROOT in names:
+            (self.folder / ROOT).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / NAME, ignore_errors=True)
+        for name in sorted(names, key=lambda name: (name == ROOT, name.startswith(f"{NAME}/"), name == SPEC, name.startswith(CHECKPOINTS))):
             target = self.folder / name
+            if name == SPEC and _says_the_same(folder / name, target):
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{target.name}.part")
-            self._tried(f"fetch {name}", partial(self._get, name, part))
-            part.replace(target)
+            (folder / name).replace(target)
             self._sent[name] = self._state(target)
-        if names:
-            logger.info("fetched %s from %s", counted(len(names), "file"), self.url)
-        return bool(names)
-
-    def differs(self) -> bool:
-        """Whether another run is there than here.
-
-        Raises:
-            ResourceError: it cannot be read.
-        """
-        return self._differs(self._here(), self._names())
-
-    def _differs(self, here: Mapping[str, Path], names: Iterable[str]) -> bool:
-        if SPEC not in names or not any(name.startswith(OURS) for name in here):
-            return False
-        there = self._tried("look", lambda: self._there.cat_file(f"{self._root}/{SPEC}")).decode(errors="replace")
-        return SPEC not in here or not _same_run(there, here[SPEC].read_text(encoding="utf-8", errors="replace"))
 
     def send(self, *, ended: bool = False) -> None:
         """Send what has changed: spec and checkpoints; where it is time, or the run has ended, all of it. What is gone here goes there too.
@@ -126,7 +138,7 @@ class Mirror:
             self._remove(ROOT)  # nobody opens a store that is half the old one
         if store and ROOT not in changed:
             changed.append(ROOT)
-        for name in sorted(changed, key=lambda name: (name.startswith(f"{NAME}/"), name == ROOT)):
+        for name in sorted(changed, key=lambda name: (name == ROOT, name.startswith(f"{NAME}/"), name != SPEC)):
             state = self._state(here[name])
             self._tried(f"send {name}", partial(self._put, here[name], name))
             self._sent[name] = state
@@ -139,23 +151,24 @@ class Mirror:
     def _here(self) -> dict[str, Path]:
         """The files of the run, by their names below its folder."""
         found = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
-        return {name: path for name, path in found.items() if name.startswith(OURS) or ("/" not in name and name.endswith(BESIDE))}
+        return {name: path for name, path in found.items() if _is_ours(name)}
 
     def _names(self) -> list[str]:
-        """The files there, by their names below the URL."""
+        """The files there, by their names below the URL; none, where no run is."""
 
         def find() -> list[str]:
-            self._there.invalidate_cache()
             try:
-                return list(self._there.find(self._root))
+                return [*listed(self._there, self._root)]
             except FileNotFoundError:
                 return []
 
-        found = [posixpath.relpath(path, self._root) for path in self._tried("look", find)]
-        return sorted(name for name in found if name.startswith(OURS) or name.endswith(BESIDE))
+        names = sorted(name for name in self._tried("look", find) if _is_ours(name))
+        return names if any(name.startswith(OURS) for name in names) else []
 
-    def _get(self, name: str, part: Path) -> None:
-        self._there.get_file(f"{self._root}/{name}", str(part))
+    def _get(self, name: str, folder: Path) -> None:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._tried(f"fetch {name}", partial(self._there.get_file, f"{self._root}/{name}", str(target)))
 
     def _put(self, path: Path, name: str) -> None:
         place = f"{self._root}/{name}"

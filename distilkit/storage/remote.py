@@ -7,17 +7,19 @@ import os
 import posixpath
 import re
 import shlex
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
-from distilkit.errors import Change, ResourceError, RunError
+from distilkit.errors import Change, DistilkitError, ResourceError, RunError
 from distilkit.storage.integrity import damage
 from distilkit.storage.layout import NAME
 
@@ -25,6 +27,9 @@ PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between two tries of what has fail
 SPEC = "spec.toml"
 ROOT = f"{NAME}/zarr.json"
 CHECKPOINTS = "checkpoints/"
+
+# What file systems call size, time of change and version of a file; what else they tell may change when it is read.
+STAMPS = ("size", "mtime", "modified", "created", "LastModified", "last_modified", "updated", "ETag", "etag", "generation")
 
 logger = logging.getLogger("distilkit")
 
@@ -73,8 +78,11 @@ def file_system(url: str) -> tuple[Any, str]:
     """What reaches a URL, and the path there.
 
     Raises:
-        RunError: there is no such kind of URL, or what it needs is not installed.
+        RunError: there is no such kind of URL, what it needs is not installed, or a file: has two slashes.
     """
+    if (found := re.fullmatch(r"(?:file|local)://(?![A-Za-z]:)([^/\\].*)", url)) is not None:
+        here = Path(found[1]).expanduser().absolute().as_uri()
+        raise RunError(f"{url} cannot be: behind its two slashes a machine would be named. The folder {found[1]} of this one is {here}.")
     try:
         there, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # of which the first says what to install
@@ -104,6 +112,18 @@ def is_final(error: Exception) -> bool:
     return isinstance(error, (FileNotFoundError, PermissionError)) or "Credentials" in type(error).__name__
 
 
+def listed(there: Any, root: str) -> dict[str, Any]:
+    """What a file system tells of each file below a place, by its name.
+
+    Raises:
+        Exception: it cannot be looked at, each file system has kinds of its own.
+    """
+    there.invalidate_cache()
+    with suppress(FileNotFoundError):
+        there.ls(root)  # raises, where `find` leaves out a folder that it cannot look at
+    return {posixpath.relpath(str(path), root): told for path, told in there.find(root, detail=True).items()}
+
+
 def names_at(url: str) -> list[str]:
     """The files at a URL, by their names below it.
 
@@ -122,6 +142,7 @@ def text_at(url: str) -> str:
 
     Raises:
         FileNotFoundError: it is not there.
+        UnicodeDecodeError: it is not in UTF-8.
         RunError: it cannot be read, as above.
     """
     there, place = file_system(url)
@@ -148,8 +169,23 @@ def brought(run: Any) -> Generator[Any, None, None]:
         return
     with tempfile.TemporaryDirectory(prefix="distilkit-") as parent:
         folder = Path(parent) / (posixpath.basename(base) or "run")
-        _bring(base, folder)
-        yield folder / NAME if str(url_of(run)).rstrip("/").endswith(f"/{NAME}") else folder
+        try:
+            _bring(base, folder)
+            yield folder / NAME if str(url_of(run)).rstrip("/").endswith(f"/{NAME}") else folder
+        except DistilkitError as error:  # which is told when the folder is gone
+            _rename(error, str(folder), base)
+            raise
+
+
+def _rename(error: DistilkitError, folder: str, url: str) -> None:
+    """Have an error name the URL where it names the folder."""
+
+    def renamed(value: Any) -> Any:
+        return str(value).replace(folder, url) if isinstance(value, (str, Path)) else value
+
+    error.message, error.fix = renamed(error.message), renamed(error.fix)
+    error.changes = tuple(replace(change, value=renamed(change.value)) for change in error.changes)
+    error.args = tuple(map(renamed, error.args))
 
 
 @contextmanager
@@ -188,35 +224,36 @@ def _bring(url: str, folder: Path) -> None:
         f"{shlex.quote(url)}` goes on with it."
     )
     for pause in (*PAUSES, 0.0):
-        names = sorted(_listing(there, root, url))
+        names = _listing(there, root, url)
         if ROOT in names:
+            shutil.rmtree(folder, ignore_errors=True)  # of the try before
             try:
-                _get(there, root, folder, [name for name in names if name == SPEC or name.startswith(f"{NAME}/")])
+                _get(there, root, folder, _brought(names))
             except FileNotFoundError as error:  # as above
                 wrong = _unreadable(url, error).message
             except Exception as error:
                 raise _unreadable(url, error) from error
             else:
                 found = damage(folder / NAME)
-                if not found:
+                if not found and _brought(_listing(there, root, url)) == _brought(names):
                     return
-                wrong = f"{url}/{NAME} is damaged, or was being sent each time it was looked at: {found[0]}"
+                wrong = f"{url}/{NAME} is damaged, or was being sent each time it was looked at{f': {found[0]}' if found else '.'}"
         elif not any(name.startswith(CHECKPOINTS) for name in names):
             raise RunError(f"There is no run at {url}.")
         time.sleep(pause)
     raise RunError(wrong)
 
 
+def _brought(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the files there, spec and results."""
+    return {name: told for name, told in sorted(names.items()) if name == SPEC or name.startswith(f"{NAME}/")}
+
+
 def _listing(there: Any, root: str, url: str) -> dict[str, Any]:
-    """What a file system tells of each file below a place, by its name."""
-
-    def find() -> dict[str, Any]:
-        there.invalidate_cache()
-        found: dict[str, Any] = there.find(root, detail=True)
-        return found
-
+    """What tells whether a file was written anew, of each file below a place, by its name."""
     try:
-        return {posixpath.relpath(str(path), root): told for path, told in tried(find).items()}
+        found = tried(partial(listed, there, root))
+        return {name: {key: told[key] for key in STAMPS if key in told} for name, told in found.items()}
     except Exception as error:
         raise _unreadable(url, error) from error
 

@@ -1,5 +1,6 @@
 """A copy of a run at a URL: whole after failures, fetched where there is nothing, and opened from there."""
 
+import itertools
 import json
 import random
 import re
@@ -18,11 +19,14 @@ import xarray as xr
 
 import distilkit as dk
 from distilkit import spec, storage
-from distilkit.errors import ResourceError, RunError
+from distilkit.cli.display import option
+from distilkit.errors import Change, ResourceError, RunError
+from distilkit.runs.claim import claimed
 from distilkit.runs.open import pipeline_of
-from distilkit.storage import remote
+from distilkit.storage import checkpoint, remote
 from distilkit.storage.mirror import Mirror
 from tests.commands import distilkit
+from tests.runs.test_made_in_python import pipeline as made_in_python
 from tests.studies.test_studies import tiny
 
 
@@ -90,18 +94,112 @@ def test_another_run_is_not_written_over(tmp_path, url):
     kept = files_at(url)
     tiny(seed=1).run(tmp_path / "two", stop_after=0.001)
     own = files_in(tmp_path / "two")
-    with pytest.raises(RunError, match="holds a copy of another run"):
-        tiny(seed=1).run(tmp_path / "two", mirror=url)
-    with pytest.raises(RunError, match="holds a run of another spec"):
-        tiny(seed=1).run(tmp_path / "three", mirror=url)
+    for name in ("two", "three"):
+        with pytest.raises(RunError, match=f"{url} holds a run of another spec") as raised:
+            tiny(seed=1).run(tmp_path / name, mirror=url)
+        assert option(raised.value.changes[0]) == f"--mirror {url}-2"
     assert files_at(url) == kept
     assert files_in(tmp_path / "two") == own
-    # Parts made in Python have no spec: then the checkpoints tell.
+    assert not (tmp_path / "three").exists()
+    # Parts made in Python have no spec: then the checkpoints tell, whichever of both has none.
     fsspec.filesystem("memory").rm_file(f"{url}/spec.toml")
+    with pytest.raises(RunError, match=f"{url} holds a run of another spec"):
+        tiny(seed=1).run(tmp_path / "two", mirror=url)
+    assert files_in(tmp_path / "two") == own
     (tmp_path / "two" / "spec.toml").unlink()
-    with pytest.raises(RunError, match="holds a run of another spec"):
+    with pytest.raises(RunError, match="two holds a run of another spec"):
         tiny().run(tmp_path / "two", mirror=url)
     assert files_in(tmp_path / "two").keys() == own.keys() - {"spec.toml"}
+    # Results alone are no run that could go on, whatever is there.
+    shutil.rmtree(tmp_path / "two" / "checkpoints")
+    left = files_in(tmp_path / "two")
+    with pytest.raises(RunError, match="two holds the results of another run"):
+        tiny().run(tmp_path / "two", mirror=url)
+    assert files_in(tmp_path / "two") == left
+    assert files_at(url).keys() == kept.keys() - {"spec.toml"}
+
+
+def test_one_of_other_data_is_another_run_and_one_of_another_device_is_not(tmp_path, url):
+    """A spec tells neither: two files of data may lie at one path, and a run may go on with other threads."""
+    tiny().run(tmp_path / "here", stop_after=0.001)
+    own = files_in(tmp_path / "here")
+    found = checkpoint.latest(tmp_path / "here" / "checkpoints")
+    other = found.meta["pipeline"] | {"data_read": {"shape": [1], "labels": "of others"}}
+    shutil.copytree(tmp_path / "here", tmp_path / "other")
+    checkpoint.save(tmp_path / "other" / "checkpoints", found.step + 1, found.tensors, found.meta | {"pipeline": other}, keep=1)
+    Mirror(url, tmp_path / "other").send(ended=True)
+    kept = files_at(url)
+    with pytest.raises(RunError, match="data_read"):
+        tiny().run(tmp_path / "here", mirror=url)
+    assert (files_in(tmp_path / "here"), files_at(url)) == (own, kept)
+    tiny(threads=1).run(tmp_path / "here", mirror=f"{url}-2", stop_after=0.001)
+    assert tiny(threads=2).run(tmp_path / "here", mirror=f"{url}-2").attrs["finished"]
+
+
+def test_a_fetch_that_was_cut_off_is_done_again(tmp_path, url):
+    tiny().run(tmp_path / "run", stop_after=0.001)
+    (tmp_path / "run" / "wandb.name").write_text("run-1\n")
+    Mirror(url, tmp_path / "run").send(ended=True)
+    kept = files_at(url)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "spec.toml").write_text(f"# mine\n{kept['spec.toml'].decode()}")
+    for count in (1, 3, 20):
+        copy = Mirror(url, folder)
+        copy._there = Until(copy._there, count)
+        with pytest.raises(KeyboardInterrupt):
+            copy.fetch(bool)
+        assert files_in(folder).keys() == {"spec.toml"}
+    (folder / ".fetched-killed").mkdir()
+    copy = Mirror(url, folder)
+    assert copy.fetch(bool)
+    assert files_in(folder) == kept | {"spec.toml": (folder / "spec.toml").read_bytes()}
+    assert (folder / "spec.toml").read_text().startswith("# mine")  # which says the same
+    assert not (folder / ".fetched-killed").exists()
+
+
+class Until:
+    """A file system on which one is stopped after so many files."""
+
+    def __init__(self, there, count):
+        self._there, self._count = there, count
+
+    def __getattr__(self, name):
+        return getattr(self._there, name)
+
+    def get_file(self, *arguments):
+        self._count -= 1
+        if self._count < 0:
+            raise KeyboardInterrupt
+        self._there.get_file(*arguments)
+
+
+def test_what_says_which_run_it_is_goes_first(tmp_path, url):
+    tiny().run(tmp_path / "run", stop_after=0.001)
+    copy, sent = Mirror(url, tmp_path / "run"), []
+    copy._put = lambda path, name: sent.append(name)
+    copy.send()
+    assert sent[0] == "spec.toml"
+    assert sent[1].startswith("checkpoints/")
+    assert sent[-1] == "results.zarr/zarr.json"
+
+
+def test_pictures_of_others_are_left_alone(tmp_path, url):
+    """A URL that holds no run, but all that one has."""
+    for name in ("cat.png", "below/cat.png"):
+        fsspec.filesystem("memory").pipe_file(f"{url}/{name}", b"")
+    tiny().run(tmp_path / "run", mirror=url)
+    assert files_at(url).keys() == files_in(tmp_path / "run").keys() | {"cat.png", "below/cat.png"}
+
+
+def test_a_listing_that_fails_is_not_an_empty_one(tmp_path, url, monkeypatch):
+    tiny().run(tmp_path / "run", stop_after=0.001)
+    Mirror(url, tmp_path / "run").send(ended=True)
+    monkeypatch.setattr(fsspec.filesystem("memory"), "ls", partial(raising, OSError("the network is down")))
+    with pytest.raises(ResourceError, match="the network is down"):
+        Mirror(url, tmp_path / "run").fetch(bool)
+    with pytest.raises(ResourceError, match="the network is down"):
+        remote.names_at(url)
 
 
 class Failing:
@@ -139,32 +237,35 @@ def test_a_server_that_fails_one_request_in_ten_loses_nothing(tmp_path, url):
     (tmp_path / "other").mkdir()
     other = Mirror(url, tmp_path / "other")
     other._there = Failing(other._there, 10)
-    assert other.fetch()
+    assert other.fetch(bool)
     assert files_in(tmp_path / "other") == files_in(tmp_path / "run")
 
 
 def test_what_is_gone_here_goes_there_and_what_is_the_same_stays(tmp_path, url):
     tiny().run(tmp_path / "run", mirror=url)
     copy = Mirror(url, tmp_path / "run")
-    assert not copy.fetch()  # there is something here
+    assert not copy.fetch(bool)  # there is something here
     copy.send(ended=True)
-    checkpoint = next((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
-    checkpoint.unlink()
+    oldest = next((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    oldest.unlink()
     sent = []
     copy._put = lambda path, name: sent.append(name)
     copy.send(ended=True)
     assert sent == []
-    assert f"checkpoints/{checkpoint.name}" not in files_at(url)
+    assert f"checkpoints/{oldest.name}" not in files_at(url)
 
 
 def test_one_that_is_always_down_is_told_and_the_run_is_whole(tmp_path, url, monkeypatch):
     def down(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(Mirror, "_put", down)
-    with pytest.raises(ResourceError, match=r"after 6 tries: no route to host\. What is in .* is whole"):
-        tiny().run(tmp_path / "run", mirror=url)
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "_put", down)
+        with pytest.raises(ResourceError, match=r"after 6 tries: no route to host\. What is in .* is whole"):
+            tiny().run(tmp_path / "run", mirror=url)
     assert dk.open(tmp_path / "run").attrs["finished"]
+    tiny().run(tmp_path / "run", mirror=url)  # finished, but for its copy
+    assert files_at(url) == files_in(tmp_path / "run")
 
 
 def test_a_url_of_no_kind_is_told(tmp_path):
@@ -211,6 +312,13 @@ def test_what_cannot_be_read_is_told(tmp_path, url, monkeypatch):
     with pytest.raises(RunError, match=r"no results at .* but checkpoints"):
         dk.open(url)
     assert storage.verify(url)[1][0].startswith(f"{url}/results.zarr is not whole")
+    fsspec.filesystem("memory").rm_file(f"{url}/checkpoints/step-000000001.safetensors")
+    checkpoint.save(tmp_path, 1, {}, {})
+    fsspec.filesystem("memory").put_file(str(tmp_path / "step-000000001.safetensors"), f"{url}/checkpoints/step-000000001.safetensors")
+    told = distilkit("verify", url, cwd=tmp_path)
+    assert f"{url} is not whole:\n" in told.stderr
+    assert "damaged" not in told.stderr
+    fsspec.filesystem("memory").pipe_file(f"{url}/checkpoints/step-000000001.safetensors", b"")
     fsspec.filesystem("memory").pipe_file(f"{url}/results.zarr/zarr.json", b"{}")
     with pytest.raises(RunError, match="damaged, or was being sent"):
         dk.open(url)
@@ -223,11 +331,59 @@ def test_what_cannot_be_read_is_told(tmp_path, url, monkeypatch):
         pipeline_of(url)
     with pytest.raises(spec.SpecError, match=f"There is no file {url}/spec.toml"):
         spec.load(f"{url}/spec.toml")
+    fsspec.filesystem("memory").pipe_file(f"{url}/latin.toml", "title = 'é'".encode("latin-1"))
+    with pytest.raises(spec.SpecError, match=f"{url}/latin.toml is not text in UTF-8"):
+        spec.load(f"{url}/latin.toml")
     for error, words in ((FileNotFoundError("The specified bucket does not exist"), "bucket"), (PermissionError("Access Denied"), "AWS_")):
         monkeypatch.setattr(fsspec.filesystem("memory"), "find", partial(raising, error))
         told = distilkit("show", url, cwd=tmp_path)
         assert words in told.stderr
         assert "Traceback" not in told.stderr
+
+
+def test_what_is_wrong_with_a_copy_names_its_url(tmp_path, url):
+    """Not the folder that it was brought to."""
+    made_in_python().run(tmp_path / "run", mirror=url, stop_after=0.001)
+    place = f"runs/{url.rpartition('/')[2]}"
+    in_python = f"dk.run(distiller, {place!r}, mirror={url!r})"
+    for words, told in {
+        f"evaluate {url}": f"dk.evaluate('{url}', data, learner, evaluation)",
+        f"sheet {url} --before": f"What the images of {url} started from",
+        f"resume {url}": in_python,
+        f"show {url}": f"{in_python} goes on, in Python",
+    }.items():
+        done = distilkit(*words.split(), cwd=tmp_path)
+        assert told in done.stderr + done.stdout, words
+        assert "distilkit-" not in done.stderr.replace(url, "")
+    with pytest.raises(RunError, match=f"^The run '{url}' has no group"), remote.brought(url) as here:
+        raise RunError(f"The run '{here}' has no group", changes=[Change("out", here)])
+
+
+def test_a_copy_that_is_only_read_is_not_being_written(tmp_path, url, monkeypatch):
+    tiny().run(tmp_path / "run", mirror=url, stop_after=0.001)
+    memory, count = fsspec.filesystem("memory"), itertools.count()
+    find = memory.find
+
+    def read(*arguments, **options):
+        return {path: told | {"atime": next(count)} for path, told in find(*arguments, **options).items()}
+
+    monkeypatch.setattr(memory, "find", read)
+    assert not storage.verify(url)[1]
+    dk.open(url)
+
+    def sent(*arguments, **options):
+        memory.pipe_file(f"{url}/results.zarr/zarr.json", memory.cat_file(f"{url}/results.zarr/zarr.json"))
+        return find(*arguments, **options)
+
+    monkeypatch.setattr(memory, "find", sent)
+    with pytest.raises(RunError, match=r"was being sent each time it was looked at\.$"):
+        dk.open(url)
+
+
+def test_a_file_of_two_slashes_is_refused(tmp_path):
+    for call in (lambda: dk.load("file://copy"), lambda: tiny().run(tmp_path / "run", mirror="file://copy")):
+        with pytest.raises(RunError, match=r"file://copy cannot be.* is file:///"):
+            call()
 
 
 def raising(error, *_, **__):
@@ -278,7 +434,7 @@ def test_what_cannot_be_resumed_is_told(tmp_path, url):
     assert f"There is no run at {url}" in distilkit("resume", url, cwd=tmp_path).stderr
     fsspec.filesystem("memory").pipe_file(f"{url}/spec.toml", spec.dumps(tiny()).encode())
     for words, told in {
-        f"resume {url} --out mine": f"mine holds another run than {url}.\n  Try: --out mine-2",
+        f"resume {url} --out mine": "mine holds a spec.toml, which a run would write over.\n  Try: --out mine-2",
         f"resume {url} --mirror {url}-2": "the same without --mirror",
         "resume mine --out other": "the same without --out",
         f"run digits --out {url}": f"{url} is a URL, and this is written to a folder of this machine.",
@@ -286,12 +442,25 @@ def test_what_cannot_be_resumed_is_told(tmp_path, url):
         f"sheet digits --out {url}.png": "--out runs/test",
         f"subsets {url} --out {url}/grid": "Try: --out runs/grid",
         f"study gradients digits --out {url}/study": "Try: --out runs/study",
+        f"new {url}/mine.toml": "Try: distilkit new mine.toml --data Digits",
+        f"schema --out {url}/spec.json": "Try: --out spec.json",
         f"export fast/cifar10-ipc1 {url}/set.safetensors": "Try: set.safetensors",
     }.items():
         done = distilkit(*words.split(), cwd=tmp_path)
         assert told in done.stderr, words
         assert done.returncode == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_one_that_goes_on_here_is_not_begun_beside(tmp_path, url):
+    usual = tmp_path / "runs" / url.rpartition("/")[2]
+    tiny().run(usual, mirror=url, stop_after=0.001)
+    with claimed(usual):
+        for more in ([], ["--set", "threads=1"]):  # another way of the same run
+            told = distilkit("resume", url, *more, cwd=tmp_path)
+            assert f"The run of {url} goes on in runs/{usual.name} now" in told.stderr
+            assert told.returncode == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [usual.name]
 
 
 @pytest.fixture
@@ -325,7 +494,7 @@ def test_a_bucket_whose_server_fails_one_request_in_ten(tmp_path, server, monkey
     assert len(checked) > 1
     assert not wrong
     (tmp_path / "three").mkdir()
-    assert Mirror(url, tmp_path / "three").fetch()
+    assert Mirror(url, tmp_path / "three").fetch(bool)
     assert files_in(tmp_path / "three") == files_in(tmp_path / "two")
     with pytest.raises(RunError, match="There is no run at s3://nobucket/run"):
         dk.load("s3://nobucket/run")
