@@ -164,7 +164,7 @@ def test_a_private_npz_runs(private):
 # name: (changes of the spec, words of the message). Class 0 keeps 4 of its 6 images for training.
 TOO_MANY = {
     "to start from": (['images.start="real"'], ["per_class = 5", "'mineral 0'", "4 training images", "Try: --set images.per_class=4"]),
-    "to compare with": ([], ["5 images of each class", "'mineral 0'", "4 training images", "Try: --set images.per_class=4"]),
+    "to compare with": ([], ["as the set has, 5, are to be compared", "'mineral 0'", "4 training images", "Try: --set images.per_class=4"]),
 }
 
 
