@@ -31,10 +31,10 @@ def show_subsets(
     """Fill a subset grid and draw it, see `distilkit.subset_grid`; `case` are options of `pipeline_of`, `how` the workers and the shard."""
     from distilkit.cli.evaluate import parse_networks
     from distilkit.runs.open import with_pipeline
-    from distilkit.storage import require_writable
+    from distilkit.storage.remote import require_here
     from distilkit.studies.subsets import subset_grid
 
-    require_writable(out)
+    require_here(out)
     there = f"dk.subset_grid({str(run)!r}, {list(budgets) or [1]}, draws={draws}, pipeline=distiller, out={str(out)!r})  # in Python"
     made, pipeline = with_pipeline(run, **case, instead=there)
     if not budgets:
