@@ -115,7 +115,8 @@ class Distiller:
         horizon = getattr(self.truncation, "horizon", None)
         if horizon is not None and self.learner.lr_steps > horizon:
             raise CombinationError(
-                f"learner.lr_steps = {self.learner.lr_steps}, and inner runs have {counted(horizon, 'step')}: later ones stay as they are.",
+                f"learner.lr_steps = {self.learner.lr_steps}, and inner runs have {counted(horizon, 'step')}: later rates would not be "
+                "learned.",
                 changes=[Change("learner.lr_steps", horizon)],
             )
         if self.device != "auto":

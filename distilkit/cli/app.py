@@ -125,7 +125,7 @@ def resume(
     if url is None:
         show_run(pipeline, folder, output, log, stop_after=seconds, mirror=mirror)
     else:
-        show_copy(url, pipeline, out, output, log, stop_after=seconds, mirror=mirror)
+        show_copy(url, pipeline, out, output, log=log, stop_after=seconds, mirror=mirror)
 
 
 @app.command(epilog="Example: distilkit plan digits --set images.per_class=10")

@@ -128,11 +128,9 @@ def assemble(
     if recipe is not None:
         pipeline = specs.loads(_recipe_text(recipe), overrides, trust=trust, source=recipe)
     elif whole:
-        instead, there = (
-            f"--recipe SPEC.toml {shlex.quote(os.fspath(path))}",
-            f"dk.evaluate({os.fspath(path)!r}, data, learner, evaluation)",
-        )
-        pipeline = pipeline_of(path, overrides, trust=trust, instead=instead, in_python=f"{there}  # in Python")
+        instead = f"--recipe SPEC.toml {shlex.quote(os.fspath(path))}"
+        there = f"dk.evaluate({os.fspath(path)!r}, data, learner, evaluation)  # in Python"
+        pipeline = pipeline_of(path, overrides, trust=trust, instead=instead, in_python=there)
     elif (stated := stated_provenance(path)) is not None:
         known = data if data in kinds.KINDS["data"] else STANDS_IN if data is not None else None
         pipeline = stated_pipeline(stated, data=known, overrides=overrides, of=os.fspath(path), trust=trust)

@@ -32,12 +32,11 @@ def show(
         found |= {"folder": url, "files": [url]}
     shown: list[Any] = []
     if "status" in found:
-        go_on = f"distilkit resume {shlex.quote(url or str(folder))} goes on"
-        if url is not None and unwritable(tree):
-            go_on = f"dk.run(distiller, {str(folder)!r}, mirror={url!r}) goes on, in Python"
-        elif url is None and not spec_file(folder).is_file():
-            go_on = f"dk.run(distiller, {str(folder)!r}) goes on, in Python"
-        goes_on = f"{'stopped' if url is None else 'under way, or stopped'}; {go_on}"
+        if unwritable(tree) or (url is None and not spec_file(folder).is_file()):
+            again = f"dk.run(distiller, {str(folder)!r}{'' if url is None else f', mirror={url!r}'}) goes on, in Python"
+        else:
+            again = f"distilkit resume {shlex.quote(url or str(folder))} goes on"
+        goes_on = f"{'stopped' if url is None else 'under way, or stopped'}; {again}"
         state = "finished" if found["status"] == "finished" else goes_on
         shown.append(f"{found['title']}: {counted(found['outer_steps'], 'outer step')}, {state}")
     if "tests" in found:

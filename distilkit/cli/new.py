@@ -12,7 +12,7 @@ import tomlkit
 
 from distilkit import recipes, spec
 from distilkit.errors import CombinationError, DistilkitError, FieldError, MissingDataError, listing, nearest
-from distilkit.storage.remote import url_of
+from distilkit.storage.remote import require_here
 
 SMALL = 16  # pixels of a side below which three poolings leave nothing: an MLP is better
 # Kinds that are one dataset and need no path, and pixels of a side there.
@@ -39,18 +39,18 @@ def write_spec(path: Path, data: str, per_class: int, steps: int | None) -> str:
         steps: outer steps, or None for those of the recipe.
 
     Raises:
-        CombinationError: the file is there already, or is a URL.
+        CombinationError: the file is there already.
+        RunError: it is a URL.
         FieldError: the data is no kind.
         MissingDataError: it is a place where nothing is.
     """
-    url = url_of(path)
-    if url is not None or path.exists():
-        words = ["distilkit", "new", path.name if url else str(path.with_stem(f"{path.stem}-2")), "--data", data]
-        words += [] if per_class == 1 else ["--per-class", str(per_class)]
-        words += [] if steps is None else ["--steps", str(steps)]
-        why = f"{path} is there already, and is not written over."
-        why = f"{url} is a URL, and a spec is written to a file of this machine." if url else why
-        raise CombinationError(why, fix=shlex.join(words))
+    words = ["--data", data]
+    words += [] if per_class == 1 else ["--per-class", str(per_class)]
+    words += [] if steps is None else ["--steps", str(steps)]
+    require_here(path, fix=shlex.join(["distilkit", "new", path.name, *words]))
+    if path.exists():
+        other = str(path.with_stem(f"{path.stem}-2"))
+        raise CombinationError(f"{path} is there already, and is not written over.", fix=shlex.join(["distilkit", "new", other, *words]))
     source, side, count = _source(data)
     base = _recipe(side, per_class)
     document = tomlkit.parse(re.sub(r"\A(#.*\n|\s*\n)*", "", recipes.read(base)))  # without what the recipe says of itself

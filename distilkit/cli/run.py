@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distilkit.cli.display import option, places
 from distilkit.cli.options import runs_folder
@@ -61,12 +61,11 @@ def show_copy(
     distiller: Distiller,
     out: Path | None,
     output: Output,
-    log: Sequence[str] = (),
     *,
-    stop_after: float | None = None,
     mirror: str | None = None,
+    **how: Any,
 ) -> None:
-    """Go on here with the run whose copy lies at a URL, and copy it there still.
+    """Go on here with the run whose copy lies at a URL, and copy it there still; `how` is more of `show_run`.
 
     Raises:
         CombinationError: it is to be copied elsewhere.
@@ -75,7 +74,7 @@ def show_copy(
     if mirror is not None and mirror.rstrip("/") != url:
         raise CombinationError(f"A run that goes on from {url} has its copy there.", changes=[Change("mirror", None)])
     with placed(distiller, out, runs_folder(url.rpartition("/")[2]), url=url) as folder:
-        show_run(distiller, folder, output, log, stop_after=stop_after, mirror=url)
+        show_run(distiller, folder, output, mirror=url, **how)
 
 
 def show_run(

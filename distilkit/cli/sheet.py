@@ -9,6 +9,7 @@ from distilkit import storage
 from distilkit.cli.evaluate import assemble, in_space, source_of
 from distilkit.cli.output import Output
 from distilkit.data.bundle import DataBundle
+from distilkit.data.distilled import DistilledSet
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 from distilkit.progress import Progress
@@ -48,6 +49,7 @@ def show_sheet(
         CombinationError: what is asked for cannot be told of such a set.
     """
     require_picture(out)
+    needed = bool(real or nearest)
     with output.progress() as progress, brought(path) as path:
         if before:
             _require_start(path, case["data"])
@@ -59,12 +61,14 @@ def show_sheet(
                 raise CombinationError(f"{path} holds feature vectors, {words}.")
             data = None
             if depth and (real != 0 or before or nearest):
-                known, needed = spec_file(path).is_file(), bool(real or nearest)
-                data = assemble(path, **case, progress=progress).data if known else _given(path, which, case, needed, progress)
+                if spec_file(path).is_file():
+                    data = assemble(path, **case, progress=progress).data
+                else:
+                    data = _given(path, storage.load(path, which), case, needed, progress)
         else:
             made = storage.load(path, which)  # there is one, before its data is loaded
-            needed = bool(real or nearest)  # a set that comes with distilkit knows its data
-            data = _given(path, which, case, needed, progress) if storage.is_set(path) else assemble(path, **case, progress=progress).data
+            # One that comes with distilkit knows its data.
+            data = _given(path, made, case, needed, progress) if storage.is_set(path) else assemble(path, **case, progress=progress).data
             tree = tree_of(made, data, title=path.as_posix(), spec={}, seed=0)
         progress.phase("drawing")
         start = pipeline_of(path, trust=case["trust"]) if before else None
@@ -92,7 +96,7 @@ def _require_start(path: Path, data: str | None) -> None:
         )
 
 
-def _given(path: Path, which: Any, case: dict[str, Any], needed: bool, progress: Progress) -> DataBundle | None:
+def _given(path: Path, made: DistilledSet, case: dict[str, Any], needed: bool, progress: Progress) -> DataBundle | None:
     """The data that is given for an imported set, or for a run that has no spec, if it is."""
     if case["overrides"]:
         raise CombinationError(f"{path} has no spec, of which --set could change a value.")
@@ -101,6 +105,6 @@ def _given(path: Path, which: Any, case: dict[str, Any], needed: bool, progress:
     if case["data"] is None:
         return None
     progress.phase("loading data")
-    source = in_space(source_of(case["data"]), storage.load(path, which), held_out=False)
+    source = in_space(source_of(case["data"]), made, held_out=False)
     bundle: DataBundle = source.load(Stream(0).fold("data"))
     return bundle

@@ -56,13 +56,11 @@ def schema(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it there; by default it is printed.")] = None,
 ) -> None:
     """Print the JSON schema of specs, with which editors complete and check TOML."""
-    from distilkit.errors import Change, CombinationError
+    from distilkit.errors import Change
     from distilkit.spec.schema import json_schema
-    from distilkit.storage.remote import url_of
+    from distilkit.storage.remote import require_here
 
-    if (url := url_of(out)) is not None and out is not None:
-        raise CombinationError(f"{url} is a URL, and the schema is written to a file of this machine.", changes=[Change("out", out.name)])
-
+    require_here(out, changes=[Change("out", out.name)] if out else ())
     text = json.dumps(json_schema(), indent=1)
     if out is None:
         typer.echo(text)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import attrs
 import torch
 
 from distilkit.data.preprocessing import Fitted
+from distilkit.data.preprocessing.base import hash_tensor
 from distilkit.errors import CombinationError
 from distilkit.functional.streams import Stream
 
@@ -86,6 +87,20 @@ class DataBundle:
     def image_shape(self) -> tuple[int, ...]:
         """The shape of one image: (C, H, W), or (D,) for feature vectors."""
         return self.train.image_shape
+
+    def identity(self, *, images: bool) -> dict[str, Any]:
+        """JSON-able words that tell this data from others: a shape, the labels of all splits and, where asked for, images.
+
+        Args:
+            images: name some thousand images of each split too. Without them the words are the same on every processor, of which one may
+                round the preprocessing of images otherwise than another.
+        """
+        splits = (self.train, self.validation, self.test)
+        labels = hash_tensor(torch.cat([split.labels.cpu() for split in splits]))
+        found: dict[str, Any] = {"shape": list(self.train.images.shape), "labels": labels}
+        if images:
+            found["images"] = [hash_tensor(split.images[:: max(1, len(split) // 1000)]) for split in splits]
+        return found
 
     def to(self, device: torch.device | str) -> DataBundle:
         """Return the bundle with all three splits on another device."""

@@ -230,7 +230,8 @@ def accuracy(learner: Learner, params: Tensor, split: Split, mode: Mode = PLAIN,
                 diverged[i : i + together] |= ~found.isfinite().flatten(1).all(1)
     lost = int(diverged.sum())
     if lost:
-        logger.warning("%d of %s diverged: outputs are not finite, and have no accuracy", lost, counted(len(params), "network"))
+        networks_words = counted(len(params), "network")
+        logger.warning("%d of %s diverged: their outputs are not finite, and they have no accuracy", lost, networks_words)
     return (hits.double() / len(labels)).masked_fill(diverged, torch.nan).cpu()
 
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from distilkit import fields
-from distilkit.data.preprocessing.base import hash_tensor
 from distilkit.distiller import Distiller, DistillerState
 from distilkit.errors import Change, DistilkitError, RunError, listing
 from distilkit.evaluation import PartialScore, Score
@@ -179,15 +178,13 @@ def same_spec(distiller: Distiller, path: Path) -> bool:
 def identity(distiller: Distiller) -> dict[str, Any]:
     """What makes a run this one: its spec with the precision resolved, or, for parts made in Python, what they are called."""
     data = distiller.bundle  # of this very pipeline: a changed copy would read it again
-    labels = torch.cat([part.labels.cpu() for part in (data.train, data.validation, data.test)])
-    found: dict[str, Any] = {"shape": list(data.train.images.shape), "labels": hash_tensor(labels)}
     distiller = fields.evolve(distiller, unroller=distiller.resolved_unroller)
     try:
         # Not of the images: another processor may have rounded their preprocessing otherwise, and a run may go on there.
-        return to_tree(distiller) | {"data_read": found}
+        return to_tree(distiller) | {"data_read": data.identity(images=False)}
     except DistilkitError:
-        found["images"] = hash_tensor(data.train.images[:: max(1, len(data.train) // 1000)])
-        return {"pipeline": fields.described(distiller), "parameters": distiller.bound.layout.size, "data_read": found}
+        words = {"pipeline": fields.described(distiller), "parameters": distiller.bound.layout.size}
+        return words | {"data_read": data.identity(images=True)}
 
 
 def _steps_apart(found: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -279,7 +279,7 @@ def _identity(case: EvaluationInput, jobs: Sequence[Measurement], seed: int) -> 
     return {
         "study": "evaluation",
         "set": hash_words(tensors | {"inner_lr": made.inner_lr, "label_space": made.label_space}),
-        "data": [data.name, data.preprocessing.fingerprint(), hash_tensor(data.test.labels)],
+        "data": {"name": data.name, "preprocessing": data.preprocessing.fingerprint()} | data.identity(images=True),
         "networks": list(learners),
         "recipe": hash_words(learners),
         "seed": seed,

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -61,8 +61,13 @@ def run_at(path: Any) -> str | None:
     return None if url is None else url.rstrip("/").removesuffix(f"/{NAME}").rstrip("/")
 
 
-def require_here(place: Any) -> None:
-    """Refuse a URL, where something is written to a folder of this machine.
+def require_here(place: Any, *, fix: str | None = None, changes: Sequence[Change] = ()) -> None:
+    """Refuse a URL, where something is written to this machine.
+
+    Args:
+        place: where.
+        fix: what to type instead, as for every error.
+        changes: the same; a folder in runs/ when both are left out.
 
     Raises:
         RunError: it is one.
@@ -70,7 +75,8 @@ def require_here(place: Any) -> None:
     if (url := url_of(place)) is not None:
         raise RunError(
             f"{url} is a URL, and this is written to a folder of this machine. A run has a copy at a URL by --mirror, in Python mirror=.",
-            changes=[Change("out", f"runs/{posixpath.basename(url.rstrip('/')) or 'mine'}")],
+            fix=fix,
+            changes=changes or ([] if fix else [Change("out", f"runs/{posixpath.basename(url.rstrip('/')) or 'mine'}")]),
         )
 
 

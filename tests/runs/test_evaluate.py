@@ -190,6 +190,11 @@ def test_shards_and_what_was_stopped_are_the_whole(alone: xr.Dataset, ten: Disti
     assert last.said == [(4, 6), (5, 6), (6, 6)]
     with pytest.raises(RunError, match="it differs in seed"):
         shared(ten, digits, folder=tmp_path, seed=1)
+    noisy = attrs.evolve(digits, test=attrs.evolve(digits.test, images=digits.test.images + 0.1))  # of the same labels
+    held_out = attrs.evolve(digits, train=digits.validation, validation=digits.train)
+    for other in (noisy, held_out):
+        with pytest.raises(RunError, match="it differs in data"):
+            shared(ten, other, folder=tmp_path)
 
 
 def test_shards_of_the_command(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from distilkit.errors import Change, CombinationError, DistilkitError, FieldErro
 from distilkit.storage.formats import dc, frepo, hugging_face, image_folder, lossless, mtt, rat_bptt
 from distilkit.storage.formats.complete import agree, complete
 from distilkit.storage.formats.raw import Options, Raw
-from distilkit.storage.remote import url_of
+from distilkit.storage.remote import require_here
 
 
 @attrs.frozen
@@ -143,8 +143,7 @@ def write(distilled: DistilledSet, path: str | os.PathLike[str], format: str | N
         DistilkitError: something is there already, or the format cannot hold the set.
     """
     place = Path(path)
-    if (url := url_of(path)) is not None:
-        raise CombinationError(f"{url} is a URL, and a set is written to a file or folder of this machine.", fix=place.name)
+    require_here(path, fix=place.name)
     if not place.name:
         raise CombinationError(f"{os.fspath(path)!r} is no name for a file or folder to write.")
     name = "safetensors" if format is None and place.suffix == ".safetensors" else _known(format, option="to")
